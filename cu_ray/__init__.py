@@ -1,0 +1,3 @@
+"""cu-ray: distributed sweeps for corrective machine unlearning."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,530 @@
+"""A sweep file as a `Sweep`: every complaint names file, YAML path, line, what was given, what is allowed, the nearest name.
+
+All faults of a file are reported at once, before any worker starts. Fields and bounds come from the plug-ins' dataclasses;
+pydantic checks the types.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from cu_ray import plugins, yaml_file
+from cu_ray.errors import Faults, FieldFault, UserError, did_you_mean
+from cu_ray.plugins import Bound, Choices, FieldFact
+from cu_ray.selection import RULES
+from cu_ray.types import DatasetFacts, TrainRecipe
+from cu_ray.yaml_file import YamlFile
+
+SAMPLERS = ("tpe", "random", "qmc", "grid")
+INDEPENDENT_SAMPLERS = ("random", "qmc", "grid")  # a point does not depend on the results of others
+RESERVED = ("trials", "points", "sampler", "keep")
+
+Value = Any
+
+
+@dataclass(frozen=True)
+class Span:
+    """A range to search: from low to high, both included."""
+
+    low: float
+    high: float
+    log: bool
+    integer: bool
+
+    def describe(self) -> list[Any]:
+        """For keys: its kind and its ends."""
+        return ["int" if self.integer else "float", self.low, self.high, self.log]
+
+
+@dataclass(frozen=True)
+class Options:
+    """Values to choose from."""
+
+    values: tuple[Value, ...]
+
+    def describe(self) -> list[Any]:
+        """For keys: its kind and its values."""
+        return ["options", *self.values]
+
+
+Space = Span | Options
+
+
+@dataclass(frozen=True)
+class MethodPlan:
+    """One method of a sweep: what is fixed, what is searched and how; or an explicit list of points."""
+
+    cls: type[Any]
+    fixed: Mapping[str, Value]
+    space: Mapping[str, Space]
+    points: tuple[Mapping[str, Value], ...] | None
+    sampler: str
+    trials: int
+    keep: str
+
+    @property
+    def budget(self) -> int:
+        """How many points its study has."""
+        if self.points is not None:
+            return len(self.points)
+        if not self.space:
+            return 1
+        return len(self.grid()) if self.sampler == "grid" else self.trials
+
+    def grid(self) -> list[dict[str, Value]]:
+        """All combinations of the options, the last hyperparameter changing fastest."""
+        values = [space.values for space in self.space.values() if isinstance(space, Options)]
+        return [dict(zip(self.space, combination, strict=True)) for combination in itertools.product(*values)]
+
+
+@dataclass(frozen=True)
+class SearchSection:
+    """How hyperparameters are searched."""
+
+    sampler: Annotated[str, Choices(SAMPLERS)] = "tpe"
+    trials: Annotated[int, Bound(low=1)] = 50
+    objective: Annotated[str, Choices(tuple(RULES))] = "oracle_validation"
+    scope: Annotated[str, Choices(("per_fraction", "across_fractions"))] = "per_fraction"
+    aggregate: Annotated[str, Choices(("mean", "min"))] = "mean"
+    seeds: Annotated[str, Choices(("first", "all"))] = "first"
+    lag: Annotated[int, Bound(low=1)] = 4
+    defender: bool = False  # also run each point with a part of the deletion set held out, so that this rule can choose
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether each point is also run with a part of the deletion set held out."""
+        return self.defender or self.objective == "defender"
+
+
+@dataclass(frozen=True)
+class RuntimeSection:
+    """Where and with what a sweep runs: never part of a key."""
+
+    gpus_per_trial: Annotated[float | str, Choices(("auto",))] = "auto"
+    device: Annotated[str, Choices(("auto", "cpu", "cuda"))] = "auto"
+    workers: Annotated[int | None, Bound(low=1)] = None
+    output: str = "results"
+    storage: str = "~/.cache/cu-ray"
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A whole sweep file, checked."""
+
+    name: str
+    source: str
+    datasets: tuple[Any, ...]
+    models: tuple[Any, ...]
+    manipulations: tuple[tuple[Any, Any], ...]  # (data set, manipulation settled for it)
+    trains: tuple[TrainRecipe, ...]
+    detections: tuple[Any, ...]
+    fractions: tuple[float, ...]
+    seeds: tuple[int, ...]
+    methods: tuple[MethodPlan, ...]
+    search: SearchSection
+    runtime: RuntimeSection
+
+    @property
+    def folder(self) -> Path:
+        """Where its ledger and tables are."""
+        return Path(self.runtime.output).expanduser() / self.name
+
+
+def load(path: Path | str, *, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> Sweep:
+    """The sweep of a YAML file. Raises UserError (Faults for all that is wrong with the file).
+
+    only: restrictions like `method=ssd` or `fraction=0.1`; seeds: further seeds besides the file's.
+    """
+    return _restricted(_Reader(yaml_file.read(path)).sweep(), only, seeds)
+
+
+def parse(text: str, source: str = "sweep") -> Sweep:
+    """The sweep of a YAML text."""
+    return _Reader(yaml_file.parse(text, source)).sweep()
+
+
+class _Reader:
+    def __init__(self, file: YamlFile) -> None:
+        self.file = file
+        self.faults: list[str] = []
+
+    def fault(self, path: str, message: str) -> None:
+        self.faults.append(f"{self.file.where(path)}: {message}" if path else message)
+
+    def sweep(self) -> Sweep:
+        top = self.file.value
+        if not isinstance(top, dict):
+            raise Faults(self.file.source, ["a sweep file is a mapping: name, dataset, model, manipulation, methods, ..."])
+        allowed = "name dataset model manipulation train detection deletion_fractions seeds methods search runtime".split()
+        for key in top:
+            if key not in allowed:
+                self.fault(key, f"unknown section. {did_you_mean(key, allowed)}")
+        for key in ("name", "dataset", "model", "manipulation", "methods"):
+            if key not in top:
+                self.fault("", f"the section {key!r} is missing")
+        name = top.get("name", "sweep")
+        if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)):
+            self.fault("name", f"{name!r} is not allowed. Allowed: letters, digits, '_', '-' and '.', no path")
+        datasets = self.plugins("datasets", "dataset", top.get("dataset"))
+        models = self.plugins("models", "model", top.get("model"))
+        manipulations = self.plugins("manipulations", "manipulation", top.get("manipulation"))
+        detections = self.plugins("detections", "detection", top.get("detection", "uniform"))
+        trains = [
+            (path, recipe)
+            for path, given in self.fan_out(top.get("train") or {}, lambda _: plugins.facts(TrainRecipe), "train")
+            if (recipe := self.instance(TrainRecipe, given, path)) is not None
+        ]
+        fractions = self.numbers("deletion_fractions", top.get("deletion_fractions", [0.1 * n for n in range(1, 11)]), float)
+        for index, fraction in enumerate(fractions):
+            if not 0 < fraction <= 1:
+                self.fault(f"deletion_fractions[{index}]", f"{fraction!r} is not allowed. Allowed: above 0, at most 1.")
+        seeds = self.numbers("seeds", top.get("seeds", [0]), int)
+        search = self.instance(SearchSection, top.get("search") or {}, "search") or SearchSection()
+        runtime = self.instance(RuntimeSection, top.get("runtime") or {}, "runtime") or RuntimeSection()
+        methods = self.methods(top.get("methods"), search, [model for _, model in models])
+        settled = self.settled(datasets, models, manipulations, [each for each in fractions if 0 < each <= 1])
+        if self.faults:
+            raise Faults(self.file.source, self.faults)
+        return Sweep(
+            name,
+            self.file.source,
+            tuple(each for _, each in datasets),
+            tuple(each for _, each in models),
+            tuple(settled),
+            tuple(each for _, each in trains),
+            tuple(each for _, each in detections),
+            tuple(float(f"{each:.12g}") for each in fractions),
+            tuple(seeds),
+            tuple(methods),
+            search,
+            runtime,
+        )
+
+    # ------------------------------------------------------------------------------------------------------- sections
+
+    def plugins(self, kind: str, section: str, given: Any) -> list[tuple[str, Any]]:
+        """The plug-ins of a section with their YAML paths: a name, a mapping with a name, or a list of these."""
+        if given is None:
+            return []
+        found = []
+        for path, mapping in self.fan_out(given, lambda name: self.plugin_facts(kind, name), section):
+            cls = self.plugin_class(kind, mapping.get("name"), path)
+            settings = {key: value for key, value in mapping.items() if key != "name"}
+            instance = cls and self.instance(cls, settings, path)
+            if instance is not None:
+                found.append((path, instance))
+        return found
+
+    def plugin_class(self, kind: str, name: Any, path: str) -> type[Any] | None:
+        try:
+            return plugins.find(kind, str(name)) if name is not None else self.fault(path, "the name is missing")
+        except UserError as error:
+            return self.fault(f"{path}.name" if f"{path}.name" in self.file.lines else path, str(error))
+
+    def plugin_facts(self, kind: str, name: Any) -> dict[str, FieldFact]:
+        try:
+            return plugins.facts(plugins.find(kind, str(name)))
+        except UserError:
+            return {}
+
+    def methods(self, given: Any, search: SearchSection, models: list[Any]) -> list[MethodPlan]:
+        if given is None:
+            return []
+        if not isinstance(given, dict) or not given:
+            self.fault("methods", "a mapping is needed: method names, each with its hyperparameters ({} for the defaults)")
+            return []
+        found = []
+        for name, settings in given.items():
+            path = f"methods.{name}"
+            cls = self.plugin_class("methods", name, path)
+            if cls is None:
+                continue
+            if settings is not None and not isinstance(settings, dict):
+                self.fault(path, f"{settings!r} is not allowed. A mapping is needed: hyperparameters, {{}} for the defaults.")
+                continue
+            before = len(self.faults)
+            plan = self.method(cls, settings or {}, path, search)
+            if len(self.faults) == before:
+                self.check_combinations(plan, path, models)
+                found.append(plan)
+        return found
+
+    def method(self, cls: type[Any], given: dict[str, Any], path: str, search: SearchSection) -> MethodPlan:
+        facts = plugins.facts(cls)
+        options = {key: given[key] for key in RESERVED if key in given}
+        settings = {key: value for key, value in given.items() if key not in RESERVED}
+        for key in settings:
+            if key not in facts:
+                self.fault(f"{path}.{key}", f"unknown hyperparameter. {did_you_mean(key, [*facts, *RESERVED])}")
+        sampler = self.option(options, "sampler", search.sampler, plugins.facts(SearchSection)["sampler"], path)
+        trials = self.option(options, "trials", search.trials, plugins.facts(SearchSection)["trials"], path)
+        keep = self.option(options, "keep", "last", plugins.facts(TrainRecipe)["keep"], path)
+        fixed: dict[str, Any] = {}
+        space: dict[str, Space] = {}
+        silenced = _silenced(cls, settings)
+        for name, fact in facts.items():
+            if name in silenced:
+                fixed[name] = None
+            elif name in settings:
+                entry = self.hyperparameter(fact, settings[name], f"{path}.{name}")
+                (space if isinstance(entry, (Span, Options)) else fixed)[name] = entry
+            elif fact.search is not None and "points" not in given:
+                integer = plugins_integer(fact)
+                space[name] = Span(fact.search.low, fact.search.high, fact.search.log, integer)
+            elif fact.required:
+                self.fault(path, f"the hyperparameter {name!r} is missing: {fact.describe()}")
+            else:
+                fixed[name] = fact.default
+        points = self.points(cls, given["points"], fixed, space, path) if "points" in given else None
+        if points is None and sampler == "grid":
+            for name, each in space.items():
+                if isinstance(each, Span):
+                    self.fault(f"{path}.{name}", "a grid needs values: give a list, or `num` beside low and high")
+        if "trials" in given and (points is not None or not space or sampler == "grid"):
+            self.fault(f"{path}.trials", "there is nothing to sample here: the points are given, fixed or a whole grid")
+        return MethodPlan(cls, fixed, space, points, sampler, trials, keep)
+
+    def option(self, options: dict[str, Any], name: str, default: Any, fact: FieldFact, path: str) -> Any:
+        return self.value(fact, options[name], f"{path}.{name}", default) if name in options else default
+
+    def points(
+        self, cls: type[Any], given: Any, fixed: dict[str, Any], space: dict[str, Space], path: str
+    ) -> tuple[dict[str, Any], ...]:
+        if not isinstance(given, list) or not given or not all(isinstance(point, dict) for point in given):
+            self.fault(f"{path}.points", "a list of mappings is needed, each a set of hyperparameters")
+            return ()
+        for name in space:
+            self.fault(f"{path}.{name}", "a range beside explicit points: give a value here, or none")
+        facts, points = plugins.facts(cls), []
+        for index, point in enumerate(given):
+            place = f"{path}.points[{index}]"
+            values = dict(fixed) | dict.fromkeys(_silenced(cls, point))
+            for name, value in point.items():
+                if name not in facts:
+                    self.fault(f"{place}.{name}", f"unknown hyperparameter. {did_you_mean(name, facts)}")
+                else:
+                    values[name] = self.value(facts[name], value, f"{place}.{name}", None)
+            points.append(values)
+        return tuple(points)
+
+    def hyperparameter(self, fact: FieldFact, given: Any, path: str) -> Any:
+        """A fixed value, or an Options or a Span."""
+        if isinstance(given, dict):
+            return self.span(fact, given, path)
+        if isinstance(given, list) and not (plugins_is_tuple(fact) and not any(isinstance(item, list) for item in given)):
+            if not given:
+                return self.fault(path, "an empty list: give at least one value")
+            values = [self.value(fact, item, f"{path}[{index}]", None) for index, item in enumerate(given)]
+            return Options(tuple(dict.fromkeys(values)))
+        return self.value(fact, given, path, None)
+
+    def span(self, fact: FieldFact, given: dict[str, Any], path: str) -> Any:
+        for key in given:
+            if key not in ("low", "high", "log", "num"):
+                self.fault(f"{path}.{key}", f"unknown part of a range. {did_you_mean(key, ['low', 'high', 'log', 'num'])}")
+        if "low" not in given or "high" not in given:
+            return self.fault(path, "a range needs `low` and `high` (and perhaps `log: true`, `num: 10`)")
+        ends = [self.value(fact, given[end], f"{path}.{end}", None) for end in ("low", "high")]
+        log, num = given.get("log", False), given.get("num")
+        if not all(isinstance(end, (int, float)) and not isinstance(end, bool) for end in ends):
+            return None
+        low, high = ends
+        if not isinstance(log, bool):
+            return self.fault(f"{path}.log", f"{log!r} is not allowed. Allowed: true or false.")
+        if low >= high:
+            return self.fault(path, f"low ({low}) must be below high ({high})")
+        if log and low <= 0:
+            return self.fault(path, f"a logarithmic range must start above 0, not at {low}")
+        if num is None:
+            return Span(low, high, log, plugins_integer(fact))
+        if isinstance(num, bool) or not isinstance(num, int) or num < 2:
+            return self.fault(f"{path}.num", f"{num!r} is not allowed. Allowed: an integer, at least 2.")
+        return Options(tuple(spaced(low, high, num, log=log, integer=plugins_integer(fact))))
+
+    # --------------------------------------------------------------------------------------------------------- values
+
+    def fan_out(self, given: Any, facts_of: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Mappings of scalar settings: a list of mappings one by one, a list given to a scalar setting value by value."""
+        if isinstance(given, list):
+            if not given:
+                self.fault(path, "an empty list: give at least one")
+            for index, item in enumerate(given):
+                yield from self.fan_out(item, facts_of, f"{path}[{index}]")
+            return
+        mapping = {"name": given} if isinstance(given, str) else given
+        if not isinstance(mapping, dict):
+            self.fault(path, f"{given!r} is not allowed. A name or a mapping is needed.")
+            return
+        facts = facts_of(mapping.get("name"))
+        alternatives: list[list[Any]] = []
+        for key, value in mapping.items():
+            many = isinstance(value, list) and not (
+                key in facts and plugins_is_tuple(facts[key]) and not any(isinstance(item, list) for item in value)
+            )
+            if many and not value:
+                self.fault(f"{path}.{key}", "an empty list: give at least one value")
+            alternatives.append(value if many else [value])
+        for combination in itertools.product(*alternatives):
+            yield path, dict(zip(mapping, combination, strict=True))
+
+    def instance(self, cls: type[Any], given: Any, path: str) -> Any:
+        """The dataclass of these settings, or None after complaining."""
+        if not isinstance(given, dict):
+            return self.fault(path, f"{given!r} is not allowed. A mapping is needed.")
+        facts, values, before = plugins.facts(cls), {}, len(self.faults)
+        for key, value in given.items():
+            if key in facts:
+                values[key] = self.value(facts[key], value, f"{path}.{key}", None)
+            else:
+                self.fault(f"{path}.{key}", f"unknown setting. {did_you_mean(key, facts)}")
+        for name, fact in facts.items():
+            if fact.required and name not in given:
+                self.fault(path, f"the setting {name!r} is missing: {fact.describe()}")
+        if len(self.faults) > before:
+            return None
+        try:
+            return cls(**values)
+        except FieldFault as error:
+            return self.fault(f"{path}.{error.field}", str(error))
+
+    def value(self, fact: FieldFact, given: Any, path: str, otherwise: Any) -> Any:
+        """The value in its declared type, or `otherwise` after complaining."""
+        value = _typed(fact.hint, given)
+        if value is MISSING:
+            self.fault(path, f"{given!r} is not allowed. Allowed: {fact.describe()}.")
+            return otherwise
+        if fact.choices and isinstance(value, str) and value not in fact.choices.values:
+            self.fault(path, f"{given!r} is not allowed. {did_you_mean(value, map(str, fact.choices.values))}")
+            return otherwise
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if number and not (math.isfinite(value) and (fact.bound is None or fact.bound.admits(value))):
+            self.fault(path, f"{given!r} is not allowed. Allowed: {fact.describe()}.")
+            return otherwise
+        return value
+
+    def numbers(self, path: str, given: Any, kind: type[Any]) -> list[Any]:
+        items = given if isinstance(given, list) else [given]
+        if not items:
+            self.fault(path, "an empty list: give at least one value")
+        values = []
+        for index, item in enumerate(items):
+            value = _typed(kind, item)
+            if value is MISSING or value < 0:
+                self.fault(f"{path}[{index}]", f"{item!r} is not allowed. Allowed: a number of type {kind.__name__}, not negative.")
+            elif value in values:
+                self.fault(f"{path}[{index}]", f"{item!r} is given twice")
+            else:
+                values.append(value)
+        return values
+
+    # --------------------------------------------------------------------------------------- what must fit one another
+
+    def check_combinations(self, plan: MethodPlan, path: str, models: list[Any]) -> None:
+        """Complain of hyperparameters that do not fit one another or a model."""
+        for values in plan.points if plan.points is not None else _corners(plan):
+            try:
+                method = plan.cls(**values)
+                for model in models:
+                    method.check(model.layers_per_block())
+            except FieldFault as error:
+                message = f"{self.file.where(f'{path}.{error.field}')}: {error}"
+                if message not in self.faults:
+                    self.faults.append(message)
+
+    def settled(
+        self, datasets: list[tuple[str, Any]], models: list[tuple[str, Any]], manipulations: list[tuple[str, Any]], fractions: list[float]
+    ) -> list[tuple[Any, Any]]:
+        """Each manipulation for each data set, class names resolved; complains of what does not fit the images."""
+        pairs = []
+        for _, dataset in datasets:
+            facts: DatasetFacts = dataset.facts()
+            for path, model in models:
+                try:
+                    model.check(facts.image_shape)
+                except UserError as error:
+                    self.fault(path, str(error))
+            for path, manipulation in manipulations:
+                try:
+                    pairs.append((dataset, manipulation.settle(facts)))
+                except FieldFault as error:
+                    self.fault(f"{path}.{error.field}", str(error))
+                for index, fraction in enumerate(fractions):
+                    if round(fraction * manipulation.size) < 1:
+                        self.fault(
+                            f"deletion_fractions[{index}]",
+                            f"{fraction!r} of {manipulation.size} manipulated samples rounds to an empty deletion set",
+                        )
+        return pairs
+
+
+def spaced(low: float, high: float, num: int, *, log: bool, integer: bool) -> list[float]:
+    """`num` values from low to high, both included, evenly or logarithmically spaced, to six digits."""
+    shares = [index / (num - 1) for index in range(num)]
+    values = [low * (high / low) ** share if log else low + (high - low) * share for share in shares]
+    return list(dict.fromkeys(round(value) if integer else float(f"{value:.6g}") for value in values))
+
+
+def plugins_integer(fact: FieldFact) -> bool:
+    """Whether a setting is an integer and not a number with a fraction."""
+    return _typed(fact.hint, 0.5) is MISSING
+
+
+def plugins_is_tuple(fact: FieldFact) -> bool:
+    """Whether a setting is itself a list."""
+    return "tuple" in str(fact.hint)
+
+
+def _typed(hint: Any, given: Any) -> Any:
+    frozen = tuple(given) if isinstance(given, list) else given
+    try:
+        return TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(frozen)
+    except ValidationError:
+        return MISSING
+
+
+def _silenced(cls: type[Any], given: Mapping[str, Any]) -> set[str]:
+    """The alternatives of hyperparameters that are given: these are null."""
+    return {name for group in cls.alternatives if any(other in given for other in group) for name in group if name not in given}
+
+
+def _corners(plan: MethodPlan) -> Iterator[dict[str, Any]]:
+    """Sets of hyperparameters in which every value that the plan can name appears at least once."""
+    ends = {name: space.values if isinstance(space, Options) else (space.low, space.high) for name, space in plan.space.items()}
+    first = {name: values[0] for name, values in ends.items()}
+    yield {**plan.fixed, **first}
+    for name, values in ends.items():
+        for value in values[1:]:
+            yield {**plan.fixed, **first, name: value}
+
+
+def _restricted(sweep: Sweep, only: Sequence[str], seeds: Sequence[int]) -> Sweep:
+    from dataclasses import replace
+
+    for wish in (part for each in only for part in each.split(",")):
+        what, _, given = wish.partition("=")
+        if what == "method":
+            names = [plugins.name_of(plan.cls) for plan in sweep.methods]
+            if given not in names:
+                raise UserError(f"--only {wish}: {given!r} is not among the methods of {sweep.source}. {did_you_mean(given, names)}")
+            sweep = replace(sweep, methods=tuple(plan for plan in sweep.methods if plugins.name_of(plan.cls) == given))
+        elif what == "fraction":
+            if given not in [f"{each:g}" for each in sweep.fractions]:
+                allowed = did_you_mean(given, [f"{each:g}" for each in sweep.fractions])
+                raise UserError(f"--only {wish}: {given!r} is not among the deletion fractions of {sweep.source}. {allowed}")
+            sweep = replace(sweep, fractions=(float(given),))
+        elif what == "seed":
+            if given not in map(str, sweep.seeds):
+                raise UserError(f"--only {wish}: {given!r} is not among the seeds. {did_you_mean(given, map(str, sweep.seeds))}")
+            sweep = replace(sweep, seeds=(int(given),))
+        else:
+            raise UserError(f"--only {wish}: {what!r} cannot be restricted. {did_you_mean(what, ['method', 'fraction', 'seed'])}")
+    return replace(sweep, seeds=tuple(dict.fromkeys([*sweep.seeds, *seeds])))

@@ -1,0 +1,55 @@
+"""Every error cu-ray raises on purpose.
+
+CuRayError
+├── UserError        wrong use: one clear message, exit code 2, before any worker starts
+│   ├── Faults       several of them, found in one file
+│   └── FieldFault   one setting of a plug-in that does not fit the others or the data
+├── Diverged         training left the finite numbers: the trial's row says `diverged`
+└── ContractBroken   a plug-in broke its contract: the trial's row says which rule
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class CuRayError(Exception):
+    """Base of all errors that cu-ray raises on purpose."""
+
+
+class UserError(CuRayError):
+    """Wrong use: the message says what was given, what is allowed and the nearest name."""
+
+
+class Faults(UserError):
+    """All faults of one file, a line each."""
+
+    def __init__(self, source: str, faults: Iterable[str]) -> None:
+        self.source, self.faults = source, list(faults)
+        count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
+        super().__init__("\n  ".join([f"{source}: {count}", *self.faults]))
+
+
+class FieldFault(UserError):
+    """One setting of a plug-in does not fit its other settings or the data."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class Diverged(CuRayError):
+    """Training produced a value that is not finite."""
+
+
+class ContractBroken(CuRayError):
+    """A plug-in broke a rule of its contract."""
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """'Allowed: a, b, c. Did you mean 'b'?' for a name that is not among those allowed."""
+    options = sorted(allowed)
+    near = difflib.get_close_matches(given, options, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"Allowed: {', '.join(options) or 'nothing'}.{hint}"

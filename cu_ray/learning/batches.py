@@ -1,0 +1,109 @@
+"""Batches made on the device from uint8 images that lie there: crop, flip, normalise, stamp. No loader, no PIL.
+
+On CPU the images stay where they are (in Ray's shared memory): nothing but a batch is ever copied.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+
+from cu_ray.lazy import torch
+from cu_ray.types import Augmentation, Batch, Images, Indices, Mask, Normalisation, Stamp
+
+
+class DeviceImages:
+    """Images and their labels as given, on a device; which of them carry the trigger."""
+
+    def __init__(
+        self,
+        images: Images,
+        normalisation: Normalisation,
+        device: torch.device,
+        *,
+        augmentation: Augmentation | None = None,
+        stamp: Stamp | None = None,
+        stamped: Mask | None = None,
+    ) -> None:
+        self.pixels_NHWC = as_tensor(images.pixels).to(device)
+        self.labels = as_tensor(images.labels).to(device)
+        self.device = device
+        self.augmentation = augmentation or Augmentation()
+        mean, std = torch.tensor(normalisation.mean), torch.tensor(normalisation.std)
+        self._mean_C11, self._std_C11 = mean.view(-1, 1, 1).to(device), std.view(-1, 1, 1).to(device)
+        self._stamp = _DeviceStamp(stamp, device) if stamp is not None else None
+        self._stamped = None if stamped is None else as_tensor(stamped).to(device)
+
+    def load(self, rows: torch.Tensor, *, generator: torch.Generator | None = None, stamp_all: bool = False) -> torch.Tensor:
+        """Images [B, C, H, W] of these rows, float32, channels last; augmented where a generator is given."""
+        pixels_BHWC = self.pixels_NHWC[rows]
+        images = pixels_BHWC.permute(0, 3, 1, 2)
+        if generator is not None:
+            images = augment(images, self.augmentation, generator)
+        images = (images.to(torch.float32) / 255 - self._mean_C11) / self._std_C11
+        images = images.contiguous(memory_format=torch.channels_last)
+        if self._stamp is not None and stamp_all:
+            return self._stamp.apply(images, None)
+        if self._stamp is not None and self._stamped is not None:
+            return self._stamp.apply(images, self._stamped[rows])
+        return images
+
+
+class RowStream:
+    """Batches of a fixed set of rows; order, crops and flips are drawn from one generator."""
+
+    def __init__(
+        self, images: DeviceImages, rows: Indices, in_deletion: torch.Tensor, batch_size: int, generator: torch.Generator
+    ) -> None:
+        self._images, self._in_deletion = images, in_deletion
+        self._rows = as_tensor(rows).to(images.device)
+        self._batch_size, self._generator = batch_size, generator
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def epoch(self, batch_size: int | None = None, *, shuffle: bool = True, augment: bool = True) -> Iterator[Batch]:
+        """One pass over the rows; the last batch may be smaller."""
+        rows = self._rows
+        if shuffle:
+            rows = rows[torch.randperm(len(rows), generator=self._generator, device=rows.device)]
+        for chunk in rows.split(batch_size or self._batch_size):
+            images = self._images.load(chunk, generator=self._generator if augment else None)
+            yield Batch(images, self._images.labels[chunk], chunk, self._in_deletion[chunk])
+
+
+def augment(images: torch.Tensor, how: Augmentation, generator: torch.Generator) -> torch.Tensor:
+    """The images [B, C, H, W] (uint8), each cropped at its own place after zero padding, and flipped or not."""
+    count, _, height, width = images.shape
+    device = images.device
+
+    def draw(below: int) -> torch.Tensor:
+        return torch.randint(below, (count,), generator=generator, device=device)
+
+    if how.crop_padding:
+        pad = how.crop_padding
+        padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1).permute(0, 2, 3, 1, 4, 5)
+        images = windows[torch.arange(count, device=device), draw(2 * pad + 1), draw(2 * pad + 1)]
+    if how.flip:
+        images = torch.where(draw(2).bool().view(-1, 1, 1, 1), images.flip(3), images)
+    return images
+
+
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """A tensor on the array's own memory, also where that is read-only (Ray's shared memory): nothing writes to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+class _DeviceStamp:
+    def __init__(self, stamp: Stamp, device: torch.device) -> None:
+        self._weight_HW = (as_tensor(stamp.mask).float() * stamp.blend).to(device)
+        self._values_C11 = as_tensor(stamp.values).view(-1, 1, 1).to(device)
+
+    def apply(self, images: torch.Tensor, which_B: torch.Tensor | None) -> torch.Tensor:
+        weight = self._weight_HW if which_B is None else self._weight_HW * which_B.view(-1, 1, 1, 1)
+        return images * (1 - weight) + self._values_C11 * weight

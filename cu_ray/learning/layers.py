@@ -1,0 +1,49 @@
+"""A model's layers: their initialisation, the last k of them, and freezing the others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cu_ray.lazy import torch
+
+
+def initialise(modules: Sequence[torch.nn.Module], seed: int) -> None:
+    """Give the modules new weights: each layer's PyTorch default, with bias 0 for convolution and linear layers.
+
+    Drawn on the CPU from the seed alone: the same on every device, and the global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for layer in (layer for module in modules for layer in module.modules()):
+            if not hasattr(layer, "reset_parameters"):
+                continue
+            device = next((parameter.device for parameter in layer.parameters(recurse=False)), torch.device("cpu"))
+            layer.to("cpu").reset_parameters()
+            if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)) and layer.bias is not None:
+                torch.nn.init.zeros_(layer.bias)
+            layer.to(device)
+
+
+def num_weight_layers(module: torch.nn.Module) -> int:
+    """How many convolution and linear layers a module has: what k counts in EU-k and CF-k."""
+    return sum(isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)) for layer in module.modules())
+
+
+def last_layers(blocks: Sequence[torch.nn.Module], k: int | None) -> list[torch.nn.Module]:
+    """The last whole blocks that together have k convolution and linear layers; all blocks for None.
+
+    Raises ValueError where no number of whole blocks has k layers.
+    """
+    if k is None:
+        return list(blocks)
+    for start in range(len(blocks) - 1, -1, -1):
+        if sum(map(num_weight_layers, blocks[start:])) == k:
+            return list(blocks[start:])
+    raise ValueError(f"no whole blocks have {k} layers")
+
+
+def train_only(model: torch.nn.Module, trained: Sequence[torch.nn.Module]) -> None:
+    """Freeze all but these modules: no gradients, and eval mode, so that BatchNorm statistics stay as they are."""
+    model.eval().requires_grad_(False)
+    for module in trained:
+        module.train().requires_grad_(True)

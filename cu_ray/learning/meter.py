@@ -1,0 +1,30 @@
+"""Counts the images that go forward and backward through watched models: a trial's cost in units that do not depend on a machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cu_ray.lazy import torch
+from cu_ray.types import Cost
+
+
+class Meter:
+    """The count of images forward and backward through all models that it watches."""
+
+    def __init__(self) -> None:
+        self.cost = Cost()
+
+    def watch(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The same model, counted from now on; copies made of it are counted too."""
+
+        def count(_: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+            num_images = len(args[0])
+            self.cost += Cost(forward=num_images)
+            if output.requires_grad:
+                output.register_hook(lambda _: self._count_backward(num_images))
+
+        model.register_forward_hook(count)
+        return model
+
+    def _count_backward(self, num_images: int) -> None:
+        self.cost += Cost(backward=num_images)

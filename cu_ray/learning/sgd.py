@@ -1,0 +1,78 @@
+"""The one optimisation loop: SGD with momentum, the published learning-rate schedule, a fixed number of steps.
+
+Every method that descends or ascends composes it; so does the training of original models.
+"""
+
+from __future__ import annotations
+
+from cu_ray.errors import Diverged
+from cu_ray.learning.precision import autocast
+from cu_ray.lazy import torch
+from cu_ray.types import Batch, Loss, Stream, TrainRecipe
+
+
+def learning_rate_factor(step: int, num_steps: int) -> float:
+    """The learning rate at a step (from 0), relative to the base rate: a short rise, then a line that ends near 0.2.
+
+    With w = num_steps // 100 warm-up steps: (step + 1) / (w + 1), then 1 - (step - w) / (1.25 num_steps).
+    """
+    warm_up = num_steps // 100
+    if step < warm_up:
+        return (step + 1) / (warm_up + 1)
+    return 1 - (step - warm_up) / (1.25 * num_steps)
+
+
+class Sgd:
+    """`recipe.steps` optimiser steps on the model's trainable parameters; the modules' train or eval mode is the caller's."""
+
+    def __init__(self, model: torch.nn.Module, recipe: TrainRecipe, device: torch.device) -> None:
+        self._model, self._recipe, self._device = model, recipe, device
+        self._optimiser = torch.optim.SGD(
+            [parameter for parameter in model.parameters() if parameter.requires_grad],
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            foreach=True,
+        )
+        self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        self._last_loss: torch.Tensor | None = None
+        self.num_steps = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether all steps are made."""
+        return self.num_steps >= self._recipe.steps
+
+    def epoch(self, batches: Stream, loss: Loss) -> None:
+        """One pass over the batches, or less where the steps end before. Raises Diverged on a loss that is not finite."""
+        for batch in batches.epoch():
+            if self.done:
+                break
+            self.step(batch, loss)
+        if self._last_loss is not None and not bool(torch.isfinite(self._last_loss)):
+            raise Diverged(f"the loss was {float(self._last_loss)} at step {self.num_steps}")
+
+    def step(self, batch: Batch, loss: Loss) -> None:
+        """One optimiser step on loss(logits [B, classes] in float32, batch)."""
+        for group in self._optimiser.param_groups:
+            group["lr"] = self._recipe.lr * learning_rate_factor(self.num_steps, self._recipe.steps)
+        with autocast(self._recipe.precision, self._device):
+            value = loss(self._model(batch.images).float(), batch)
+        self._optimiser.zero_grad(set_to_none=True)
+        self._scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+        self._scaler.step(self._optimiser)
+        self._scaler.update()
+        self._last_loss = value.detach()
+        self.num_steps += 1
+
+
+def cross_entropy(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The mean cross-entropy against the labels as given."""
+    return torch.nn.functional.cross_entropy(logits, batch.labels)
+
+
+def images_seen(num_images: int, steps: int, batch_size: int) -> int:
+    """How many images `steps` optimiser steps see, in passes whose last batch may be smaller."""
+    steps_a_pass = -(-num_images // batch_size)
+    passes, rest = divmod(steps, steps_a_pass)
+    return passes * num_images + min(rest * batch_size, num_images)

@@ -1,0 +1,35 @@
+"""Unlearning methods: each makes an unlearned model from an original one."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from cu_ray.lazy import torch
+from cu_ray.plugins import Plugin
+from cu_ray.types import Cost, Sizes, UnlearningTask
+
+
+class Method(Plugin):
+    """An unlearning method. Its fields are its hyperparameters, each with its default and perhaps a range to search.
+
+    uses_deletion_set: False where the result is the same whatever was detected; one trial then stands for all fractions.
+    memo_fields: the hyperparameters on which what it `remember`s depends; None where it remembers nothing.
+    alternatives: groups of hyperparameters of which exactly one is given; the others are null.
+    original_variant: fixed values that change how the ORIGINAL is trained (they enter its key); most methods have none.
+    """
+
+    uses_deletion_set: ClassVar[bool] = True
+    memo_fields: ClassVar[tuple[str, ...] | None] = None
+    alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    original_variant: ClassVar[dict[str, Any]] = {}
+
+    def unlearn(self, task: UnlearningTask) -> torch.nn.Module:
+        """The unlearned model: `task.original` changed in place, or another model of the same architecture."""
+        raise NotImplementedError
+
+    def cost(self, sizes: Sizes) -> Cost:
+        """The images that one trial of it alone takes forward and backward, memos included. Tests hold it to what is counted."""
+        raise NotImplementedError
+
+    def check(self, layers_per_block: tuple[int, ...]) -> None:
+        """Raise FieldFault where a hyperparameter does not fit the model, given its layers per block, input to output."""

@@ -1,0 +1,220 @@
+"""The folder listing is the registry: names, classes and fields of the plug-ins of each kind.
+
+A plug-in is one public frozen dataclass in one file of its kind's folder. The file's name is its name in YAML; the annotated
+fields are its settings, and for a method its hyperparameters:
+
+    @dataclass(frozen=True)
+    class Fancy(Method):
+        version: ClassVar[int] = 1
+        strength: Annotated[float, Search(0.01, 1, log=True), Bound(low=0)] = 0.1
+
+Files outside the package work too: `my_lab.fancy:Fancy` in place of a name, or an entry point in the group `cu_ray.methods`.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
+
+from cu_ray.errors import UserError, did_you_mean
+from cu_ray.identity import mapping_of
+
+KINDS = ("methods", "manipulations", "detections", "datasets", "models", "metrics")
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """The range that a search covers by default: from low to high, both included."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """The values that are allowed at all."""
+
+    values: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """What is allowed at all: low <= value <= high, or low < value where `open_low`."""
+
+    low: float | None = None
+    high: float | None = None
+    open_low: bool = False
+
+    def admits(self, value: float) -> bool:
+        """Whether the value is allowed."""
+        above = self.low is None or value > self.low or (value == self.low and not self.open_low)
+        return above and (self.high is None or value <= self.high)
+
+    def __str__(self) -> str:
+        low = "" if self.low is None else f"{'above' if self.open_low else 'at least'} {self.low:g}"
+        high = "" if self.high is None else f"at most {self.high:g}"
+        return " and ".join(part for part in (low, high) if part)
+
+
+@dataclasses.dataclass(frozen=True)
+class FieldFact:
+    """One setting of a plug-in: its type, default and what its annotation says of it."""
+
+    name: str
+    hint: Any  # its type as annotated, the notes below left out
+    default: Any
+    search: Search | None
+    choices: Choices | None
+    bound: Bound | None
+
+    @property
+    def required(self) -> bool:
+        """Whether the setting has no default."""
+        return self.default is dataclasses.MISSING
+
+    def describe(self) -> str:
+        """What is allowed, for messages and listings: 'float, above 0'."""
+        if self.choices:
+            return f"one of {', '.join(map(str, self.choices.values))}"
+        return ", ".join(part for part in (_type_names(self.hint), self.bound and str(self.bound)) if part)
+
+
+def names(kind: str) -> list[str]:
+    """The names of all plug-ins of a kind: the files of its folder and the installed entry points."""
+    folder = importlib.import_module(f"cu_ray.{kind}").__path__
+    files = [module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_")]
+    return sorted({*files, *_entry_points(kind)})
+
+
+def find(kind: str, name: str) -> type[Any]:
+    """The class of a plug-in by its name, its entry point or its dotted path `module:Class`.
+
+    Raises UserError for a name that does not exist (with the nearest one) and for a module that cannot be imported.
+    """
+    if ":" in name:
+        return _imported(kind, name)
+    if name in _entry_points(kind):
+        return _imported(kind, _entry_points(kind)[name])
+    if name not in names(kind):
+        raise UserError(f"{name!r} is not among the {kind}. {did_you_mean(name, names(kind))}")
+    return _only_class(kind, importlib.import_module(f"cu_ray.{kind}.{name}"))
+
+
+def name_of(plugin: Any) -> str:
+    """The name under which `find` gives this plug-in's class again."""
+    cls = plugin if isinstance(plugin, type) else type(plugin)
+    package, _, module = cls.__module__.rpartition(".")
+    inside = package.startswith("cu_ray.") and package.split(".")[1] in KINDS
+    return module if inside else f"{cls.__module__}:{cls.__qualname__}"
+
+
+def facts(cls: type[Any]) -> dict[str, FieldFact]:
+    """The settings of a plug-in class by name, in the order of its file."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: _fact(field, hints[field.name]) for field in dataclasses.fields(cls)}
+
+
+def describe(plugin: Any) -> dict[str, Any]:
+    """The identity of a plug-in: its name, its version and all its settings, as plain JSON values."""
+    return {"name": name_of(plugin), "version": plugin.version, **mapping_of(plugin)}
+
+
+def build(kind: str, described: Mapping[str, Any]) -> Any:
+    """The plug-in that `describe` described, in the version installed here."""
+    settings = {name: _frozen(value) for name, value in described.items() if name not in ("name", "version")}
+    return find(kind, described["name"])(**settings)
+
+
+def fingerprint(cls: type[Any]) -> str:
+    """A hash of the syntax tree of the class's file, docstrings and comments apart: tells that code changed."""
+    tree = ast.parse(Path(inspect.getfile(cls)).read_text(encoding="utf-8"))
+    return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()[:16]
+
+
+def _without_docstrings(tree: ast.Module) -> ast.Module:
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+                node.body = node.body[1:]
+    return tree
+
+
+def contract(kind: str) -> type[Any]:
+    """The base class of a kind, from its folder's `__init__.py`."""
+    folder = importlib.import_module(f"cu_ray.{kind}")
+    base: type[Any] = getattr(folder, kind.rstrip("s").capitalize())
+    return base
+
+
+@functools.cache
+def _entry_points(kind: str) -> dict[str, str]:
+    return {entry.name: entry.value for entry in importlib.metadata.entry_points(group=f"cu_ray.{kind}")}
+
+
+def _imported(kind: str, path: str) -> type[Any]:
+    module_name, _, class_name = path.partition(":")
+    try:
+        cls = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{path!r} cannot be imported: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, contract(kind)) and dataclasses.is_dataclass(cls)):
+        raise UserError(f"{path!r} is not a dataclass derived from {contract(kind).__name__}, as {kind} are")
+    return cls
+
+
+def _only_class(kind: str, module: types.ModuleType) -> type[Any]:
+    base = contract(kind)
+    found = [
+        cls
+        for name, cls in vars(module).items()
+        if isinstance(cls, type) and issubclass(cls, base) and cls.__module__ == module.__name__ and name[0] != "_"
+    ]
+    if len(found) != 1:
+        raise UserError(f"{module.__name__} must define one public {base.__name__}, not {len(found)}")
+    return found[0]
+
+
+def _fact(field: dataclasses.Field[Any], hint: Any) -> FieldFact:
+    notes: tuple[Any, ...] = ()
+    if get_origin(hint) is Annotated:
+        hint, *extras = get_args(hint)
+        notes = tuple(extras)
+    return FieldFact(
+        field.name,
+        hint,
+        field.default,
+        next((note for note in notes if isinstance(note, Search)), None),
+        next((note for note in notes if isinstance(note, Choices)), None),
+        next((note for note in notes if isinstance(note, Bound)), None),
+    )
+
+
+def _type_names(hint: Any) -> str:
+    if get_origin(hint) in (Union, types.UnionType):
+        return " or ".join(map(_type_names, get_args(hint)))
+    if get_origin(hint) is tuple:
+        return f"a list of {', '.join(_type_names(kind) for kind in get_args(hint))}"
+    return {types.NoneType: "null", int: "an integer", float: "a number", str: "a text", bool: "true or false"}.get(hint, str(hint))
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+class Plugin:
+    """Base of all plug-in contracts."""
+
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = ""

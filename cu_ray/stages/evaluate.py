@@ -1,0 +1,134 @@
+"""Stage 4: the scores of a model. Also what `keep: best_on_test` needs while a model is still learning."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+
+from cu_ray import plugins
+from cu_ray.identity import generator_for
+from cu_ray.lazy import torch
+from cu_ray.learning.batches import DeviceImages
+from cu_ray.learning.precision import autocast
+from cu_ray.metrics import Outcome
+from cu_ray.stages.poison import OnDevice
+from cu_ray.types import DeletionSplit, Indices, Mask, PoisonedDataset, Scores
+
+BATCH_SIZE = 500
+RETAIN_SAMPLE = 1000  # images of the retain set on which `retain_given` is measured
+
+
+def evaluate(
+    model: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice, split: DeletionSplit, precision: str
+) -> Scores:
+    """All scores of a model, each between 0 and 1, or None where it has no meaning.
+
+    The metrics on the whole test set, and on its selection (`val_`) and report half (`report_`); accuracies on the deletion
+    set, on the manipulated samples nobody found, on a sample of the retain set, on the held-out part of the deletion set and
+    on the owner's validation samples. `_given`: against the labels as given; `_true`: against the true ones.
+    """
+    test = TestPredictions(model, poisoned, data, precision)
+    everywhere = np.ones(len(poisoned.selection_half), dtype=bool)
+    halves = {"": everywhere, "val_": poisoned.selection_half, "report_": ~poisoned.selection_half}
+    scores = {prefix + name: score for prefix, rows in halves.items() for name, score in test.metrics(rows).items()}
+    validation = poisoned.validation
+    return {**scores, **_training_scores(model, poisoned, data, split, precision)} | {
+        "validation_given": float((test.seen(validation.rows, validation.stamped) == validation.labels).mean())
+    }
+
+
+def training_sets(poisoned: PoisonedDataset, split: DeletionSplit) -> dict[str, Indices]:
+    """The training rows on which accuracies are reported, by name."""
+    found = np.concatenate([split.deletion, split.held_out])
+    rng = generator_for("retain sample", poisoned.key)
+    sample = rng.permutation(len(poisoned.labels))
+    return {
+        "deletion": split.deletion,
+        "unidentified": np.setdiff1d(poisoned.corruption.indices, found),
+        "held_out": split.held_out,
+        "retain": sample[~np.isin(sample, found)][:RETAIN_SAMPLE],
+    }
+
+
+def images_evaluated(poisoned: PoisonedDataset, split: DeletionSplit) -> int:
+    """How many images `evaluate` sends through a model."""
+    views = 2 if poisoned.corruption.stamp is not None else 1
+    return views * len(poisoned.selection_half) + sum(map(len, training_sets(poisoned, split).values()))
+
+
+def _training_scores(
+    model: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice, split: DeletionSplit, precision: str
+) -> Scores:
+    scores: Scores = {}
+    for name, rows in training_sets(poisoned, split).items():
+        predicted = predict(model, data.train, data.rows(rows), precision)
+        for labels_name, labels in (("given", poisoned.labels), ("true", poisoned.dataset.train.labels)):
+            scores[f"{name}_{labels_name}"] = float((predicted == labels[rows]).mean()) if len(rows) else None
+    return scores
+
+
+class TestPredictions:
+    """A model's predictions on the test images without the trigger, and with it where the manipulation has one."""
+
+    def __init__(self, model: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice, precision: str) -> None:
+        self._poisoned = poisoned
+        rows = torch.arange(len(poisoned.selection_half), device=data.device)
+        self._clean = predict(model, data.test, rows, precision)
+        has_stamp = poisoned.corruption.stamp is not None
+        self._stamped = predict(model, data.test, rows, precision, stamp_all=True) if has_stamp else self._clean
+
+    def seen(self, rows: Indices, stamped: Mask) -> Indices:
+        """The predictions for these rows, each with or without the trigger."""
+        return np.where(stamped, self._stamped[rows], self._clean[rows])
+
+    def metrics(self, counted: Mask) -> Scores:
+        """Every metric over those test images that are counted."""
+        domains, labels = self._poisoned.domains, self._poisoned.dataset.test.labels
+        affected, retain = (view.rows[counted[view.rows]] for view in (domains.affected, domains.retain))
+        outcome = Outcome(
+            (self._stamped if domains.affected.stamped else self._clean)[affected],
+            labels[affected],
+            (self._stamped if domains.retain.stamped else self._clean)[retain],
+            labels[retain],
+            domains.target,
+            domains.confused,
+        )
+        return {name: plugins.find("metrics", name)().measure(outcome) for name in plugins.names("metrics")}
+
+
+def predict(
+    model: torch.nn.Module, images: DeviceImages, rows: torch.Tensor, precision: str, *, stamp_all: bool = False
+) -> Indices:
+    """The predicted classes [N] of these rows, without augmentation. The model's mode is left as it was."""
+    was_training = [module for module in model.modules() if module.training]
+    model.eval()
+    with torch.inference_mode(), autocast(precision, images.device):
+        predicted = [model(images.load(chunk, stamp_all=stamp_all)).argmax(dim=1) for chunk in rows.split(BATCH_SIZE)]
+    for module in was_training:
+        module.training = True
+    return np.asarray(torch.cat(predicted).cpu(), dtype=np.int64) if len(rows) else np.empty(0, dtype=np.int64)
+
+
+class Keeper:
+    """Keeps the last model offered, or a copy of the one that did best on the test set (`keep: best_on_test`)."""
+
+    def __init__(self, keep: str, poisoned: PoisonedDataset, data: OnDevice, precision: str) -> None:
+        self._keep, self._poisoned, self._data, self._precision = keep, poisoned, data, precision
+        self._best: tuple[float, dict[str, torch.Tensor]] | None = None
+
+    def offer(self, model: torch.nn.Module) -> None:
+        """Look at a model at the end of an epoch."""
+        if self._keep == "last":
+            return
+        test = TestPredictions(model, self._poisoned, self._data, self._precision)
+        metrics = test.metrics(np.ones(len(self._poisoned.selection_half), dtype=bool))
+        score = float(np.mean([metrics[name] or 0.0 for name in ("acc_corr", "acc_retain")]))
+        if self._best is None or score > self._best[0]:
+            self._best = (score, copy.deepcopy(model.state_dict()))
+
+    def keep(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The model with the weights to keep."""
+        if self._best is not None:
+            model.load_state_dict(self._best[1])
+        return model.eval()

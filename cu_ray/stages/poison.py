@@ -1,0 +1,129 @@
+"""Stage 1: what the model's owner got, and what was found of the manipulation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from cu_ray.errors import ContractBroken
+from cu_ray.identity import generator_for, key_of
+from cu_ray.learning.batches import DeviceImages
+from cu_ray.lazy import torch
+from cu_ray.plugins import describe
+from cu_ray.types import Dataset, DeletionSplit, Images, Indices, Mask, PoisonedDataset, Validation
+
+HELD_OUT_SHARE, HELD_OUT_MINIMUM = 0.2, 5
+
+
+def poison(dataset: Dataset, manipulation: Any, *, seed: int) -> PoisonedDataset:
+    """The data set with some training samples manipulated, the test views, and the owner's validation samples.
+
+    The draw belongs to data set, manipulation and seed: neither model nor training change it.
+    """
+    identity = {"dataset": dataset.content_hash, "manipulation": describe(manipulation), "seed": seed}
+    corruption = manipulation.corrupt(dataset.train, dataset.normalisation, generator_for("poison", identity))
+    labels = dataset.train.labels.copy()
+    labels[corruption.indices] = corruption.labels
+    half = selection_half(dataset)
+    return PoisonedDataset(
+        dataset,
+        corruption,
+        labels,
+        manipulation.test_domains(dataset.test),
+        half,
+        _validation(dataset, manipulation, half, identity),
+        key_of(identity),
+    )
+
+
+def selection_half(dataset: Dataset) -> Mask:
+    """Which test images [N] belong to the selection half: half of each class, whatever the seed; the others report."""
+    rng = generator_for("test split", dataset.content_hash)
+    half = np.zeros(len(dataset.test), dtype=bool)
+    for label in range(dataset.num_classes):
+        members = rng.permutation(np.flatnonzero(dataset.test.labels == label))
+        half[members[: len(members) // 2]] = True
+    return half
+
+
+def _validation(dataset: Dataset, manipulation: Any, half: Mask, identity: dict[str, Any]) -> Validation:
+    rows = np.flatnonzero(half)
+    images = Images(dataset.test.pixels[rows], dataset.test.labels[rows])
+    scaled = manipulation.scaled(manipulation.size / len(dataset.train), len(rows))
+    corruption = scaled.corrupt(images, dataset.normalisation, generator_for("validation", identity))
+    labels, stamped = images.labels.copy(), np.zeros(len(rows), dtype=bool)
+    labels[corruption.indices] = corruption.labels
+    stamped[corruption.indices] = corruption.stamp is not None
+    return Validation(rows, labels, stamped)
+
+
+def deletion_size(fraction: float, manipulated_size: int) -> int:
+    """How many samples a deletion fraction of the manipulated set is."""
+    return round(fraction * manipulated_size)
+
+
+def detect(poisoned: PoisonedDataset, detection: Any, size: int, *, held_out: bool = False) -> DeletionSplit:
+    """The deletion set of that size and the retain set; with `held_out`, a fifth of the deletion set kept back.
+
+    Deletion sets of one setting are nested. Raises ContractBroken where the detection finds another number of samples.
+    """
+    if size == 0:
+        return nothing_found(poisoned)
+    identity = [poisoned.key, describe(detection)]
+    found = detection.find(poisoned, size, generator_for("detect", identity))
+    if len(found) != size or len(np.unique(found)) != size:
+        raise ContractBroken(f"{type(detection).__name__} found {len(np.unique(found))} different samples, not {size}")
+    manipulated = np.isin(found, poisoned.corruption.indices)
+    num_held_out = num_held_out_of(size) if held_out else 0
+    shuffled = generator_for("hold out", identity, size).permutation(found) if num_held_out else found
+    retain = np.setdiff1d(np.arange(len(poisoned.labels)), found)
+    return DeletionSplit(
+        deletion=np.sort(shuffled[num_held_out:]),
+        retain=retain,
+        held_out=np.sort(shuffled[:num_held_out]),
+        precision=float(manipulated.mean()),
+        recall=float(manipulated.sum() / len(poisoned.corruption.indices)),
+    )
+
+
+def nothing_found(poisoned: PoisonedDataset) -> DeletionSplit:
+    """The split where nothing was identified: all training samples are retained."""
+    nothing = np.empty(0, dtype=np.int64)
+    return DeletionSplit(nothing, np.arange(len(poisoned.labels)), nothing, None, 0.0)
+
+
+def num_held_out_of(size: int) -> int:
+    """How many samples of a deletion set the defender holds out: a fifth; 0 where that is fewer than five."""
+    count = round(HELD_OUT_SHARE * size)
+    return count if count >= HELD_OUT_MINIMUM else 0
+
+
+@dataclass(frozen=True, eq=False)
+class OnDevice:
+    """The images of a poisoned data set on a device: training images as given, test images."""
+
+    train: DeviceImages
+    test: DeviceImages
+    device: torch.device
+
+    def rows(self, rows: Indices) -> torch.Tensor:
+        """Row numbers as a tensor on the device."""
+        return torch.from_numpy(rows).to(self.device)
+
+
+def upload(poisoned: PoisonedDataset, device: torch.device) -> OnDevice:
+    """The poisoned data set on a device."""
+    dataset, stamp = poisoned.dataset, poisoned.corruption.stamp
+    stamped = np.zeros(len(dataset.train), dtype=bool)
+    stamped[poisoned.corruption.indices] = stamp is not None
+    train = DeviceImages(
+        Images(dataset.train.pixels, poisoned.labels),
+        dataset.normalisation,
+        device,
+        augmentation=dataset.augmentation,
+        stamp=stamp,
+        stamped=stamped,
+    )
+    return OnDevice(train, DeviceImages(dataset.test, dataset.normalisation, device, stamp=stamp), device)

@@ -1,0 +1,46 @@
+"""Stage 2: the original model, trained on the whole manipulated training set."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cu_ray.errors import Diverged
+from cu_ray.identity import seed_for
+from cu_ray.lazy import torch
+from cu_ray.learning.batches import RowStream
+from cu_ray.learning.layers import initialise
+from cu_ray.learning.sgd import Sgd, cross_entropy
+from cu_ray.stages.evaluate import Keeper
+from cu_ray.stages.poison import OnDevice
+from cu_ray.types import OriginalSpec, PoisonedDataset
+
+
+def train(spec: OriginalSpec, poisoned: PoisonedDataset, data: OnDevice) -> torch.nn.Module:
+    """The original model in eval mode. Raises Diverged where a weight is not finite in the end."""
+    setting = spec.setting
+    model = build_model(setting.model, poisoned, data.device, seed_for("initialise", spec.key))
+    generator = torch.Generator(data.device).manual_seed(seed_for("batches", spec.key))
+    nothing_found = torch.zeros(len(poisoned.labels), dtype=torch.bool, device=data.device)
+    rows = np.arange(len(poisoned.labels))
+    stream = RowStream(data.train, rows, nothing_found, setting.train.batch_size, generator)
+    keeper = Keeper(setting.train.keep, poisoned, data, setting.train.precision)
+    sgd = Sgd(model.train(), setting.train, data.device)
+    while not sgd.done:
+        sgd.epoch(stream, cross_entropy)
+        keeper.offer(model)
+    require_finite(model)
+    return keeper.keep(model)
+
+
+def build_model(model_plugin: object, poisoned: PoisonedDataset, device: torch.device, seed: int) -> torch.nn.Module:
+    """A model with new weights, channels last, on the device."""
+    model: torch.nn.Module = model_plugin.build(poisoned.dataset.image_shape, poisoned.dataset.num_classes)  # type: ignore[attr-defined]
+    initialise([model], seed)
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def require_finite(model: torch.nn.Module) -> None:
+    """Raise Diverged where a parameter or buffer holds NaN or an infinite value."""
+    for name, tensor in model.state_dict().items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise Diverged(f"{name} is not finite")

@@ -1,0 +1,180 @@
+"""Stage 3: what a method makes of the original model."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from cu_ray.errors import ContractBroken
+from cu_ray.identity import key_of, seed_for
+from cu_ray.lazy import torch
+from cu_ray.learning.batches import RowStream
+from cu_ray.learning.layers import initialise
+from cu_ray.learning.meter import Meter
+from cu_ray.learning.sgd import Sgd
+from cu_ray.plugins import name_of
+from cu_ray.stages.evaluate import Keeper
+from cu_ray.stages.poison import OnDevice
+from cu_ray.stages.train import build_model, require_finite
+from cu_ray.types import LEARNING_VERSION, Cost, DeletionSplit, Indices, NamedTensors, PoisonedDataset, TrainRecipe, TrialSpec
+
+
+class Memos(Protocol):
+    """Where memos are kept between trials."""
+
+    def load(self, key: str) -> tuple[NamedTensors, Cost] | None:
+        """A memo on the device and what computing it cost, or None."""
+
+    def save(self, key: str, memo: NamedTensors, cost: Cost) -> None:
+        """Keep a memo."""
+
+
+@dataclass(frozen=True, eq=False)
+class Unlearned:
+    """An unlearned model in eval mode; what making it costs alone, and what was really paid; the method's notes."""
+
+    model: torch.nn.Module
+    cost: Cost
+    spent: Cost
+    notes: dict[str, float]
+    changed_share: float  # of the parameters
+
+
+def unlearn(
+    spec: TrialSpec,
+    original: torch.nn.Module,
+    poisoned: PoisonedDataset,
+    data: OnDevice,
+    split: DeletionSplit,
+    memos: Memos,
+) -> Unlearned:
+    """The unlearned model. The original is left as it was.
+
+    Raises Diverged where a weight is not finite, ContractBroken where the method returns another architecture.
+    """
+    keeper = Keeper(spec.keep, poisoned, data, spec.original.setting.train.precision)
+    task = Task(spec, original, poisoned, data, split, memos, keeper, Meter(), seed_for("unlearn", spec.key))
+    model = spec.method.unlearn(task)
+    _require_same_architecture(spec, original, model)
+    require_finite(model)
+    model = keeper.keep(model)
+    return Unlearned(model, task.meter.cost + task.memo_cost, task.meter.cost, task.notes, _changed_share(original, model))
+
+
+class Task:
+    """What a method is given: see `cu_ray.types.UnlearningTask`."""
+
+    def __init__(
+        self,
+        spec: TrialSpec,
+        original: torch.nn.Module,
+        poisoned: PoisonedDataset,
+        data: OnDevice,
+        split: DeletionSplit,
+        memos: Memos,
+        keeper: Keeper,
+        meter: Meter,
+        seed: int,
+    ) -> None:
+        self._spec, self._poisoned, self._data, self._split = spec, poisoned, data, split
+        self._memos, self._keeper, self._original = memos, keeper, original
+        self._seed, self._draws = seed, 0
+        self.meter, self.memo_cost = meter, Cost()
+        self.notes: dict[str, float] = {}
+        self.train: TrainRecipe = spec.original.setting.train
+        self.device = data.device
+        self.num_classes = poisoned.dataset.num_classes
+        self.generator = torch.Generator(data.device).manual_seed(seed)
+        self.original = meter.watch(copy.deepcopy(original).eval())
+        in_deletion = torch.zeros(len(poisoned.labels), dtype=torch.bool, device=data.device)
+        in_deletion[data.rows(split.deletion)] = True
+
+        def stream(rows: Indices) -> RowStream:
+            return RowStream(data.train, rows, in_deletion, self.train.batch_size, self.generator)
+
+        self.retain, self.deletion = stream(split.retain), stream(split.deletion)
+        self.everything = stream(np.sort(np.concatenate([split.retain, split.deletion])))
+
+    def fresh(self) -> torch.nn.Module:
+        """A model of the same architecture with new weights, in eval mode."""
+        model = build_model(self._spec.original.setting.model, self._poisoned, self.device, self._next_seed())
+        return self.meter.watch(model.eval())
+
+    def blocks(self, model: torch.nn.Module) -> list[torch.nn.Module]:
+        """The model's blocks from input to output."""
+        blocks: list[torch.nn.Module] = self._spec.original.setting.model.blocks(model)
+        return blocks
+
+    def reinitialise(self, modules: list[torch.nn.Module]) -> None:
+        """New weights for the modules."""
+        initialise(modules, self._next_seed())
+
+    def sgd(self, model: torch.nn.Module, *, steps: int | None, lr: float | None) -> Sgd:
+        """The optimisation loop with the training recipe's batch size, momentum, weight decay and precision."""
+        recipe = replace(self.train, steps=steps or self.train.steps, lr=lr or self.train.lr)
+        return Sgd(model, recipe, self.device)
+
+    def remember(self, name: str, compute: Callable[[Any], NamedTensors], **depends_on: Any) -> NamedTensors:
+        """What `compute` gives, from the memos where it is known."""
+        method = self._spec.method
+        key = key_of(
+            {
+                "memo": name,
+                "depends_on": depends_on,
+                "method": [name_of(method), method.version],
+                "original": self._spec.original.key,
+                "deletion": self._spec.deletion_identity,
+                "device": self.device.type,
+                "learning": LEARNING_VERSION,
+            }
+        )
+        known = self._memos.load(key)
+        if known is not None:
+            self.memo_cost += known[1]
+            return known[0]
+        task = Task(
+            self._spec,
+            self._original,
+            self._poisoned,
+            self._data,
+            self._split,
+            self._memos,
+            self._keeper,
+            Meter(),
+            seed_for("memo", key),
+        )
+        memo = {name: tensor.detach() for name, tensor in compute(task).items()}
+        self._memos.save(key, memo, task.meter.cost)
+        self.meter.cost += task.meter.cost
+        return memo
+
+    def offer(self, model: torch.nn.Module) -> None:
+        """Show the model at the end of an epoch."""
+        self._keeper.offer(model)
+
+    def note(self, **values: float) -> None:
+        """Finite numbers to be recorded with the trial."""
+        self.notes.update({name: value for name, value in values.items() if math.isfinite(value)})
+
+    def _next_seed(self) -> int:
+        self._draws += 1
+        return seed_for("weights", self._seed, self._draws)
+
+
+def _require_same_architecture(spec: TrialSpec, original: torch.nn.Module, model: torch.nn.Module) -> None:
+    expected, given = (
+        {name: tuple(tensor.shape) for name, tensor in each.state_dict().items()} for each in (original, model)
+    )
+    if expected != given:
+        raise ContractBroken(f"{name_of(spec.method)} returned another architecture than the original's")
+
+
+def _changed_share(original: torch.nn.Module, model: torch.nn.Module) -> float:
+    pairs = list(zip(original.parameters(), model.parameters(), strict=True))
+    changed = sum(int((before != after).sum()) for before, after in pairs)
+    return changed / sum(before.numel() for before, _ in pairs)
