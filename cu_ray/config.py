@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -152,6 +152,16 @@ def parse(text: str, source: str = "sweep") -> Sweep:
     return _Reader(yaml_file.parse(text, source)).sweep()
 
 
+def parse_methods(text: str, source: str, sweep: Sweep) -> MethodPlan:
+    """The one method of a YAML text, checked for the models of a sweep."""
+    reader = _Reader(yaml_file.parse(text, source))
+    reader.file.value = {"methods": reader.file.value}
+    plans = reader.methods(reader.file.value["methods"], sweep.search, list(sweep.models))
+    if reader.faults:
+        raise Faults(source, reader.faults)
+    return plans[0]
+
+
 class _Reader:
     def __init__(self, file: YamlFile) -> None:
         self.file = file
@@ -164,7 +174,19 @@ class _Reader:
         top = self.file.value
         if not isinstance(top, dict):
             raise Faults(self.file.source, ["a sweep file is a mapping: name, dataset, model, manipulation, methods, ..."])
-        allowed = "name dataset model manipulation train detection deletion_fractions seeds methods search runtime".split()
+        allowed = [
+            "name",
+            "dataset",
+            "model",
+            "manipulation",
+            "train",
+            "detection",
+            "deletion_fractions",
+            "seeds",
+            "methods",
+            "search",
+            "runtime",
+        ]
         for key in top:
             if key not in allowed:
                 self.fault(key, f"unknown section. {did_you_mean(key, allowed)}")
@@ -278,7 +300,7 @@ class _Reader:
                 entry = self.hyperparameter(fact, settings[name], f"{path}.{name}")
                 (space if isinstance(entry, (Span, Options)) else fixed)[name] = entry
             elif fact.search is not None and "points" not in given:
-                integer = plugins_integer(fact)
+                integer = _is_integer(fact)
                 space[name] = Span(fact.search.low, fact.search.high, fact.search.log, integer)
             elif fact.required:
                 self.fault(path, f"the hyperparameter {name!r} is missing: {fact.describe()}")
@@ -320,7 +342,7 @@ class _Reader:
         """A fixed value, or an Options or a Span."""
         if isinstance(given, dict):
             return self.span(fact, given, path)
-        if isinstance(given, list) and not (plugins_is_tuple(fact) and not any(isinstance(item, list) for item in given)):
+        if isinstance(given, list) and not (_is_list(fact) and not any(isinstance(item, list) for item in given)):
             if not given:
                 return self.fault(path, "an empty list: give at least one value")
             values = [self.value(fact, item, f"{path}[{index}]", None) for index, item in enumerate(given)]
@@ -345,10 +367,10 @@ class _Reader:
         if log and low <= 0:
             return self.fault(path, f"a logarithmic range must start above 0, not at {low}")
         if num is None:
-            return Span(low, high, log, plugins_integer(fact))
+            return Span(low, high, log, _is_integer(fact))
         if isinstance(num, bool) or not isinstance(num, int) or num < 2:
             return self.fault(f"{path}.num", f"{num!r} is not allowed. Allowed: an integer, at least 2.")
-        return Options(tuple(spaced(low, high, num, log=log, integer=plugins_integer(fact))))
+        return Options(tuple(spaced(low, high, num, log=log, integer=_is_integer(fact))))
 
     # --------------------------------------------------------------------------------------------------------- values
 
@@ -368,7 +390,7 @@ class _Reader:
         alternatives: list[list[Any]] = []
         for key, value in mapping.items():
             many = isinstance(value, list) and not (
-                key in facts and plugins_is_tuple(facts[key]) and not any(isinstance(item, list) for item in value)
+                key in facts and _is_list(facts[key]) and not any(isinstance(item, list) for item in value)
             )
             if many and not value:
                 self.fault(f"{path}.{key}", "an empty list: give at least one value")
@@ -419,7 +441,9 @@ class _Reader:
         for index, item in enumerate(items):
             value = _typed(kind, item)
             if value is MISSING or value < 0:
-                self.fault(f"{path}[{index}]", f"{item!r} is not allowed. Allowed: a number of type {kind.__name__}, not negative.")
+                self.fault(
+                    f"{path}[{index}]", f"{item!r} is not allowed. Allowed: a number of type {kind.__name__}, not negative."
+                )
             elif value in values:
                 self.fault(f"{path}[{index}]", f"{item!r} is given twice")
             else:
@@ -441,7 +465,11 @@ class _Reader:
                     self.faults.append(message)
 
     def settled(
-        self, datasets: list[tuple[str, Any]], models: list[tuple[str, Any]], manipulations: list[tuple[str, Any]], fractions: list[float]
+        self,
+        datasets: list[tuple[str, Any]],
+        models: list[tuple[str, Any]],
+        manipulations: list[tuple[str, Any]],
+        fractions: list[float],
     ) -> list[tuple[Any, Any]]:
         """Each manipulation for each data set, class names resolved; complains of what does not fit the images."""
         pairs = []
@@ -473,12 +501,12 @@ def spaced(low: float, high: float, num: int, *, log: bool, integer: bool) -> li
     return list(dict.fromkeys(round(value) if integer else float(f"{value:.6g}") for value in values))
 
 
-def plugins_integer(fact: FieldFact) -> bool:
+def _is_integer(fact: FieldFact) -> bool:
     """Whether a setting is an integer and not a number with a fraction."""
     return _typed(fact.hint, 0.5) is MISSING
 
 
-def plugins_is_tuple(fact: FieldFact) -> bool:
+def _is_list(fact: FieldFact) -> bool:
     """Whether a setting is itself a list."""
     return "tuple" in str(fact.hint)
 
@@ -507,24 +535,23 @@ def _corners(plan: MethodPlan) -> Iterator[dict[str, Any]]:
 
 
 def _restricted(sweep: Sweep, only: Sequence[str], seeds: Sequence[int]) -> Sweep:
-    from dataclasses import replace
-
+    """The sweep with only the named methods, fractions and seeds, and with further seeds."""
+    named = {
+        "method": {plugins.name_of(plan.cls): plan for plan in sweep.methods},
+        "fraction": {f"{fraction:g}": fraction for fraction in sweep.fractions},
+        "seed": {str(seed): seed for seed in sweep.seeds},
+    }
+    chosen: dict[str, list[Any]] = {}
     for wish in (part for each in only for part in each.split(",")):
         what, _, given = wish.partition("=")
-        if what == "method":
-            names = [plugins.name_of(plan.cls) for plan in sweep.methods]
-            if given not in names:
-                raise UserError(f"--only {wish}: {given!r} is not among the methods of {sweep.source}. {did_you_mean(given, names)}")
-            sweep = replace(sweep, methods=tuple(plan for plan in sweep.methods if plugins.name_of(plan.cls) == given))
-        elif what == "fraction":
-            if given not in [f"{each:g}" for each in sweep.fractions]:
-                allowed = did_you_mean(given, [f"{each:g}" for each in sweep.fractions])
-                raise UserError(f"--only {wish}: {given!r} is not among the deletion fractions of {sweep.source}. {allowed}")
-            sweep = replace(sweep, fractions=(float(given),))
-        elif what == "seed":
-            if given not in map(str, sweep.seeds):
-                raise UserError(f"--only {wish}: {given!r} is not among the seeds. {did_you_mean(given, map(str, sweep.seeds))}")
-            sweep = replace(sweep, seeds=(int(given),))
-        else:
-            raise UserError(f"--only {wish}: {what!r} cannot be restricted. {did_you_mean(what, ['method', 'fraction', 'seed'])}")
-    return replace(sweep, seeds=tuple(dict.fromkeys([*sweep.seeds, *seeds])))
+        if what not in named:
+            raise UserError(f"--only {wish}: {what!r} cannot be restricted. {did_you_mean(what, named)}")
+        if given not in named[what]:
+            raise UserError(f"--only {wish}: {given!r} is no {what} of {sweep.source}. {did_you_mean(given, named[what])}")
+        chosen.setdefault(what, []).append(named[what][given])
+    return replace(
+        sweep,
+        methods=tuple(chosen.get("method", sweep.methods)),
+        fractions=tuple(chosen.get("fraction", sweep.fractions)),
+        seeds=tuple(dict.fromkeys([*chosen.get("seed", sweep.seeds), *seeds])),
+    )

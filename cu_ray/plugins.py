@@ -206,7 +206,9 @@ def _type_names(hint: Any) -> str:
         return " or ".join(map(_type_names, get_args(hint)))
     if get_origin(hint) is tuple:
         return f"a list of {', '.join(_type_names(kind) for kind in get_args(hint))}"
-    return {types.NoneType: "null", int: "an integer", float: "a number", str: "a text", bool: "true or false"}.get(hint, str(hint))
+    return {types.NoneType: "null", int: "an integer", float: "a number", str: "a text", bool: "true or false"}.get(
+        hint, str(hint)
+    )
 
 
 def _frozen(value: Any) -> Any:

@@ -49,7 +49,9 @@ def _rem_proxy(scores: Scores, num_classes: int) -> float | None:
 RULES = {
     rule.name: rule
     for rule in (
-        Rule("published", "mean of acc_corr and acc_retain on the whole test set, reported on the same", _mean_of(""), reports=""),
+        Rule(
+            "published", "mean of acc_corr and acc_retain on the whole test set, reported on the same", _mean_of(""), reports=""
+        ),
         Rule("oracle", "the same, chosen and reported on the report half: an upper bound", _mean_of("report_")),
         Rule("oracle_validation", "the same, chosen on the selection half, reported on the report half", _mean_of("val_")),
         Rule(

@@ -332,6 +332,7 @@ class TrialSpec:
         """The spec as plain JSON values; `build` undoes it."""
         return {
             "original": self.original.describe(),
+            "original_key": self.original.key,
             "detection": describe(self.detection),
             "deletion_size": self.deletion_size,
             "method": describe(self.method),

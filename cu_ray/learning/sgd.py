@@ -6,8 +6,8 @@ Every method that descends or ascends composes it; so does the training of origi
 from __future__ import annotations
 
 from cu_ray.errors import Diverged
-from cu_ray.learning.precision import autocast
 from cu_ray.lazy import torch
+from cu_ray.learning.precision import autocast
 from cu_ray.types import Batch, Loss, Stream, TrainRecipe
 
 

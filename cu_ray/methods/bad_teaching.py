@@ -6,8 +6,8 @@ import copy
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from cu_ray.learning.sgd import images_seen
 from cu_ray.lazy import torch
+from cu_ray.learning.sgd import images_seen
 from cu_ray.methods import Method
 from cu_ray.plugins import Bound
 from cu_ray.types import Batch, Cost, Sizes, UnlearningTask

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from cu_ray.lazy import torch
 from cu_ray.learning.layers import last_layers, train_only
 from cu_ray.learning.sgd import cross_entropy, images_seen
-from cu_ray.lazy import torch
 from cu_ray.methods import Method
 from cu_ray.methods._last_layers import check_k
 from cu_ray.plugins import Bound
@@ -43,5 +43,5 @@ class CatastrophicForgetting(Method):
         return Cost(images, images)
 
     def check(self, layers_per_block: tuple[int, ...]) -> None:
-        """k must be that of whole blocks."""
+        """K must be that of whole blocks."""
         check_k(self.k, layers_per_block)

@@ -6,8 +6,8 @@ import copy
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from cu_ray.learning.sgd import cross_entropy
 from cu_ray.lazy import torch
+from cu_ray.learning.sgd import cross_entropy
 from cu_ray.methods import Method
 from cu_ray.plugins import Bound, Search
 from cu_ray.types import Batch, Cost, Sizes, UnlearningTask

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from cu_ray.errors import FieldFault
-from cu_ray.learning.importance import squared_gradient_importance
 from cu_ray.lazy import torch
+from cu_ray.learning.importance import squared_gradient_importance
 from cu_ray.methods import Method
 from cu_ray.plugins import Bound, Search
 from cu_ray.types import Cost, NamedTensors, Sizes, UnlearningTask

@@ -19,9 +19,7 @@ BATCH_SIZE = 500
 RETAIN_SAMPLE = 1000  # images of the retain set on which `retain_given` is measured
 
 
-def evaluate(
-    model: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice, split: DeletionSplit, precision: str
-) -> Scores:
+def evaluate(model: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice, split: DeletionSplit, precision: str) -> Scores:
     """All scores of a model, each between 0 and 1, or None where it has no meaning.
 
     The metrics on the whole test set, and on its selection (`val_`) and report half (`report_`); accuracies on the deletion

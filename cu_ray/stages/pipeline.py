@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import platform
 import resource
-import time
 import traceback
 from collections import OrderedDict
 from collections.abc import Callable
@@ -23,8 +22,8 @@ from cu_ray.learning.precision import require
 from cu_ray.stages.evaluate import evaluate, images_evaluated
 from cu_ray.stages.poison import OnDevice, detect, nothing_found, poison, upload
 from cu_ray.stages.train import build_model, train
-from cu_ray.stages.unlearn import unlearn
-from cu_ray.types import Cost, Dataset, NamedTensors, OriginalSpec, PoisonedDataset, Record, Setting, Store, Tensors, TrialSpec
+from cu_ray.stages.unlearn import Memo, Unlearned, now, unlearn
+from cu_ray.types import Cost, Dataset, OriginalSpec, PoisonedDataset, Record, Setting, Store, Tensors, TrialSpec
 
 KEPT = {"data": 4, "originals": 4, "memos": 4}  # how many of each stay on the device between trials
 
@@ -80,8 +79,8 @@ class Workbench:
 
         return self._originals.get(spec.key, make), trained
 
-    def unlearned(self, spec: TrialSpec, facts: dict[str, Any] | None = None) -> Any:
-        """What the method makes of the original (`cu_ray.stages.unlearn.Unlearned`); facts of it are put into `facts`."""
+    def unlearned(self, spec: TrialSpec, facts: dict[str, Any] | None = None) -> Unlearned:
+        """What the method makes of the original; facts of it are put into `facts`."""
         facts = {} if facts is None else facts
         require(spec.original.setting.train.precision, self._device)
         poisoned, data = self.poisoned(spec.original.setting)
@@ -89,10 +88,10 @@ class Workbench:
         original, _ = self.original(spec.original)
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
-        started = self._now()
         result = unlearn(spec, original, poisoned, data, split, self._memos)
         facts |= {
-            "unlearn_seconds": self._now() - started,
+            "unlearn_seconds": result.seconds,
+            "unlearn_seconds_spent": result.seconds_spent,
             "effective_size": poisoned.effective_size,
             "deletion_size": len(split.deletion) + len(split.held_out),
             "detection_precision": split.precision,
@@ -108,9 +107,9 @@ class Workbench:
 
     def _original_scores(self, spec: OriginalSpec, facts: dict[str, Any]) -> tuple[dict[str, float | None], dict[str, float]]:
         poisoned, data = self.poisoned(spec.setting)
-        started = self._now()
+        started = now(self._device)
         model, trained = self.original(spec)
-        facts |= {"train_seconds": self._now() - started if trained else None, "effective_size": poisoned.effective_size}
+        facts |= {"train_seconds": now(self._device) - started if trained else None, "effective_size": poisoned.effective_size}
         return self._timed_scores(model, poisoned, data, nothing_found(poisoned), spec.setting, facts), {}
 
     def _trial_scores(self, spec: TrialSpec, facts: dict[str, Any]) -> tuple[dict[str, float | None], dict[str, float]]:
@@ -120,17 +119,27 @@ class Workbench:
         return self._timed_scores(result.model, poisoned, data, split, spec.original.setting, facts), result.notes
 
     def _timed_scores(
-        self, model: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice, split: Any, setting: Setting, facts: dict[str, Any]
+        self,
+        model: torch.nn.Module,
+        poisoned: PoisonedDataset,
+        data: OnDevice,
+        split: Any,
+        setting: Setting,
+        facts: dict[str, Any],
     ) -> dict[str, float | None]:
-        started = self._now()
+        started = now(self._device)
         scores = evaluate(model, poisoned, data, split, setting.train.precision)
-        facts["eval_seconds"] = self._now() - started
+        facts["eval_seconds"] = now(self._device) - started
         return scores
 
     def _recorded(
-        self, kind: str, key: str, spec: dict[str, Any], run: Callable[[dict[str, Any]], tuple[dict[str, float | None], dict[str, float]]]
+        self,
+        kind: str,
+        key: str,
+        spec: dict[str, Any],
+        run: Callable[[dict[str, Any]], tuple[dict[str, float | None], dict[str, float]]],
     ) -> Record:
-        facts: dict[str, Any] = {"started_at": _timestamp(), **self._machine()}
+        facts: dict[str, Any] = {"started_at": _timestamp(), "num_classes": self._dataset.num_classes, **self._machine()}
         try:
             scores, notes = run(facts)
             status, error = "ok", None
@@ -154,11 +163,6 @@ class Workbench:
         if self._device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._device))
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
 
 
 class _Recent(Generic[Value]):
@@ -186,25 +190,27 @@ class _KeptMemos:
 
     def __init__(self, store: Store, device: torch.device) -> None:
         self._store, self._device = store, device
-        self._recent: _Recent[tuple[NamedTensors, Cost]] = _Recent(KEPT["memos"])
+        self._recent: _Recent[Memo] = _Recent(KEPT["memos"])
 
-    def load(self, key: str) -> tuple[NamedTensors, Cost] | None:
-        """The memo and what computing it cost, or None where nobody computed it yet."""
+    def load(self, key: str) -> Memo | None:
+        """The memo, or None where nobody computed it yet."""
         known = self._recent.find(key) or self._from_store(key)
         return known and self._recent.get(key, lambda: known)
 
-    def save(self, key: str, memo: NamedTensors, cost: Cost) -> None:
+    def save(self, key: str, memo: Memo) -> None:
         """Keep a memo here and in the store."""
-        arrays = {name: tensor.cpu().numpy() for name, tensor in memo.items()}
-        self._store.save("memos", key, arrays, {"forward": str(cost.forward), "backward": str(cost.backward)})
-        self._recent.get(key, lambda: (memo, cost))
+        arrays = {name: tensor.cpu().numpy() for name, tensor in memo.tensors.items()}
+        facts = {"forward": memo.cost.forward, "backward": memo.cost.backward, "seconds": memo.seconds}
+        self._store.save("memos", key, arrays, {name: str(fact) for name, fact in facts.items()})
+        self._recent.get(key, lambda: memo)
 
-    def _from_store(self, key: str) -> tuple[NamedTensors, Cost] | None:
+    def _from_store(self, key: str) -> Memo | None:
         entry = self._store.load("memos", key)
         if entry is None:
             return None
-        tensors = {name: torch.from_numpy(array).to(self._device) for name, array in entry[0].items()}
-        return tensors, Cost(int(entry[1]["forward"]), int(entry[1]["backward"]))
+        arrays, facts = entry
+        tensors = {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
+        return Memo(tensors, Cost(int(facts["forward"]), int(facts["backward"])), float(facts["seconds"]))
 
 
 def arrays_of(model: torch.nn.Module) -> Tensors:
@@ -213,7 +219,7 @@ def arrays_of(model: torch.nn.Module) -> Tensors:
 
 
 def _timestamp() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
 
 
 def _one_line(problem: Exception) -> str:

@@ -9,8 +9,8 @@ import numpy as np
 
 from cu_ray.errors import ContractBroken
 from cu_ray.identity import generator_for, key_of
-from cu_ray.learning.batches import DeviceImages
 from cu_ray.lazy import torch
+from cu_ray.learning.batches import DeviceImages
 from cu_ray.plugins import describe
 from cu_ray.types import Dataset, DeletionSplit, Images, Indices, Mask, PoisonedDataset, Validation
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -24,13 +25,22 @@ from cu_ray.stages.train import build_model, require_finite
 from cu_ray.types import LEARNING_VERSION, Cost, DeletionSplit, Indices, NamedTensors, PoisonedDataset, TrainRecipe, TrialSpec
 
 
+@dataclass(frozen=True, eq=False)
+class Memo:
+    """Tensors on the device, and what computing them took."""
+
+    tensors: NamedTensors
+    cost: Cost
+    seconds: float
+
+
 class Memos(Protocol):
     """Where memos are kept between trials."""
 
-    def load(self, key: str) -> tuple[NamedTensors, Cost] | None:
-        """A memo on the device and what computing it cost, or None."""
+    def load(self, key: str) -> Memo | None:
+        """A memo, or None where nobody computed it yet."""
 
-    def save(self, key: str, memo: NamedTensors, cost: Cost) -> None:
+    def save(self, key: str, memo: Memo) -> None:
         """Keep a memo."""
 
 
@@ -41,6 +51,8 @@ class Unlearned:
     model: torch.nn.Module
     cost: Cost
     spent: Cost
+    seconds: float  # alone
+    seconds_spent: float
     notes: dict[str, float]
     changed_share: float  # of the parameters
 
@@ -58,12 +70,29 @@ def unlearn(
     Raises Diverged where a weight is not finite, ContractBroken where the method returns another architecture.
     """
     keeper = Keeper(spec.keep, poisoned, data, spec.original.setting.train.precision)
+    started = now(data.device)
     task = Task(spec, original, poisoned, data, split, memos, keeper, Meter(), seed_for("unlearn", spec.key))
     model = spec.method.unlearn(task)
+    seconds = now(data.device) - started
     _require_same_architecture(spec, original, model)
     require_finite(model)
     model = keeper.keep(model)
-    return Unlearned(model, task.meter.cost + task.memo_cost, task.meter.cost, task.notes, _changed_share(original, model))
+    return Unlearned(
+        model,
+        cost=task.meter.cost + task.memo_cost,
+        spent=task.meter.cost,
+        seconds=seconds + task.memo_seconds,
+        seconds_spent=seconds,
+        notes=task.notes,
+        changed_share=_changed_share(original, model),
+    )
+
+
+def now(device: torch.device) -> float:
+    """A clock in seconds, read when the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 class Task:
@@ -84,7 +113,7 @@ class Task:
         self._spec, self._poisoned, self._data, self._split = spec, poisoned, data, split
         self._memos, self._keeper, self._original = memos, keeper, original
         self._seed, self._draws = seed, 0
-        self.meter, self.memo_cost = meter, Cost()
+        self.meter, self.memo_cost, self.memo_seconds = meter, Cost(), 0.0
         self.notes: dict[str, float] = {}
         self.train: TrainRecipe = spec.original.setting.train
         self.device = data.device
@@ -135,8 +164,9 @@ class Task:
         )
         known = self._memos.load(key)
         if known is not None:
-            self.memo_cost += known[1]
-            return known[0]
+            self.memo_cost += known.cost
+            self.memo_seconds += known.seconds
+            return known.tensors
         task = Task(
             self._spec,
             self._original,
@@ -148,10 +178,11 @@ class Task:
             Meter(),
             seed_for("memo", key),
         )
-        memo = {name: tensor.detach() for name, tensor in compute(task).items()}
-        self._memos.save(key, memo, task.meter.cost)
+        started = now(self.device)
+        tensors = {name: tensor.detach() for name, tensor in compute(task).items()}
+        self._memos.save(key, Memo(tensors, task.meter.cost, now(self.device) - started))
         self.meter.cost += task.meter.cost
-        return memo
+        return tensors
 
     def offer(self, model: torch.nn.Module) -> None:
         """Show the model at the end of an epoch."""
@@ -167,9 +198,7 @@ class Task:
 
 
 def _require_same_architecture(spec: TrialSpec, original: torch.nn.Module, model: torch.nn.Module) -> None:
-    expected, given = (
-        {name: tuple(tensor.shape) for name, tensor in each.state_dict().items()} for each in (original, model)
-    )
+    expected, given = ({name: tuple(tensor.shape) for name, tensor in each.state_dict().items()} for each in (original, model))
     if expected != given:
         raise ContractBroken(f"{name_of(spec.method)} returned another architecture than the original's")
 

@@ -1,0 +1,272 @@
+"""The commands: parse, call, print. Exit codes: 0 all done, 1 some trials failed, 2 wrong use, 130 interrupted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import yaml
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cu_ray import __version__, config, plugins
+from cu_ray.config import SAMPLERS, Sweep
+from cu_ray.errors import UserError, did_you_mean
+from cu_ray.selection import RULES
+
+QUICKSTART = """
+name: try
+dataset: fashion_mnist_small
+model: {name: resnet9, width: 8}
+manipulation: {name: backdoor, size: 300}
+train: {steps: 800, lr: 0.05, batch_size: 64, precision: fp32}
+methods: {no_unlearning: {}}
+"""
+
+
+def console() -> Console:
+    """The terminal; a plain text stream has lines of 140 characters."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
+class Commands(click.Group):
+    """Commands whose wrong use ends in one message and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        sys.path.insert(0, "")  # plug-ins in the current folder
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            print(f"cu-ray: {error}", file=sys.stderr)
+            ctx.exit(2)
+        except BrokenPipeError:
+            ctx.exit(1)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """The command named, or a complaint with the nearest name."""
+        if args and args[0] not in self.commands:
+            raise click.UsageError(f"there is no command {args[0]!r}. {did_you_mean(args[0], self.commands)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="cu-ray")
+def main() -> None:
+    """Distributed sweeps for corrective machine unlearning."""
+
+
+def sweep_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options by which a sweep file is read."""
+    for option in (
+        click.option("--output", help="where results go, instead of the file's runtime.output"),
+        click.option("--seeds", default="", help="further seeds besides the file's, like +3,4"),
+        click.option("--only", multiple=True, help="run only these, like method=ssd,fraction=0.1"),
+        click.argument("file", type=click.Path()),
+    ):
+        command = option(command)
+    return command
+
+
+def load_sweep(file: str, only: tuple[str, ...], seeds: str, output: str | None, **runtime: Any) -> Sweep:
+    """The sweep of a file and the options."""
+    try:
+        further = [int(seed) for seed in seeds.lstrip("+").split(",") if seed]
+    except ValueError:
+        raise UserError(f"--seeds {seeds}: whole numbers are needed, like --seeds +3,4") from None
+    sweep = config.load(file, only=only, seeds=further)
+    changes = {name: value for name, value in {"output": output, **runtime}.items() if value is not None}
+    return replace(sweep, runtime=replace(sweep.runtime, **changes))
+
+
+@main.command()
+@sweep_options
+@click.option("--address", help="the Ray cluster to join, instead of starting Ray here (also RAY_ADDRESS)")
+@click.option("--workers", type=click.IntRange(min=1), help="how many trials run at once at most")
+@click.option("--retry-failed", is_flag=True, help="run failed trials again")
+def sweep(
+    file: str, only: tuple[str, ...], seeds: str, output: str | None, address: str | None, workers: int | None, retry_failed: bool
+) -> None:
+    """Run the sweep of FILE, or what of it is not done yet."""
+    from cu_ray.report.terminal import best_table
+    from cu_ray.sweep import runner
+
+    out = console()
+    outcome = runner.run(load_sweep(file, only, seeds, output, address=address, workers=workers), out, retry_failed=retry_failed)
+    counts = outcome.estimate
+    if counts.trials_done:
+        out.print(best_table(outcome.tables))
+    out.print(Text(f"Tables: {outcome.tables}/{{trials,originals,best,curves}}.parquet"), soft_wrap=True)
+    if outcome.interrupted:
+        out.print(f"Interrupted: {counts.trials_done} of {counts.trials} trials are done. The same command goes on from there.")
+        sys.exit(130)
+    if outcome.num_failed:
+        out.print(f"{outcome.num_failed} failed: see the columns status and error; --retry-failed runs them again.")
+        sys.exit(1)
+
+
+@main.command()
+@sweep_options
+@click.option("--json", "as_json", is_flag=True, help="one JSON object")
+def plan(file: str, only: tuple[str, ...], seeds: str, output: str | None, as_json: bool) -> None:
+    """Say what the sweep of FILE comes to and what of it is done. Starts nothing."""
+    from cu_ray.sweep import runner
+
+    counts = runner.preview(load_sweep(file, only, seeds, output))
+    if as_json:
+        print(json.dumps(counts.to_json()))
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in counts.to_json().items():
+        if name != "by_method":
+            table.add_row(name, "unknown" if value is None else f"{value:,.0f}")
+    for method, count in counts.by_method.items():
+        table.add_row(f"  {method}", f"{count:,}")
+    console().print(table)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def status(folder: Path) -> None:
+    """Say how far the sweep in FOLDER (results/NAME) is."""
+    path = folder / "status.json"
+    if not path.exists():
+        raise UserError(f"there is no {path}: is {folder} the folder of a sweep (results/NAME)?")
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    running = facts["running"] and _alive(facts["process"], facts["host"])
+    state = "running" if running else "stopped before its end" if facts["running"] else "not running"
+    out = console()
+    out.print(f"{folder.name}: {state}; {facts['trials_done']} of {facts['trials']} trials done, {facts['trials_failed']} failed")
+    out.print(f"originals: {facts['originals_done']} of {facts['originals']}; studies: {facts['studies']}")
+    if not running and facts["trials_done"] < facts["trials"]:
+        out.print("The same `cu-ray sweep` command goes on from there.")
+
+
+def _alive(process: int, host: str) -> bool:
+    import os
+    import platform
+
+    if host != platform.node():
+        return True  # it cannot be asked from here
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--rule", help=f"the selection rule: {', '.join(RULES)}")
+def table(folder: Path, rule: str | None) -> None:
+    """Print the table of the sweep in FOLDER (results/NAME)."""
+    from cu_ray.report.terminal import best_table
+
+    console().print(best_table(folder / "tables", rule))
+
+
+LISTED = (*plugins.KINDS, "samplers", "rules")
+
+
+@main.command("list")
+@click.argument("kind", required=False)
+@click.argument("name", required=False)
+def list_command(kind: str | None, name: str | None) -> None:
+    """List the plug-ins of a KIND, or the settings of the one called NAME."""
+    out = console()
+    if kind is None:
+        for each in LISTED:
+            out.print(f"{each}: {', '.join(_names(each))}", soft_wrap=True)
+        return
+    if kind not in LISTED:
+        raise UserError(f"{kind!r} cannot be listed. {did_you_mean(kind, LISTED)}")
+    if kind in ("samplers", "rules") or name is None:
+        listing = Table("name", "what it is", box=None)
+        for each in _names(kind):
+            listing.add_row(each, Text(_summary(kind, each)))
+        out.print(listing)
+        return
+    cls = plugins.find(kind, name)
+    out.print(Text(f"{name} (version {cls.version}): {cls.summary}\n\n{(cls.__doc__ or '').strip()}\n"))
+    listing = Table("setting", "default", "searched by default", "allowed", box=None)
+    for fact in plugins.facts(cls).values():
+        search = fact.search and f"{fact.search.low:g} to {fact.search.high:g}{', log' if fact.search.log else ''}"
+        default = "required" if fact.required else "null" if fact.default is None else str(fact.default)
+        listing.add_row(fact.name, default, search or "", Text(fact.describe()))
+    out.print(listing)
+
+
+def _names(kind: str) -> list[str]:
+    return list(SAMPLERS) if kind == "samplers" else list(RULES) if kind == "rules" else plugins.names(kind)
+
+
+def _summary(kind: str, name: str) -> str:
+    if kind == "samplers":
+        return {"grid": "all combinations of listed values"}.get(
+            name, "drawn in the ranges; reproducible whatever runs in parallel"
+        )
+    return RULES[name].summary if kind == "rules" else str(plugins.find(kind, name).summary)
+
+
+@main.command("try")
+@click.argument("method")
+@click.option("--set", "settings", multiple=True, help="a hyperparameter, like --set alpha=0.1")
+@click.option("--sweep", "file", help="take data, model and manipulation from this sweep file [default: the quickstart's]")
+@click.option("--fraction", type=float, default=0.5, show_default=True, help="deletion fraction")
+@click.option("--seed", type=int, default=0, show_default=True)
+def try_command(method: str, settings: tuple[str, ...], file: str | None, fraction: float, seed: int) -> None:
+    """Run one trial of METHOD in the foreground, without Ray: a debugger works."""
+    from cu_ray.sweep import foreground
+
+    given = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting}: NAME=VALUE is needed")
+        given[name] = yaml.safe_load(value)
+    sweep = config.load(file) if file else config.parse(QUICKSTART, "try")
+    text = yaml.safe_dump({method: given})
+    record = foreground.try_method(sweep, config.parse_methods(text, f"cu-ray try {method}", sweep), fraction, seed)
+    _print_record(record)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("trial_key")
+def replay(folder: Path, trial_key: str) -> None:
+    """Run a trial of the sweep in FOLDER again, without Ray, and compare its scores. TRIAL_KEY: or its first digits."""
+    from cu_ray.sweep import foreground
+
+    recorded, again = foreground.replay(folder, trial_key)
+    _print_record(again)
+    if recorded.scores == again.scores and recorded.status == again.status:
+        console().print("The scores are the same to the bit.")
+        return
+    for name in sorted({*recorded.scores, *again.scores}):
+        if recorded.scores.get(name) != again.scores.get(name):
+            console().print(f"{name}: recorded {recorded.scores.get(name)}, now {again.scores.get(name)}")
+    sys.exit(1)
+
+
+def _print_record(record: Any) -> None:
+    out = console()
+    out.print(f"{record.kind} {record.key[:16]}: {record.status}" + (f", {record.error}" if record.error else ""), soft_wrap=True)
+    values = {**record.scores, **record.notes, **{name: record.facts.get(name) for name in ("unlearn_seconds", "eval_seconds")}}
+    listing = Table(show_header=False, box=None)
+    for name, value in values.items():
+        listing.add_row(name, "-" if value is None else f"{value:.4g}")
+    out.print(listing)
+    if not record.ok:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

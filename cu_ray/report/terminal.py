@@ -1,0 +1,64 @@
+"""The table of a sweep on the terminal, from `best.parquet` alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from rich.table import Table
+
+from cu_ray.errors import UserError, did_you_mean
+
+COLUMNS = ("acc_corr", "acc_retain", "asr", "confusion_rate")
+
+
+def rows_of(tables: Path, name: str = "best") -> list[dict[str, Any]]:
+    """The rows of a table. Raises UserError where there is none."""
+    path = tables / f"{name}.parquet"
+    if not path.exists():
+        raise UserError(f"there is no {path}: is {tables.parent} the folder of a sweep (results/NAME) that has run?")
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows
+
+
+def best_table(tables: Path, rule: str | None = None) -> Table:
+    """Method x deletion fraction under one selection rule, means over seeds; by default the rule that the search followed."""
+    rows = rows_of(tables)
+    rules = list(dict.fromkeys(row["rule"] for row in rows))
+    searched = next((row["search_objective"] for row in rows if row["search_objective"]), "oracle_validation")
+    rule = rule or searched
+    if rule not in rules:
+        raise UserError(f"{rule!r} is no selection rule of these tables. {did_you_mean(rule, rules)}")
+    shown = [row for row in rows if row["rule"] == rule]
+    metrics = [name for name in COLUMNS if any(row[f"{name}_mean"] is not None for row in shown)]
+    groups = list(dict.fromkeys(_cell(row) for row in shown))
+    reports_on = shown[0]["reports_on"] if shown else ""
+    table = Table(
+        title=f"Best of each study by {rule}, on the {reports_on}: mean (standard deviation) over seeds", title_justify="left"
+    )
+    if len(groups) > 1:
+        table.add_column("setting")
+    for name in ("method", "fraction", *metrics, "seconds", "n"):
+        table.add_column(name, justify="left" if name == "method" else "right")
+    previous: tuple[Any, ...] = ()
+    for row in sorted(shown, key=lambda row: groups.index(_cell(row))):
+        if previous and previous != (_cell(row), row["method"]):
+            table.add_section()
+        previous = (_cell(row), row["method"])
+        cells = [_cell(row)] if len(groups) > 1 else []
+        cells += [row["method"], f"{row['deletion_fraction']:g}"]
+        cells += [_number(row[f"{name}_mean"], row[f"{name}_std"]) for name in metrics]
+        seconds = row["unlearn_seconds_mean"]
+        table.add_row(*cells, "-" if seconds is None else f"{seconds:.1f}", str(row["n"]))
+    return table
+
+
+def _cell(row: dict[str, Any]) -> str:
+    return f"{row['dataset']} {row['model']} {row['manipulation']} {row['manipulation_size']}"
+
+
+def _number(mean: float | None, std: float | None) -> str:
+    if mean is None:
+        return "-"
+    return f"{mean:.3f}" + (f" ({std:.3f})" if std is not None else "")

@@ -1,0 +1,1 @@
+"""The sweep: the only folder that imports Ray or Optuna."""

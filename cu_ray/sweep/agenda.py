@@ -1,0 +1,297 @@
+"""Which job comes next, and what a finished one makes possible: the sweep's logic, without Ray.
+
+Jobs are original models and trials. A trial waits for its original; the trials that share a method's memos wait for the
+first of them; a study's next point waits for the results that its sampler may know; confirmations wait for their study.
+Nothing else waits: there is no barrier between stages. Each trial key is run once, whoever asks for it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from cu_ray.selection import RULES
+from cu_ray.sweep import sampling
+from cu_ray.sweep.ledger import Known, PointRecord
+from cu_ray.sweep.plan import Hyperparameters, Plan, StudySpec, memo_group, trial_cost
+from cu_ray.types import OriginalSpec, Record, TrialSpec
+
+
+class Journal(Protocol):
+    """Where records go before anything else hears of them: the ledger."""
+
+    known: Known
+
+    def append(self, record: Record | PointRecord) -> None:
+        """Write a record durably."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One original model or one trial to be made."""
+
+    kind: str  # "original" or "trial"
+    spec: OriginalSpec | TrialSpec
+    images: int = 0  # what it takes: forward passes and twice the backward passes
+
+    @property
+    def key(self) -> str:
+        """The key of what it makes."""
+        return self.spec.key
+
+
+@dataclass
+class StudyState:
+    """A study as far as it has come."""
+
+    spec: StudySpec
+    points: list[Hyperparameters] = field(default_factory=list)
+    trial_keys: list[tuple[str, ...]] = field(default_factory=list)
+    results: list[float | None] = field(default_factory=list)  # of the first points, in order; None: failed
+    confirmed: bool = False
+
+
+class Agenda:
+    """The jobs of a plan, given what the journal already holds."""
+
+    def __init__(
+        self, plan: Plan, journal: Journal, *, original_cached: Callable[[str], bool], retry_failed: bool = False
+    ) -> None:
+        self.plan, self._journal, self._original_cached = plan, journal, original_cached
+        self._retry_failed = retry_failed
+        self._ready: list[tuple[tuple[int, int, int], Job]] = []
+        self._order = itertools.count()
+        self._waiting: dict[str, list[Job]] = {}  # by the key of the original or the memo group they wait for
+        self._wanted: dict[str, Job] = {}  # not done yet, by key
+        self._running: dict[str, Job] = {}
+        self._listeners: dict[str, list[StudyState]] = {}
+        self._leaders: dict[str, str] = {}  # key of the trial that computes a memo -> its memo group
+        self._led: set[str] = set()  # memo groups that are being computed
+        self._warm: set[str] = set()  # memo groups that are there
+        self._failures: list[Record] = []  # of trials whose original failed, to be taken in next
+        self._retried: set[str] = set()
+        self.finished: Counter[str] = Counter()  # statuses of what was run here
+        self.studies = [StudyState(spec) for spec in plan.studies]
+        for study in self.studies:
+            self._advance(study)
+        self._take_in_failures()
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to be run."""
+        return not self._wanted
+
+    @property
+    def running(self) -> list[Job]:
+        """What was handed out and has not come back."""
+        return list(self._running.values())
+
+    @property
+    def num_open(self) -> int:
+        """How many jobs are known to be left, those running included; a search may add more."""
+        return len(self._wanted)
+
+    def wants(self, key: str) -> bool:
+        """Whether an original or trial is still to be made."""
+        return key in self._wanted
+
+    def confirmed_points(self, study: StudyState) -> list[Hyperparameters]:
+        """The points of a fully searched study that are run on the confirming seeds: the best of every rule, each once."""
+        if not (study.confirmed and study.spec.confirm_settings):
+            return []
+        trials = self._journal.known.trials
+        best = (best_point(study.spec, study.points, trials, rule) for rule in RULES)
+        return [study.points[index] for index in dict.fromkeys(index for index in best if index is not None)]
+
+    def next(self) -> Job | None:
+        """A job to run now, or None where all that is left waits for what is running."""
+        if not self._ready:
+            return None
+        _, job = heapq.heappop(self._ready)
+        self._running[job.key] = job
+        return job
+
+    def give_back(self, job: Job) -> None:
+        """Take back a job that was handed out and not run."""
+        self._running.pop(job.key, None)
+        self._push(job)
+
+    def complete(self, record: Record) -> None:
+        """Take in the record of a job: journal first, then the studies that wait for it."""
+        self._take_in(record)
+        self._take_in_failures()
+
+    def _take_in_failures(self) -> None:
+        while self._failures:
+            self._take_in(self._failures.pop())
+
+    def _take_in(self, record: Record) -> None:
+        self._journal.append(record)
+        self.finished[record.status] += 1
+        self._running.pop(record.key, None)
+        self._wanted.pop(record.key, None)
+        if record.kind == "original" and not record.ok:
+            self._fail_dependents(record)
+        for job in self._waiting.pop(record.key, []):
+            self._offer(job)
+        if record.kind == "trial":
+            self._release_memo(record.key)
+            for study in self._listeners.pop(record.key, []):
+                self._advance(study)
+
+    # ---------------------------------------------------------------------------------------------------------- studies
+
+    def _advance(self, study: StudyState) -> None:
+        """Take in the study's results, make the points that these allow, then confirm the best."""
+        self._collect(study)
+        spec = study.spec
+        while len(study.points) < spec.method.budget and len(study.results) >= sampling.results_needed(spec, len(study.points)):
+            self._add_point(study)
+            self._collect(study)
+        if len(study.results) == spec.method.budget and not study.confirmed:
+            study.confirmed = True
+            for hyperparameters in self.confirmed_points(study):
+                for trial in spec.trials(hyperparameters, spec.confirm_settings):
+                    self._want_trial(trial, study)
+
+    def _add_point(self, study: StudyState) -> None:
+        spec, index = study.spec, len(study.points)
+        written = self._journal.known.points.get(spec.key, {}).get(index)
+        if written is not None:
+            hyperparameters: Hyperparameters = {name: _frozen(value) for name, value in written.hyperparameters.items()}
+        else:
+            known = study.results[: sampling.results_needed(spec, index)]
+            hyperparameters = sampling.point(spec, index, study.points, known)
+        trials = spec.trials(hyperparameters, spec.search_settings)
+        keys = tuple(trial.key for trial in trials)
+        if written is None:
+            self._journal.append(PointRecord(spec.key, index, dict(hyperparameters), keys))
+        study.points.append(hyperparameters)
+        study.trial_keys.append(keys)
+        for trial in trials:
+            self._want_trial(trial, study)
+
+    def _collect(self, study: StudyState) -> None:
+        """Score further points, in index order, as far as their trials are done."""
+        while len(study.results) < len(study.points):
+            index = len(study.results)
+            if any(key in self._wanted for key in study.trial_keys[index]):
+                return
+            rule = study.spec.search.objective
+            study.results.append(point_score(study.spec, study.points[index], self._journal.known.trials, rule))
+
+    # ------------------------------------------------------------------------------------------------------------- jobs
+
+    def _want_trial(self, spec: TrialSpec, study: StudyState) -> None:
+        known = self._journal.known.trials.get(spec.key)
+        if known is not None and (known.ok or not self._retry_failed or spec.key in self._retried):
+            return
+        self._listeners.setdefault(spec.key, []).append(study)
+        if spec.key in self._wanted:
+            return
+        self._retried.add(spec.key)
+        num_train, _ = self.plan.num_images[spec.original.setting.content_hash]
+        cost = trial_cost(spec, num_train)
+        job = Job("trial", spec, cost.forward + 2 * cost.backward)
+        self._wanted[spec.key] = job
+        self._want_original(spec.original)
+        self._offer(job)
+
+    def _want_original(self, spec: OriginalSpec) -> None:
+        """Have the original made unless it is there; an original of which only the record is there is made again."""
+        known = self._journal.known.originals.get(spec.key)
+        if known is not None and (self._original_cached(spec.key) if known.ok else not self._may_retry(spec.key)):
+            return
+        if spec.key not in self._wanted:
+            recipe = spec.setting.train
+            self._wanted[spec.key] = Job("original", spec, 3 * recipe.steps * recipe.batch_size)
+            self._push(self._wanted[spec.key])
+
+    def _may_retry(self, key: str) -> bool:
+        return self._retry_failed and key not in self._retried
+
+    def _offer(self, job: Job) -> None:
+        """Make a trial ready, or let it wait for its original or for the memo that another trial is computing."""
+        spec = job.spec
+        assert isinstance(spec, TrialSpec)
+        if spec.original.key in self._wanted:
+            self._waiting.setdefault(spec.original.key, []).append(job)
+            return
+        original = self._journal.known.originals.get(spec.original.key)
+        if original is not None and not original.ok:
+            self._fail(job, original)
+            return
+        group = memo_group(spec)
+        if group is None or group in self._warm:
+            self._push(job)
+        elif group in self._led:
+            self._waiting.setdefault(group, []).append(job)
+        else:
+            self._led.add(group)
+            self._leaders[spec.key] = group
+            self._push(job)
+
+    def _push(self, job: Job) -> None:
+        """Rank: what others wait for first (originals, then trials that compute a memo), then the longest, then in order."""
+        urgency = 0 if job.kind == "original" else 1 if job.key in self._leaders else 2
+        heapq.heappush(self._ready, ((urgency, -job.images, next(self._order)), job))
+
+    def _release_memo(self, key: str) -> None:
+        group = self._leaders.pop(key, None)
+        if group is not None:
+            self._led.discard(group)
+            self._warm.add(group)
+            for job in self._waiting.pop(group, []):
+                self._push(job)
+
+    def _fail_dependents(self, original: Record) -> None:
+        self._retried.add(original.key)
+        for job in self._waiting.pop(original.key, []):
+            self._fail(job, original)
+
+    def _fail(self, job: Job, original: Record) -> None:
+        reason = f"its original model {original.status}: {original.error}"
+        self._failures.append(Record("trial", job.key, job.spec.describe(), "failed", reason))
+
+
+def point_score(spec: StudySpec, hyperparameters: Hyperparameters, trials: dict[str, Record], rule_name: str) -> float | None:
+    """A point's score under a rule: over the search seeds the mean, over the fractions the mean or the least; None where
+    a trial failed or the rule has no score.
+    """
+    rule = RULES[rule_name]
+    by_seed = []
+    for setting in spec.search_settings:
+        by_fraction = []
+        for fraction in spec.fractions or (None,):
+            if rule.held_out and not spec.holds_out_at(fraction):
+                return None
+            record = trials.get(spec.trial(hyperparameters, setting, fraction, held_out=rule.held_out).key)
+            if record is None or not record.ok:
+                return None
+            score = rule.score(record.scores, record.facts["num_classes"])
+            if score is None:
+                return None
+            by_fraction.append(score)
+        whole = min(by_fraction) if spec.search.aggregate == "min" else sum(by_fraction) / len(by_fraction)
+        by_seed.append(whole)
+    return sum(by_seed) / len(by_seed)
+
+
+def best_point(spec: StudySpec, points: list[Hyperparameters], trials: dict[str, Record], rule_name: str) -> int | None:
+    """The index of the best point under a rule, the first of equals; None where no point has a score.
+
+    The only point of a study needs no score to be the best.
+    """
+    if spec.method.budget == 1:
+        return 0 if points else None
+    scores = [point_score(spec, point, trials, rule_name) for point in points]
+    ranked = [(score, -index) for index, score in enumerate(scores) if score is not None]
+    return -max(ranked)[1] if ranked else None
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

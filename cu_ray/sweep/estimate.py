@@ -1,0 +1,121 @@
+"""What a plan comes to and what of it is done: `cu-ray plan` and the display of a running sweep."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from cu_ray.plugins import name_of
+from cu_ray.sweep.agenda import Agenda, StudyState
+from cu_ray.sweep.ledger import Known, PointRecord
+from cu_ray.sweep.plan import Plan, memo_group, trial_cost, typical_point
+from cu_ray.types import Cost, OriginalSpec, Record, TrialSpec
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Counts of a plan. Images are what is still to be run: training and unlearning; a memo counts once.
+
+    A study that is still to be searched counts with one confirmed point; rules that choose different points add to that.
+    `seconds` is the work of one worker, from the pace of trials that are done; None where there are none.
+    """
+
+    originals: int
+    originals_done: int
+    studies: int
+    trials: int
+    trials_done: int
+    trials_failed: int
+    images_forward: int
+    images_backward: int
+    seconds: float | None
+    by_method: dict[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+
+class ReadOnlyJournal:
+    """A journal that keeps what it is told to itself."""
+
+    def __init__(self, known: Known) -> None:
+        self.known = Known(dict(known.originals), dict(known.trials), {key: dict(points) for key, points in known.points.items()})
+
+    def append(self, record: Record | PointRecord) -> None:
+        """Take the record in; write nothing."""
+        self.known.add(record)
+
+
+def estimate(plan: Plan, agenda: Agenda, known: Known) -> Estimate:
+    """The counts of a plan whose agenda has taken in what is known."""
+    trials: dict[str, TrialSpec] = {}
+    unknown: list[tuple[TrialSpec, int]] = []  # a typical trial and how many such there will be
+    for study in agenda.studies:
+        for spec in _known_trials(study, agenda):
+            trials[spec.key] = spec
+        unknown += _unknown_trials(study)
+    originals = plan.originals()
+    done = {key for key in trials if key in known.trials}
+    by_method = dict.fromkeys((name_of(study.method.cls) for study in plan.studies), 0)
+    for spec, count in [*((spec, 1) for spec in trials.values()), *unknown]:
+        by_method[name_of(spec.method)] += count
+    cost = _remaining(plan, agenda, [*((spec, 1) for key, spec in trials.items() if key not in done), *unknown], originals)
+    pace = _pace(known)
+    return Estimate(
+        originals=len(originals),
+        originals_done=sum(spec.key in known.originals for spec in originals),
+        studies=len(plan.studies),
+        trials=sum(by_method.values()),
+        trials_done=len(done),
+        trials_failed=sum(not known.trials[key].ok for key in done),
+        images_forward=cost.forward,
+        images_backward=cost.backward,
+        seconds=None if pace is None else pace * _passes(cost),
+        by_method=by_method,
+    )
+
+
+def _known_trials(study: StudyState, agenda: Agenda) -> list[TrialSpec]:
+    spec = study.spec
+    specs = [trial for point in study.points for trial in spec.trials(point, spec.search_settings)]
+    return specs + [trial for point in agenda.confirmed_points(study) for trial in spec.trials(point, spec.confirm_settings)]
+
+
+def _unknown_trials(study: StudyState) -> list[tuple[TrialSpec, int]]:
+    spec, point = study.spec, typical_point(study.spec)
+    to_sample = spec.method.budget - len(study.points)
+    searched = [(trial, to_sample) for trial in spec.trials(point, spec.search_settings) if to_sample]
+    confirmed = [(trial, 1) for trial in spec.trials(point, spec.confirm_settings) if not study.confirmed]
+    return searched + confirmed
+
+
+def _remaining(plan: Plan, agenda: Agenda, trials: list[tuple[TrialSpec, int]], originals: list[OriginalSpec]) -> Cost:
+    cost, memo_groups = Cost(), set[str]()
+    for original in originals:
+        if agenda.wants(original.key):
+            recipe = original.setting.train
+            cost += Cost(recipe.steps * recipe.batch_size, recipe.steps * recipe.batch_size)
+    for spec, count in trials:
+        num_train, _ = plan.num_images[spec.original.setting.content_hash]
+        group = memo_group(spec)
+        if group is not None and group in memo_groups:
+            continue
+        memo_groups |= {group} if group is not None else set()
+        alone = trial_cost(spec, num_train)
+        repeats = 1 if group is not None else count
+        cost += Cost(alone.forward * repeats, alone.backward * repeats)
+    return cost
+
+
+def _pace(known: Known) -> float | None:
+    """Seconds a forward pass of one image, from what is done."""
+    facts = [record.facts for record in known.trials.values() if record.ok]
+    seconds = sum(each["unlearn_seconds_spent"] for each in facts)
+    passes = sum(each["images_forward_spent"] + 2 * each["images_backward_spent"] for each in facts)
+    return seconds / passes if passes else None
+
+
+def _passes(cost: Cost) -> int:
+    return cost.forward + 2 * cost.backward

@@ -1,0 +1,187 @@
+"""What a sweep consists of: original models, studies, points, trials. Pure: nothing is read or started here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cu_ray.config import INDEPENDENT_SAMPLERS, MethodPlan, Options, SearchSection, Space, Sweep
+from cu_ray.identity import key_of
+from cu_ray.plugins import describe, name_of
+from cu_ray.stages.poison import deletion_size, num_held_out_of
+from cu_ray.types import Cost, Dataset, OriginalSpec, Setting, Sizes, TrialSpec
+
+Hyperparameters = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StudySpec:
+    """One hyperparameter search: a method on settings that differ in their seed only, on one deletion fraction or on several.
+
+    A method that does not look at the deletion set has no fractions: one trial a seed stands for all.
+    """
+
+    settings: tuple[Setting, ...]  # by seed, the sweep's first seed first
+    detection: Any
+    fractions: tuple[float, ...]
+    method: MethodPlan
+    search: SearchSection
+
+    @functools.cached_property
+    def key(self) -> str:
+        """The study key: everything but the budget that determines its points and what they are scored by."""
+        first = self.settings[0].identity
+        return key_of(
+            {
+                **{name: first[name] for name in first if name != "seed"},
+                "seeds": [setting.seed for setting in self.search_settings],
+                "detection": describe(self.detection),
+                "deletion_sizes": [self.size(fraction) for fraction in self.fractions],
+                "method": [name_of(self.method.cls), self.method.cls.version],
+                "fixed": dict(self.method.fixed),
+                "space": {name: space.describe() for name, space in self.method.space.items()},
+                "points": None if self.method.points is None else [dict(point) for point in self.method.points],
+                "keep": self.method.keep,
+                "sampler": self.method.sampler if self.searched else None,
+                "search": {name: getattr(self.search, name) for name in ("objective", "scope", "aggregate", "seeds", "lag")}
+                | {"holds_out": self.search.holds_out},
+            }
+        )
+
+    @property
+    def searched(self) -> bool:
+        """Whether there is anything to sample."""
+        return bool(self.method.space) and self.method.points is None
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether later points depend on the results of earlier ones."""
+        return self.searched and self.method.sampler not in INDEPENDENT_SAMPLERS
+
+    @property
+    def search_settings(self) -> tuple[Setting, ...]:
+        """The settings whose seeds score a point."""
+        several = self.method.budget > 1
+        return self.settings[:1] if self.search.seeds == "first" and several else self.settings
+
+    @property
+    def confirm_settings(self) -> tuple[Setting, ...]:
+        """The settings on which the best points are confirmed, and which alone are then reported."""
+        return self.settings[len(self.search_settings) :]
+
+    @property
+    def report_settings(self) -> tuple[Setting, ...]:
+        """The settings whose trials are reported: those that had no part in the choice, where there are any."""
+        return self.confirm_settings or self.settings
+
+    def size(self, fraction: float) -> int:
+        """How many samples the deletion set has at a fraction."""
+        return deletion_size(fraction, self.settings[0].manipulation.size)
+
+    def original(self, setting: Setting) -> OriginalSpec:
+        """The original model that a trial on this setting starts from."""
+        return OriginalSpec(setting, tuple(sorted(self.method.cls.original_variant.items())))
+
+    def trial(
+        self, hyperparameters: Hyperparameters, setting: Setting, fraction: float | None, *, held_out: bool = False
+    ) -> TrialSpec:
+        """The trial of a point on one setting and fraction."""
+        method = self.method.cls(**hyperparameters)
+        size = 0 if fraction is None else self.size(fraction)
+        return TrialSpec(self.original(setting), self.detection, size, method, self.method.keep, held_out)
+
+    def trials(self, hyperparameters: Hyperparameters, settings: Iterable[Setting]) -> list[TrialSpec]:
+        """All trials of a point on these settings: one a fraction, and one with a part held out where that is asked for."""
+        specs = []
+        for setting in settings:
+            for fraction in self.fractions or (None,):
+                specs.append(self.trial(hyperparameters, setting, fraction))
+                if self.holds_out_at(fraction):
+                    specs.append(self.trial(hyperparameters, setting, fraction, held_out=True))
+        return specs
+
+    def holds_out_at(self, fraction: float | None) -> bool:
+        """Whether points are also run with a part of this deletion set held out."""
+        return self.search.holds_out and fraction is not None and num_held_out_of(self.size(fraction)) > 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep's studies, in the order of its file, and how many training and test images each data set has."""
+
+    name: str
+    studies: tuple[StudySpec, ...]
+    num_images: Mapping[str, tuple[int, int]]  # by content hash
+    fractions: tuple[float, ...]
+
+    def originals(self) -> list[OriginalSpec]:
+        """The original models, each once."""
+        specs = (study.original(setting) for study in self.studies for setting in study.settings)
+        return list({spec.key: spec for spec in specs}.values())
+
+
+def make(sweep: Sweep, datasets: Mapping[Any, Dataset], precision: str) -> Plan:
+    """The plan of a sweep, given its loaded data sets and the precision that `auto` means here."""
+    studies = []
+    for dataset, model, train in _combinations(sweep):
+        recipe = replace(train, precision=precision) if train.precision == "auto" else train
+        for manipulation in [each for owner, each in sweep.manipulations if owner == dataset]:
+            settings = tuple(
+                Setting(dataset, datasets[dataset].content_hash, model, manipulation, recipe, seed) for seed in sweep.seeds
+            )
+            for detection in sweep.detections:
+                for method in sweep.methods:
+                    for fractions in _scopes(sweep, method):
+                        studies.append(StudySpec(settings, detection, fractions, method, sweep.search))
+    sizes = {each.content_hash: (len(each.train), len(each.test)) for each in datasets.values()}
+    unique = {study.key: study for study in studies}
+    return Plan(sweep.name, tuple(unique.values()), sizes, sweep.fractions)
+
+
+def _combinations(sweep: Sweep) -> Iterator[tuple[Any, Any, Any]]:
+    for dataset in sweep.datasets:
+        for model in sweep.models:
+            for train in sweep.trains:
+                yield dataset, model, train
+
+
+def _scopes(sweep: Sweep, method: MethodPlan) -> list[tuple[float, ...]]:
+    if not method.cls.uses_deletion_set:
+        return [()]
+    if sweep.search.scope == "across_fractions":
+        return [sweep.fractions]
+    return [(fraction,) for fraction in sweep.fractions]
+
+
+def typical_point(study: StudySpec) -> Hyperparameters:
+    """A point of the study where none is known yet: fixed values and the middle of every range."""
+    if study.method.points is not None:
+        return study.method.points[0]
+    return {**study.method.fixed, **{name: _middle(space) for name, space in study.method.space.items()}}
+
+
+def trial_cost(spec: TrialSpec, num_train: int) -> Cost:
+    """What the trial takes alone, as its method declares it."""
+    held_out = num_held_out_of(spec.deletion_size) if spec.held_out else 0
+    recipe = spec.original.setting.train
+    sizes = Sizes(spec.deletion_size - held_out, num_train - spec.deletion_size, recipe.batch_size, recipe.steps)
+    cost: Cost = spec.method.cost(sizes)
+    return cost
+
+
+def memo_group(spec: TrialSpec) -> str | None:
+    """What the trials that share a method's memos have in common; None for methods that remember nothing."""
+    fields = spec.method.memo_fields
+    if fields is None:
+        return None
+    shared = {name: getattr(spec.method, name) for name in fields}
+    return key_of([spec.original.key, spec.deletion_identity, name_of(spec.method), spec.method.version, shared])
+
+
+def _middle(space: Space) -> Any:
+    if isinstance(space, Options):
+        return space.values[len(space.values) // 2]
+    middle = (space.low * space.high) ** 0.5 if space.log else (space.low + space.high) / 2
+    return round(middle) if space.integer else middle

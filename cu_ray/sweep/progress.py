@@ -1,0 +1,105 @@
+"""The display of a running sweep: live on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cu_ray.plugins import name_of
+from cu_ray.sweep.agenda import Job
+from cu_ray.sweep.estimate import Estimate
+from cu_ray.types import OriginalSpec, Record, TrialSpec
+
+LINE_EVERY = 10.0  # seconds between plain lines
+
+
+class Progress:
+    """Counts what is cached, done, running and failed, and estimates the time left."""
+
+    def __init__(self, console: Console, estimate: Estimate, num_workers: int) -> None:
+        self._console, self._num_workers = console, num_workers
+        self._cached = estimate.originals_done + estimate.trials_done
+        self._expected = estimate.originals - estimate.originals_done + estimate.trials - estimate.trials_done
+        self._expected_images = max(1, estimate.images_forward + 2 * estimate.images_backward)
+        self._running: dict[str, tuple[Job, float]] = {}
+        self._statuses: Counter[str] = Counter()
+        self._images = 0.0
+        self._started = self._last_line = time.monotonic()
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=2) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def heard(self, job: Job, record: Record | None) -> None:
+        """A job started (no record) or ended."""
+        if record is None:
+            self._running[job.key] = (job, time.monotonic())
+            return
+        self._running.pop(job.key, None)
+        self._statuses[record.status] += 1
+        spent = record.facts.get("images_forward_spent")
+        self._images += job.images if spent is None else spent + 2 * record.facts["images_backward_spent"]
+        if not record.ok:
+            self._say(f"{record.status}: {describe(job)}: {record.error}")
+        if self._live is None and time.monotonic() - self._last_line > LINE_EVERY:
+            self._last_line = time.monotonic()
+            self._say(self._summary())
+
+    def seconds_left(self) -> float | None:
+        """The time left at the pace so far; None before the first job ended."""
+        elapsed = time.monotonic() - self._started
+        if not self._images:
+            return None
+        return elapsed * max(0.0, self._expected_images - self._images) / self._images
+
+    def _summary(self) -> str:
+        done = sum(self._statuses.values())
+        failed = done - self._statuses["ok"]
+        left = self.seconds_left()
+        return (
+            f"{done} of {max(self._expected, done)} done, {len(self._running)} running, {self._cached} known before, "
+            f"{failed} failed, {_clock(time.monotonic() - self._started)} elapsed"
+            + (f", about {_clock(left)} left" if left is not None else "")
+        )
+
+    def _render(self) -> Group:
+        done = sum(self._statuses.values())
+        running = Table.grid(padding=(0, 2))
+        for job, since in list(self._running.values()):
+            running.add_row("", Text(describe(job)), Text(f"{time.monotonic() - since:.0f} s", style="dim"))
+        bar = ProgressBar(total=max(self._expected, done, 1), completed=done, width=60)
+        return Group(bar, Text(self._summary()), running)
+
+    def _say(self, text: str) -> None:
+        self._console.print(Text(text), soft_wrap=True)
+
+
+def describe(job: Job) -> str:
+    """A job in a few words."""
+    spec = job.spec
+    if isinstance(spec, OriginalSpec):
+        return f"original model, {name_of(spec.setting.manipulation)} {spec.setting.manipulation.size}, seed {spec.setting.seed}"
+    assert isinstance(spec, TrialSpec)
+    setting = spec.original.setting
+    fraction = f", fraction {spec.deletion_size / setting.manipulation.size:g}" if spec.deletion_size else ""
+    return f"{name_of(spec.method)}{fraction}, seed {setting.seed}{', part held out' if spec.held_out else ''}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

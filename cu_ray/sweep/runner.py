@@ -1,0 +1,271 @@
+"""Runs a sweep: starts or joins Ray, shares the data sets, runs one Tuner over the agenda, writes the tables."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import signal
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cu_ray import plugins
+from cu_ray.config import Sweep
+from cu_ray.errors import UserError
+from cu_ray.learning.precision import local_device_kind, resolve
+from cu_ray.store import LocalStore
+from cu_ray.sweep import ledger, plan, tables
+from cu_ray.sweep.agenda import Agenda
+from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
+from cu_ray.types import Dataset
+
+TABLES_EVERY = 30.0  # seconds between writings of the tables while the sweep runs
+MAX_WORKER_DEATHS = 3  # of one trial
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a sweep ended."""
+
+    estimate: Estimate
+    num_run: int
+    num_failed: int  # of all trials and originals of the plan, also those from earlier runs
+    interrupted: bool
+    tables: Path
+
+
+def load_datasets(sweep: Sweep) -> dict[Any, Dataset]:
+    """The data sets of a sweep. Raises UserError where one is missing."""
+    return {dataset: dataset.load() for dataset in sweep.datasets}
+
+
+def make_plan(sweep: Sweep, datasets: Mapping[Any, Dataset], device: str | None = None) -> plan.Plan:
+    """The sweep's plan for a device kind; by default for this machine's."""
+    return plan.make(sweep, datasets, resolve("auto", device or _device_kind(sweep)))
+
+
+def preview(sweep: Sweep) -> Estimate:
+    """What the sweep comes to and what of it is done. Starts nothing and writes nothing."""
+    made = make_plan(sweep, load_datasets(sweep))
+    known = ledger.read(sweep.folder / "ledger")
+    journal = ReadOnlyJournal(known)
+    return estimate(made, Agenda(made, journal, original_cached=_cached_in(sweep)), journal.known)
+
+
+def run(sweep: Sweep, console: Console, *, retry_failed: bool = False) -> Outcome:
+    """Run what of the sweep is not done yet. Raises UserError before any worker starts where something is wrong."""
+    datasets = load_datasets(sweep)
+    folder, device = sweep.folder, _device_kind(sweep)
+    made = make_plan(sweep, datasets, device)
+    _prepare(folder)
+    with ledger.Ledger(folder / "ledger") as journal:
+        _warn_of_changed_code(made, journal, console)
+        agenda = Agenda(made, journal, original_cached=_cached_in(sweep), retry_failed=retry_failed)
+        before = estimate(made, agenda, journal.known)
+        interrupted = False
+        if agenda.done:
+            console.print(f"Nothing to do: all {before.trials} trials of {made.name} are done.")
+        else:
+            try:
+                with _signals_interrupt():
+                    _run_tuner(sweep, made, datasets, device, agenda, journal, before, console)
+            except KeyboardInterrupt:
+                interrupted = True
+        tables.write(folder / "tables", made, journal.known)
+        after = estimate(made, agenda, journal.known)
+        _write_status(folder, after, agenda, running=False)
+        if not (interrupted or agenda.done):
+            raise UserError(
+                f"Ray stopped before the sweep was done; see {folder / 'logs' / 'tune.log'}. The same command goes on."
+            )
+        failed_originals = sum(
+            not journal.known.originals[o.key].ok for o in made.originals() if o.key in journal.known.originals
+        )
+        num_run = sum(agenda.finished.values())
+        return Outcome(after, num_run, after.trials_failed + failed_originals, interrupted, folder / "tables")
+
+
+def _run_tuner(
+    sweep: Sweep,
+    made: plan.Plan,
+    datasets: Mapping[Any, Dataset],
+    device: str,
+    agenda: Agenda,
+    journal: ledger.Ledger,
+    before: Estimate,
+    console: Console,
+) -> None:
+    os.environ |= {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger remembers; snapshots would be rewritten whole all the time
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
+    }
+    logs = sweep.folder / "logs"
+    logs.mkdir(exist_ok=True)
+    real_out = console.file
+    with open(logs / "tune.log", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        console.file = real_out
+        with _ray(sweep, console):
+            _fit(sweep, made, datasets, device, agenda, journal, before, console)
+
+
+def _fit(
+    sweep: Sweep,
+    made: plan.Plan,
+    datasets: Mapping[Any, Dataset],
+    device: str,
+    agenda: Agenda,
+    journal: ledger.Ledger,
+    before: Estimate,
+    console: Console,
+) -> None:
+    import ray
+    from ray import tune
+
+    from cu_ray.sweep.progress import Progress
+    from cu_ray.sweep.searcher import AgendaSearcher, Housekeeping
+    from cu_ray.sweep.trainable import StageTrainable
+
+    resources, slots = _shape(sweep, device, ray.cluster_resources())
+    references = {each.content_hash: ray.put(each) for each in datasets.values()}
+    import_path = [str(Path(sweep.source).resolve().parent), os.getcwd()]
+    storage = str(Path(sweep.runtime.storage).expanduser())
+    scratch = sweep.folder / ".tune"
+
+    last_written = time.monotonic()
+
+    def write_now_and_then() -> None:
+        nonlocal last_written
+        if time.monotonic() - last_written > TABLES_EVERY:
+            tables.write(sweep.folder / "tables", made, journal.known)
+            _write_status(sweep.folder, estimate(made, agenda, journal.known), agenda, running=True)
+            last_written = time.monotonic()
+
+    trainable = tune.with_parameters(StageTrainable, datasets=references, storage=storage, device=device, import_path=import_path)
+    _write_status(sweep.folder, before, agenda, running=True)
+    with Progress(console, before, slots) as progress:
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, resources),
+            tune_config=tune.TuneConfig(
+                search_alg=AgendaSearcher(agenda, progress.heard),
+                num_samples=-1,
+                max_concurrent_trials=slots,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: str(trial.trial_id),
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name="run",
+                storage_path=str(scratch.resolve()),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
+                callbacks=[Housekeeping(write_now_and_then)],
+            ),
+        )
+        try:
+            tuner.fit()
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _ray(sweep: Sweep, console: Console) -> Iterator[None]:
+    import ray
+
+    address = sweep.runtime.address or os.environ.get("RAY_ADDRESS")
+    console.print(f"Joining Ray at {address} ..." if address else "Starting Ray on this machine ...")
+    options: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": sweep.runtime.workers}
+    if not address:
+        options["include_dashboard"] = False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            ray.init(log_to_driver=False, logging_level="ERROR", **options)
+    except ConnectionError as error:
+        raise UserError(f"no Ray cluster answers at {address}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _shape(sweep: Sweep, device: str, available: Mapping[str, float]) -> tuple[dict[str, float], int]:
+    """The one resource shape of all trials, and how many of them fit at once."""
+    if device == "cpu":
+        slots = int(available.get("CPU", 1))
+        return {"cpu": 1.0}, min(slots, sweep.runtime.workers or slots)
+    share = 1.0 if sweep.runtime.gpus_per_trial == "auto" else float(sweep.runtime.gpus_per_trial)
+    slots = int(available.get("GPU", 0) / share)
+    if slots < 1:
+        raise UserError(f"runtime.device is cuda, but Ray has {available.get('GPU', 0):g} GPUs and a trial needs {share:g}")
+    return {"cpu": 1.0, "gpu": share}, min(slots, sweep.runtime.workers or slots)
+
+
+def _device_kind(sweep: Sweep) -> str:
+    return local_device_kind() if sweep.runtime.device == "auto" else sweep.runtime.device
+
+
+def _cached_in(sweep: Sweep) -> Any:
+    store = LocalStore(sweep.runtime.storage)
+    return lambda key: store.has("originals", key)
+
+
+def _prepare(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"results cannot be written to {folder}: {error.strerror}. Give another place with --output.") from error
+
+
+def _warn_of_changed_code(made: plan.Plan, journal: ledger.Ledger, console: Console) -> None:
+    """Say so where a plug-in's code is not what it was under the same version when results here were made."""
+    classes = {plugins.name_of(study.method.cls): study.method.cls for study in made.studies}
+    for setting in (study.settings[0] for study in made.studies):
+        for plugin in (setting.dataset, setting.model, setting.manipulation):
+            classes[plugins.name_of(plugin)] = type(plugin)
+    code = {name: {"version": cls.version, "fingerprint": plugins.fingerprint(cls)} for name, cls in classes.items()}
+    for name, facts in code.items():
+        earlier = journal.known.code.get(name)
+        if earlier and earlier["version"] == facts["version"] and earlier["fingerprint"] != facts["fingerprint"]:
+            console.print(
+                f"Warning: the code of {name} changed since results here were made, its version ({facts['version']}) did not. "
+                "Earlier trials are kept; raise its version to have them run again."
+            )
+    journal.note_code(code)
+
+
+def _write_status(folder: Path, counts: Estimate, agenda: Agenda, *, running: bool) -> None:
+    status = {"running": running, "process": os.getpid(), "host": platform.node(), "updated_at": time.time(), **counts.to_json()}
+    temporary = folder / f".status.{os.getpid()}.tmp"
+    temporary.write_text(json.dumps(status), encoding="utf-8")
+    os.replace(temporary, folder / "status.json")
+
+
+@contextlib.contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a sweep as Ctrl-C does; a second signal ends it at once."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        for each in handled:
+            signal.signal(each, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, interrupt) for number in handled}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

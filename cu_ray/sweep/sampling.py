@@ -1,0 +1,101 @@
+"""The next point of a study: a pure function of (study key, index, points so far and the results it may know).
+
+So points depend neither on the number of workers, nor on the order in which trials end, nor on other studies, and a study
+rebuilt from the ledger goes on exactly as it would have.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import optuna
+import scipy.stats
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState, create_trial
+
+from cu_ray.config import Options, Space
+from cu_ray.identity import seed_for
+from cu_ray.sweep.plan import Hyperparameters, StudySpec
+
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+
+def point(study: StudySpec, index: int, earlier: Sequence[Hyperparameters], results: Sequence[float | None]) -> dict[str, Any]:
+    """The hyperparameters of point `index` (from 0).
+
+    earlier: those of points 0 to index - 1. results: the scores of points 0 to index - lag, None for a failed one; samplers
+    that learn are told these, in this order, and see the other points as still running.
+    """
+    method = study.method
+    if method.points is not None:
+        return dict(method.points[index])
+    if not method.space:
+        return dict(method.fixed)
+    if method.sampler == "grid":
+        return {**method.fixed, **method.grid()[index]}
+    sampled = _ask(study, index, earlier, results if study.adaptive else ())
+    return {**method.fixed, **sampled}
+
+
+def results_needed(study: StudySpec, index: int) -> int:
+    """Of how many points, from 0, the results must be known before point `index` can be made."""
+    return max(0, index - study.search.lag + 1) if study.adaptive else 0
+
+
+def _ask(study: StudySpec, index: int, earlier: Sequence[Hyperparameters], results: Sequence[float | None]) -> dict[str, Any]:
+    spaces = study.method.space
+    if study.method.sampler == "qmc":
+        return _sobol(study, index)
+    distributions = {name: _distribution(space) for name, space in spaces.items()}
+    optuna_study = optuna.create_study(sampler=_sampler(study, index), direction="maximize")
+    for number, hyperparameters in enumerate(earlier if study.adaptive else ()):
+        score = results[number] if number < len(results) else None
+        state = TrialState.RUNNING if number >= len(results) else TrialState.FAIL if score is None else TrialState.COMPLETE
+        params = {name: _encoded(space, hyperparameters[name]) for name, space in spaces.items()}
+        optuna_study.add_trial(create_trial(state=state, value=score, params=params, distributions=distributions))
+    asked = optuna_study.ask(distributions)
+    return {name: _decoded(space, asked.params[name]) for name, space in spaces.items()}
+
+
+def _sampler(study: StudySpec, index: int) -> optuna.samplers.BaseSampler:
+    seed = seed_for("sampler", study.key, index) % 2**32
+    if study.method.sampler == "random":
+        return optuna.samplers.RandomSampler(seed=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+
+
+def _sobol(study: StudySpec, index: int) -> dict[str, Any]:
+    """Point `index` of a scrambled Sobol sequence; Optuna's QMC sampler would count its points by when they are asked for."""
+    engine = scipy.stats.qmc.Sobol(len(study.method.space), rng=seed_for("sobol", study.key))
+    position = engine.fast_forward(index).random(1)[0]
+    return {name: _at(space, float(share)) for (name, space), share in zip(study.method.space.items(), position, strict=True)}
+
+
+def _at(space: Space, share: float) -> Any:
+    """The value at a share in [0, 1) of the way through a space."""
+    if isinstance(space, Options):
+        return space.values[int(share * len(space.values))]
+    if space.integer and not space.log:
+        return int(space.low + int(share * (space.high - space.low + 1)))
+    value = space.low * (space.high / space.low) ** share if space.log else space.low + share * (space.high - space.low)
+    return round(value) if space.integer else value
+
+
+def _distribution(space: Space) -> BaseDistribution:
+    if isinstance(space, Options):
+        return CategoricalDistribution(range(len(space.values)))  # places: values may be of any type
+    if space.integer:
+        return IntDistribution(int(space.low), int(space.high), log=space.log)
+    return FloatDistribution(space.low, space.high, log=space.log)
+
+
+def _encoded(space: Space, value: Any) -> Any:
+    return space.values.index(value) if isinstance(space, Options) else value
+
+
+def _decoded(space: Space, value: Any) -> Any:
+    return space.values[value] if isinstance(space, Options) else value
