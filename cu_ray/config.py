@@ -167,7 +167,8 @@ class _Reader:
         self.file = file
         self.faults: list[str] = []
 
-    def fault(self, path: str, message: str) -> None:
+    def fault(self, path: str, message: str) -> Any:
+        """Complain; None stands for what could not be read."""
         self.faults.append(f"{self.file.where(path)}: {message}" if path else message)
 
     def sweep(self) -> Sweep:
@@ -248,9 +249,12 @@ class _Reader:
 
     def plugin_class(self, kind: str, name: Any, path: str) -> type[Any] | None:
         try:
-            return plugins.find(kind, str(name)) if name is not None else self.fault(path, "the name is missing")
+            if name is not None:
+                return plugins.find(kind, str(name))
+            self.fault(path, "the name is missing")
         except UserError as error:
-            return self.fault(f"{path}.name" if f"{path}.name" in self.file.lines else path, str(error))
+            self.fault(f"{path}.name" if f"{path}.name" in self.file.lines else path, str(error))
+        return None
 
     def plugin_facts(self, kind: str, name: Any) -> dict[str, FieldFact]:
         try:
@@ -536,7 +540,7 @@ def _corners(plan: MethodPlan) -> Iterator[dict[str, Any]]:
 
 def _restricted(sweep: Sweep, only: Sequence[str], seeds: Sequence[int]) -> Sweep:
     """The sweep with only the named methods, fractions and seeds, and with further seeds."""
-    named = {
+    named: dict[str, dict[str, Any]] = {
         "method": {plugins.name_of(plan.cls): plan for plan in sweep.methods},
         "fraction": {f"{fraction:g}": fraction for fraction in sweep.fractions},
         "seed": {str(seed): seed for seed in sweep.seeds},

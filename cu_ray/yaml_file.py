@@ -68,7 +68,7 @@ def _value(loader: _Loader, node: yaml.Node, path: str, lines: dict[str, int], f
     if isinstance(node, yaml.SequenceNode):
         return [_value(loader, item, f"{path}[{index}]", lines, faults) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        return loader.construct_object(node, deep=True)
     written = [key.value for key, _ in node.value]
     loader.flatten_mapping(node)  # `<<` merges
     values: dict[str, Any] = {}

@@ -40,7 +40,7 @@ class Cifar10(Dataset):
             except (OSError, RuntimeError) as error:
                 raise UserError(
                     f"CIFAR-10 is neither in {folder} nor could it be downloaded ({error}). "
-                    f"Put {source.filename} (md5 {source.tgz_md5}) there and unpack it, so that {folder / source.base_folder} exists."
+                    f"Put {source.filename} (md5 {source.tgz_md5}) there and unpack it: {folder / source.base_folder} must exist."
                 ) from error
             parts.append(Images(part.data, np.asarray(part.targets, np.int64)))
         normalisation = Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))

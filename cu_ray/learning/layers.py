@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from cu_ray.lazy import torch
 
@@ -18,7 +19,8 @@ def initialise(modules: Sequence[torch.nn.Module], seed: int) -> None:
             if not hasattr(layer, "reset_parameters"):
                 continue
             device = next((parameter.device for parameter in layer.parameters(recurse=False)), torch.device("cpu"))
-            layer.to("cpu").reset_parameters()
+            reset: Any = layer.to("cpu").reset_parameters
+            reset()
             if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)) and layer.bias is not None:
                 torch.nn.init.zeros_(layer.bias)
             layer.to(device)

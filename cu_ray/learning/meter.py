@@ -1,4 +1,4 @@
-"""Counts the images that go forward and backward through watched models: a trial's cost in units that do not depend on a machine."""
+"""Counts the images that go forward and backward through models: a trial's cost in units that depend on no machine."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Sgd:
         with autocast(self._recipe.precision, self._device):
             value = loss(self._model(batch.images).float(), batch)
         self._optimiser.zero_grad(set_to_none=True)
-        self._scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+        self._scaler.scale(value).backward()
         self._scaler.step(self._optimiser)
         self._scaler.update()
         self._last_loss = value.detach()

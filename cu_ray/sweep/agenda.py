@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -259,8 +259,9 @@ class Agenda:
 
 
 def point_score(spec: StudySpec, hyperparameters: Hyperparameters, trials: dict[str, Record], rule_name: str) -> float | None:
-    """A point's score under a rule: over the search seeds the mean, over the fractions the mean or the least; None where
-    a trial failed or the rule has no score.
+    """A point's score under a rule; None where one of its trials failed or the rule has no score.
+
+    Over the search seeds the mean, over the fractions the mean or the least.
     """
     rule = RULES[rule_name]
     by_seed = []
@@ -281,7 +282,7 @@ def point_score(spec: StudySpec, hyperparameters: Hyperparameters, trials: dict[
     return sum(by_seed) / len(by_seed)
 
 
-def best_point(spec: StudySpec, points: list[Hyperparameters], trials: dict[str, Record], rule_name: str) -> int | None:
+def best_point(spec: StudySpec, points: Sequence[Hyperparameters], trials: dict[str, Record], rule_name: str) -> int | None:
     """The index of the best point under a rule, the first of equals; None where no point has a score.
 
     The only point of a study needs no score to be the best.

@@ -32,7 +32,7 @@ class AgendaSearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next job; None where all that is left waits for a running one; FINISHED in the end."""
         if self._agenda.done:
-            return Searcher.FINISHED
+            return str(Searcher.FINISHED)
         job = self._agenda.next()
         if job is None:
             return None

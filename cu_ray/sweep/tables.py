@@ -314,7 +314,7 @@ def _compact(described: Mapping[str, Any]) -> str:
     kind = "models" if described["name"] in names("models") else "detections"
     defaults = {name: fact.default for name, fact in facts(find(kind, described["name"])).items()}
     settings = [f"{name}={described[name]}" for name, default in defaults.items() if described.get(name) != default]
-    return described["name"] + (f"({', '.join(settings)})" if settings else "")
+    return str(described["name"]) + (f"({', '.join(settings)})" if settings else "")
 
 
 def _write_table(path: Path, rows: list[Row], schema: pa.Schema) -> None:
