@@ -17,7 +17,7 @@ from rich.text import Text
 
 from cu_ray import __version__, config, plugins
 from cu_ray.config import SAMPLERS, Sweep
-from cu_ray.errors import UserError, did_you_mean
+from cu_ray.errors import RayStopped, UserError, did_you_mean
 from cu_ray.selection import RULES
 
 QUICKSTART = """
@@ -46,6 +46,9 @@ class Commands(click.Group):
         except UserError as error:
             print(f"cu-ray: {error}", file=sys.stderr)
             ctx.exit(2)
+        except RayStopped as error:
+            print(f"cu-ray: {error}", file=sys.stderr)
+            ctx.exit(1)
         except BrokenPipeError:
             ctx.exit(1)
 

@@ -4,6 +4,7 @@ CuRayError
 ├── UserError        wrong use: one clear message, exit code 2, before any worker starts
 │   ├── Faults       several of them, found in one file
 │   └── FieldFault   one setting of a plug-in that does not fit the others or the data
+├── RayStopped       Ray ended before the sweep was done: what is finished is in the ledger, exit code 1
 ├── Diverged         training left the finite numbers: the trial's row says `diverged`
 └── ContractBroken   a plug-in broke its contract: the trial's row says which rule
 """
@@ -37,6 +38,10 @@ class FieldFault(UserError):
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
         self.field = field
+
+
+class RayStopped(CuRayError):
+    """Ray ended before the sweep was done."""
 
 
 class Diverged(CuRayError):

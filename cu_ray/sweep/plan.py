@@ -15,6 +15,8 @@ from cu_ray.types import Cost, Dataset, OriginalSpec, Setting, Sizes, TrialSpec
 
 Hyperparameters = Mapping[str, Any]
 
+SEARCH_IDENTITY = ("objective", "scope", "aggregate", "seeds", "lag", "holds_out")
+
 
 @dataclass(frozen=True)
 class StudySpec:
@@ -32,23 +34,28 @@ class StudySpec:
     @functools.cached_property
     def key(self) -> str:
         """The study key: everything but the budget that determines its points and what they are scored by."""
-        first = self.settings[0].identity
-        return key_of(
-            {
-                **{name: first[name] for name in first if name != "seed"},
-                "seeds": [setting.seed for setting in self.search_settings],
-                "detection": describe(self.detection),
-                "deletion_sizes": [self.size(fraction) for fraction in self.fractions],
-                "method": [name_of(self.method.cls), self.method.cls.version],
-                "fixed": dict(self.method.fixed),
-                "space": {name: space.describe() for name, space in self.method.space.items()},
-                "points": None if self.method.points is None else [dict(point) for point in self.method.points],
-                "keep": self.method.keep,
-                "sampler": self.method.sampler if self.searched else None,
-                "search": {name: getattr(self.search, name) for name in ("objective", "scope", "aggregate", "seeds", "lag")}
-                | {"holds_out": self.search.holds_out},
-            }
-        )
+        return key_of({**self._identity, "seeds": [setting.seed for setting in self.search_settings]})
+
+    @functools.cached_property
+    def sampling_key(self) -> str:
+        """What its sampler is seeded by: not the seeds, so that points which no result has shaped stay when seeds are added."""
+        return key_of(self._identity)
+
+    @functools.cached_property
+    def _identity(self) -> dict[str, Any]:
+        setting = self.settings[0].identity
+        return {
+            **{name: setting[name] for name in setting if name != "seed"},
+            "detection": describe(self.detection),
+            "deletion_sizes": [self.size(fraction) for fraction in self.fractions],
+            "method": [name_of(self.method.cls), self.method.cls.version],
+            "fixed": dict(self.method.fixed),
+            "space": {name: space.describe() for name, space in self.method.space.items()},
+            "points": None if self.method.points is None else [dict(point) for point in self.method.points],
+            "keep": self.method.keep,
+            "sampler": self.method.sampler if self.searched else None,
+            "search": {name: getattr(self.search, name) for name in SEARCH_IDENTITY},
+        }
 
     @property
     def searched(self) -> bool:

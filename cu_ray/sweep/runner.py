@@ -9,6 +9,7 @@ import platform
 import shutil
 import signal
 import time
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from cu_ray import plugins
 from cu_ray.config import Sweep
-from cu_ray.errors import UserError
+from cu_ray.errors import RayStopped, UserError
 from cu_ray.learning.precision import local_device_kind, resolve
 from cu_ray.store import LocalStore
 from cu_ray.sweep import ledger, plan, tables
@@ -65,7 +66,8 @@ def run(sweep: Sweep, console: Console, *, retry_failed: bool = False) -> Outcom
     datasets = load_datasets(sweep)
     folder, device = sweep.folder, _device_kind(sweep)
     made = make_plan(sweep, datasets, device)
-    _prepare(folder)
+    _require_writable("results", folder, "Give another place with --output.")
+    _require_writable("original models", Path(sweep.runtime.storage).expanduser(), "Give another place as runtime.storage.")
     with ledger.Ledger(folder / "ledger") as journal:
         _warn_of_changed_code(made, journal, console)
         agenda = Agenda(made, journal, original_cached=_cached_in(sweep), retry_failed=retry_failed)
@@ -81,10 +83,10 @@ def run(sweep: Sweep, console: Console, *, retry_failed: bool = False) -> Outcom
                 interrupted = True
         tables.write(folder / "tables", made, journal.known)
         after = estimate(made, agenda, journal.known)
-        _write_status(folder, after, agenda, running=False)
+        _write_status(sweep, after, running=False)
         if not (interrupted or agenda.done):
-            raise UserError(
-                f"Ray stopped before the sweep was done; see {folder / 'logs' / 'tune.log'}. The same command goes on."
+            raise RayStopped(
+                f"Ray stopped before the sweep was done: see {folder / 'logs' / 'tune.log'}. The same command goes on."
             )
         failed_originals = sum(
             not journal.known.originals[o.key].ok for o in made.originals() if o.key in journal.known.originals
@@ -147,11 +149,11 @@ def _fit(
         nonlocal last_written
         if time.monotonic() - last_written > TABLES_EVERY:
             tables.write(sweep.folder / "tables", made, journal.known)
-            _write_status(sweep.folder, estimate(made, agenda, journal.known), agenda, running=True)
+            _write_status(sweep, estimate(made, agenda, journal.known), running=True)
             last_written = time.monotonic()
 
     trainable = tune.with_parameters(StageTrainable, datasets=references, storage=storage, device=device, import_path=import_path)
-    _write_status(sweep.folder, before, agenda, running=True)
+    _write_status(sweep, before, running=True)
     with Progress(console, before, slots) as progress:
         tuner = tune.Tuner(
             tune.with_resources(trainable, resources),
@@ -173,6 +175,8 @@ def _fit(
         )
         try:
             tuner.fit()
+        except tune.TuneError:
+            traceback.print_exc()  # into the log; what is not done is said at the end
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -219,14 +223,14 @@ def _cached_in(sweep: Sweep) -> Any:
     return lambda key: store.has("originals", key)
 
 
-def _prepare(folder: Path) -> None:
+def _require_writable(what: str, folder: Path, remedy: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise UserError(f"results cannot be written to {folder}: {error.strerror}. Give another place with --output.") from error
+        raise UserError(f"{what} cannot be written to {folder}: {error.strerror}. {remedy}") from error
 
 
 def _warn_of_changed_code(made: plan.Plan, journal: ledger.Ledger, console: Console) -> None:
@@ -246,11 +250,20 @@ def _warn_of_changed_code(made: plan.Plan, journal: ledger.Ledger, console: Cons
     journal.note_code(code)
 
 
-def _write_status(folder: Path, counts: Estimate, agenda: Agenda, *, running: bool) -> None:
-    status = {"running": running, "process": os.getpid(), "host": platform.node(), "updated_at": time.time(), **counts.to_json()}
-    temporary = folder / f".status.{os.getpid()}.tmp"
+def _write_status(sweep: Sweep, counts: Estimate, *, running: bool) -> None:
+    """What `cu-ray status` and `cu-ray replay` read."""
+    status = {
+        "running": running,
+        "process": os.getpid(),
+        "host": platform.node(),
+        "updated_at": time.time(),
+        "storage": str(Path(sweep.runtime.storage).expanduser().resolve()),
+        "device": _device_kind(sweep),
+        **counts.to_json(),
+    }
+    temporary = sweep.folder / f".status.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(status), encoding="utf-8")
-    os.replace(temporary, folder / "status.json")
+    os.replace(temporary, sweep.folder / "status.json")
 
 
 @contextlib.contextmanager

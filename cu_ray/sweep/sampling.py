@@ -1,4 +1,4 @@
-"""The next point of a study: a pure function of (study key, index, points so far and the results it may know).
+"""The next point of a study: a pure function of (sampling key, index, points so far and the results it may know).
 
 So points depend neither on the number of workers, nor on the order in which trials end, nor on other studies, and a study
 rebuilt from the ledger goes on exactly as it would have.
@@ -60,7 +60,7 @@ def _ask(study: StudySpec, index: int, earlier: Sequence[Hyperparameters], resul
 
 
 def _sampler(study: StudySpec, index: int) -> optuna.samplers.BaseSampler:
-    seed = seed_for("sampler", study.key, index) % 2**32
+    seed = seed_for("sampler", study.sampling_key, index) % 2**32
     if study.method.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
@@ -70,7 +70,7 @@ def _sampler(study: StudySpec, index: int) -> optuna.samplers.BaseSampler:
 
 def _sobol(study: StudySpec, index: int) -> dict[str, Any]:
     """Point `index` of a scrambled Sobol sequence; Optuna's QMC sampler would count its points by when they are asked for."""
-    engine = scipy.stats.qmc.Sobol(len(study.method.space), rng=seed_for("sobol", study.key))
+    engine = scipy.stats.qmc.Sobol(len(study.method.space), rng=seed_for("sobol", study.sampling_key))
     position = engine.fast_forward(index).random(1)[0]
     return {name: _at(space, float(share)) for (name, space), share in zip(study.method.space.items(), position, strict=True)}
 

@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cu_ray import __version__
+from cu_ray.errors import UserError
 from cu_ray.plugins import facts, find, name_of, names
 from cu_ray.report.statistics import summarise
 from cu_ray.selection import RULES
 from cu_ray.sweep.agenda import best_point, point_score
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.plan import Plan, StudySpec
-from cu_ray.types import Record
+from cu_ray.types import LEARNING_VERSION, Record
 
 SCHEMA_VERSION = 1
 TRAINING_SCORES = tuple(
@@ -111,6 +112,7 @@ def _trials_schema(rows: list[Row]) -> pa.Schema:
             "search_objective": pa.string(),
             "pool_adaptive": pa.bool_(),
             "uses_test_labels": pa.bool_(),
+            "stale": pa.bool_(),
         }
     )
 
@@ -218,6 +220,7 @@ def _trial_row(sweep: str, record: Record, study: StudySpec | None) -> Row:
         "status": record.status,
         "error": record.error,
         "notes": json.dumps(record.notes, sort_keys=True),
+        "stale": _is_stale(spec),
         "search_objective": study.search.objective if study and study.searched else None,
         "pool_adaptive": study.adaptive if study else None,
         "uses_test_labels": _uses_test_labels(study, spec["keep"]) if study else None,
@@ -307,6 +310,18 @@ def _curve_rows(best: list[Row]) -> Iterable[Row]:
 
 def _uses_test_labels(study: StudySpec, keep: str) -> bool:
     return keep != "last" or (study.searched and RULES[study.search.objective].uses_test_labels)
+
+
+def _is_stale(spec: Mapping[str, Any]) -> bool | None:
+    """Whether another version of the code made this trial than the one installed; None where it is no longer there."""
+    setting = spec["original"]["setting"]
+    used = [("methods", spec["method"]), ("detections", spec["detection"])]
+    used += [(f"{kind}s", setting[kind]) for kind in ("dataset", "model", "manipulation")]
+    try:
+        versions = [find(kind, described["name"]).version == described["version"] for kind, described in used]
+    except UserError:
+        return None
+    return not all(versions) or setting["learning"] != LEARNING_VERSION
 
 
 def _compact(described: Mapping[str, Any]) -> str:

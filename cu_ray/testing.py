@@ -1,0 +1,577 @@
+"""Conformance suites: what every plug-in of a kind must do, as pytest classes to subclass.
+
+    class TestFancy(MethodConformance):
+        plugin = Fancy
+        settings = {"steps": 5}
+
+`settings` is given to the class; choose few steps, for trials run on 80 images. Each test says which rule it holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import functools
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, get_origin, get_type_hints
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from cu_ray import plugins
+from cu_ray.config import RESERVED
+from cu_ray.datasets import Dataset
+from cu_ray.detections.uniform import Uniform
+from cu_ray.errors import FieldFault, UserError
+from cu_ray.learning.layers import initialise, num_weight_layers
+from cu_ray.manipulations.backdoor import Backdoor
+from cu_ray.metrics import Outcome
+from cu_ray.models.resnet9 import ResNet9
+from cu_ray.stages.poison import OnDevice, detect, poison, upload
+from cu_ray.stages.train import train
+from cu_ray.stages.unlearn import Memo, Unlearned, unlearn
+from cu_ray.types import (
+    Augmentation,
+    DatasetFacts,
+    DeletionSplit,
+    Images,
+    Indices,
+    Normalisation,
+    OriginalSpec,
+    PoisonedDataset,
+    Setting,
+    Sizes,
+    TrainRecipe,
+    TrialSpec,
+)
+from cu_ray.types import Dataset as LoadedDataset
+
+MANIPULATED, FOUND = 20, 10  # of the tiny data set's 80 training samples
+
+
+@dataclass(frozen=True)
+class TinyImages(Dataset):
+    """80 training and 40 test images of 12 x 12 pixels, 4 classes that differ in brightness; made in memory."""
+
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "80 + 40 made-up images, 12 x 12, for tests"
+
+    def facts(self) -> DatasetFacts:
+        """Four classes named after the directions."""
+        return DatasetFacts(80, 40, (12, 12, 1), ("north", "east", "south", "west"))
+
+    def load(self) -> LoadedDataset:
+        """The same images every time: noise on a brightness of its own for each class."""
+        rng = np.random.default_rng(0)
+        normalisation, augmentation = Normalisation((0.5,), (0.25,)), Augmentation(crop_padding=1, flip=True)
+        train, test = _made_up_images(80, rng), _made_up_images(40, rng)
+        return LoadedDataset("tiny", self.facts().class_names, normalisation, augmentation, train, test)
+
+
+def _made_up_images(count: int, rng: np.random.Generator) -> Images:
+    labels = rng.permutation(np.arange(count, dtype=np.int64) % 4)
+    noise = rng.integers(0, 60, (count, 12, 12, 1))
+    return Images((noise + 50 * labels[:, None, None, None]).astype(np.uint8), labels)
+
+
+class PluginConformance:
+    """What holds for plug-ins of every kind: how they declare themselves. Not used alone."""
+
+    kind: ClassVar[str]
+    plugin: ClassVar[type[Any]]
+    settings: ClassVar[dict[str, Any]] = {}
+
+    def instance(self) -> Any:
+        """The plug-in with its settings."""
+        return self.plugin(**self.settings)
+
+    def test_it_is_a_frozen_dataclass_that_derives_from_the_contract(self) -> None:
+        assert issubclass(self.plugin, plugins.contract(self.kind)), f"does not derive from {plugins.contract(self.kind)}"
+        assert dataclasses.is_dataclass(self.plugin), "is no dataclass"
+        assert vars(self.plugin)["__dataclass_params__"].frozen, "is not frozen: @dataclass(frozen=True)"
+        assert hash(self.instance()) == hash(self.instance()), "equal instances have different hashes"
+
+    def test_it_declares_its_version_and_a_summary(self) -> None:
+        hint = get_type_hints(self.plugin, include_extras=True)["version"]
+        assert get_origin(hint) is ClassVar, "`version` is no ClassVar: it would be a setting"
+        assert "version" in vars(self.plugin), "`version` is inherited: declare it, so that it can be raised"
+        assert type(self.plugin.version) is int, "`version` is no integer"
+        assert self.plugin.version >= 1, "versions count from 1"
+        assert self.plugin.summary, "there is no `summary` for the listing"
+        assert self.plugin.summary == " ".join(self.plugin.summary.split()), "the summary is not one line"
+
+    def test_its_fields_have_defaults_of_their_types_and_within_their_bounds(self) -> None:
+        for name, fact in plugins.facts(self.plugin).items():
+            if fact.required:
+                factory = self.plugin.__dataclass_fields__[name].default_factory
+                assert factory is dataclasses.MISSING, f"{name}: sweep files see no default_factory"
+                continue
+            assert _is_of_type(fact.default, fact.hint), f"{name}: the default {fact.default!r} is no {fact.describe()}"
+            within = fact.default is None or fact.bound is None or fact.bound.admits(fact.default)
+            assert within, f"{name}: the default {fact.default!r} is not {fact.bound}"
+            chosen = fact.default is None or fact.choices is None or fact.default in fact.choices.values
+            assert chosen, f"{name}: the default {fact.default!r} is not {fact.describe()}"
+
+    def test_its_search_ranges_lie_within_their_bounds(self) -> None:
+        for name, fact in plugins.facts(self.plugin).items():
+            if fact.search is None:
+                continue
+            low, high = fact.search.low, fact.search.high
+            assert low < high, f"{name}: the search range is empty"
+            assert low > 0 or not fact.search.log, f"{name}: a logarithmic range must start above 0"
+            assert all(_is_of_type(end, fact.hint) for end in (low, high)), f"{name}: the range is no {fact.describe()}"
+            within = fact.bound is None or (fact.bound.admits(low) and fact.bound.admits(high))
+            assert within, f"{name}: the search range leaves {fact.bound}"
+
+    def test_its_field_names_are_free(self) -> None:
+        taken = {"name", "version", *(RESERVED if self.kind == "methods" else ())} & set(plugins.facts(self.plugin))
+        assert not taken, f"these names have a meaning of their own in sweep files: {sorted(taken)}"
+
+    def test_it_is_found_by_its_name(self) -> None:
+        assert plugins.find(self.kind, plugins.name_of(self.plugin)) is self.plugin
+
+    def test_its_description_builds_it_again(self) -> None:
+        instance = self.instance()
+        assert plugins.build(self.kind, plugins.describe(instance)) == instance
+
+
+def _is_of_type(value: Any, hint: Any) -> bool:
+    try:
+        TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+# ------------------------------------------------------------------------------------------------------------- methods
+
+
+class MethodConformance(PluginConformance):
+    """What an unlearning method must do, on a tiny backdoored data set. `model`: the architecture it is tried on."""
+
+    kind = "methods"
+    model: ClassVar[Any] = ResNet9(width=2)
+
+    def spec(self) -> TrialSpec:
+        """The trial that is run."""
+        size = FOUND if self.plugin.uses_deletion_set else 0
+        return TrialSpec(OriginalSpec(_tiny_setting(self.model)), Uniform(), size, self.instance())
+
+    def run(self, memos: RememberedMemos | None = None) -> Unlearned:
+        """What the method makes of the tiny original model."""
+        spec, bench = self.spec(), _tiny_bench(self.model)
+        return unlearn(spec, bench.original, bench.poisoned, bench.data, bench.split(spec), memos or RememberedMemos())
+
+    def test_it_returns_the_same_architecture_with_finite_weights(self) -> None:
+        unlearned, original = self.run().model.state_dict(), _tiny_bench(self.model).original.state_dict()
+        assert {name: each.shape for name, each in unlearned.items()} == {name: each.shape for name, each in original.items()}
+        assert all(bool(each.isfinite().all()) for each in unlearned.values()), "a weight is not finite"
+
+    def test_the_original_model_stays_as_it_was(self) -> None:
+        original = _tiny_bench(self.model).original
+        before = copy.deepcopy(original.state_dict())
+        self.run()
+        assert _same_bits(before, original.state_dict()), "the original model has changed"
+        assert all(parameter.requires_grad for parameter in original.parameters()), "the original model was frozen"
+
+    def test_the_same_trial_gives_the_same_bits_whatever_the_global_generators_say(self) -> None:
+        with _global_generators_kept():
+            torch.manual_seed(1)
+            first = self.run()
+            torch.manual_seed(2)
+            np.random.seed(2)
+            random.seed(2)
+            second = self.run()
+        assert _same_bits(first.model.state_dict(), second.model.state_dict()), "draw from task.generator only"
+        assert first.notes == second.notes
+
+    def test_it_leaves_the_global_generators_alone(self) -> None:
+        with _global_generators_kept():
+            before = _global_generators()
+            self.run()
+            assert _global_generators() == before, "it drew from, or seeded, a global generator"
+
+    def test_its_declared_cost_is_what_is_counted(self) -> None:
+        spec, bench = self.spec(), _tiny_bench(self.model)
+        split, recipe = bench.split(spec), spec.original.setting.train
+        declared = spec.method.cost(Sizes(len(split.deletion), len(split.retain), recipe.batch_size, recipe.steps))
+        assert declared == self.run().cost
+
+    def test_memos_change_neither_the_result_nor_its_cost(self) -> None:
+        memos = RememberedMemos()
+        first, second = self.run(memos), self.run(memos)
+        assert _same_bits(first.model.state_dict(), second.model.state_dict())
+        assert first.cost == second.cost
+        assert (second.spent != first.spent) == bool(memos.kept)
+
+    def test_it_leaves_remembered_memos_as_they_were(self) -> None:
+        memos = RememberedMemos()
+        self.run(memos)
+        before = copy.deepcopy({key: memo.tensors for key, memo in memos.kept.items()})
+        self.run(memos)
+        assert all(_same_bits(tensors, memos.kept[key].tensors) for key, tensors in before.items()), "a memo was changed"
+
+    def test_it_declares_what_its_memos_depend_on(self) -> None:
+        memos = RememberedMemos()
+        self.run(memos)
+        assert (self.plugin.memo_fields is not None) == bool(memos.kept), "memo_fields: None if and only if it remembers nothing"
+        assert set(self.plugin.memo_fields or ()) <= set(plugins.facts(self.plugin))
+
+    def test_alternatives_are_fields_that_may_be_null(self) -> None:
+        facts = plugins.facts(self.plugin)
+        for name in (name for group in self.plugin.alternatives for name in group):
+            assert _is_of_type(None, facts[name].hint), f"{name} has alternatives but cannot be null"
+
+    def test_it_accepts_the_model_it_is_tried_on(self) -> None:
+        self.instance().check(self.model.layers_per_block())
+
+
+class RememberedMemos:
+    """Memos in memory."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, Memo] = {}
+
+    def load(self, key: str) -> Memo | None:
+        """The memo, or None."""
+        return self.kept.get(key)
+
+    def save(self, key: str, memo: Memo) -> None:
+        """Keep a memo."""
+        self.kept[key] = memo
+
+
+@dataclass(frozen=True, eq=False)
+class _Bench:
+    original: torch.nn.Module
+    poisoned: PoisonedDataset
+    data: OnDevice
+
+    def split(self, spec: TrialSpec) -> DeletionSplit:
+        return detect(self.poisoned, spec.detection, spec.deletion_size)
+
+
+@functools.cache
+def _tiny() -> LoadedDataset:
+    return TinyImages().load()
+
+
+@functools.cache
+def _tiny_setting(model: Any) -> Setting:
+    recipe = TrainRecipe(steps=20, lr=0.05, batch_size=16, precision="fp32")
+    return Setting(TinyImages(), _tiny().content_hash, model, Backdoor(MANIPULATED, target=0), recipe, seed=0)
+
+
+@functools.cache
+def _tiny_bench(model: Any) -> _Bench:
+    setting = _tiny_setting(model)
+    poisoned = poison(_tiny(), setting.manipulation, seed=setting.seed)
+    data = upload(poisoned, torch.device("cpu"))
+    with _global_generators_kept():
+        return _Bench(train(OriginalSpec(setting), poisoned, data), poisoned, data)
+
+
+def _same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def _global_generators() -> list[Any]:
+    kind, keys, *rest = np.random.get_state()
+    return [torch.get_rng_state().tolist(), kind, np.asarray(keys).tolist(), rest, random.getstate()]
+
+
+@contextlib.contextmanager
+def _global_generators_kept() -> Iterator[None]:
+    """A context after which the global generators are as they were."""
+    before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        torch.set_rng_state(before[0])
+        np.random.set_state(before[1])
+        random.setstate(before[2])
+
+
+# -------------------------------------------------------------------------------------------------------------- models
+
+
+class ModelConformance(PluginConformance):
+    """What an architecture must do. `image_shapes`: height, width and channels of images that it takes."""
+
+    kind = "models"
+    image_shapes: ClassVar[tuple[tuple[int, int, int], ...]] = ((32, 32, 3), (28, 28, 1))
+    num_classes: ClassVar[int] = 7
+
+    def built(self, image_shape: tuple[int, int, int], seed: int = 0) -> torch.nn.Module:
+        """The model with weights drawn from the seed, in eval mode."""
+        model: torch.nn.Module = self.instance().build(image_shape, self.num_classes)
+        initialise([model], seed)
+        return model.eval()
+
+    def built_each(self) -> Iterator[tuple[torch.nn.Module, torch.Tensor]]:
+        """The model for each image shape, with a batch of two images for it."""
+        for shape in self.image_shapes:
+            yield self.built(shape), _random_images(shape)
+
+    def test_it_maps_images_to_logits(self) -> None:
+        for model, images in self.built_each():
+            logits = model(images)
+            assert logits.shape == (2, self.num_classes)
+            assert bool(logits.isfinite().all())
+
+    def test_its_blocks_hold_every_parameter_once(self) -> None:
+        for model, _ in self.built_each():
+            held = [id(parameter) for block in self.instance().blocks(model) for parameter in block.parameters()]
+            assert sorted(held) == sorted(map(id, model.parameters()))
+
+    def test_its_blocks_run_from_input_to_output(self) -> None:
+        for model, images in self.built_each():
+            blocks, ran = self.instance().blocks(model), list[torch.nn.Module]()
+            for block in blocks:
+                block.register_forward_hook(lambda block, *_, ran=ran: ran.append(block))
+            model(images)
+            assert list(map(id, ran)) == list(map(id, blocks))
+
+    def test_it_knows_its_layers_without_being_built(self) -> None:
+        for model, _ in self.built_each():
+            counted = tuple(map(num_weight_layers, self.instance().blocks(model)))
+            assert tuple(self.instance().layers_per_block()) == counted
+
+    def test_a_seed_determines_all_weights(self) -> None:
+        shape = self.image_shapes[0]
+        with _global_generators_kept():
+            torch.manual_seed(1)
+            first = self.built(shape).state_dict()
+            torch.manual_seed(2)
+            assert _same_bits(first, self.built(shape).state_dict()), "a parameter is of no layer that has reset_parameters"
+        assert not _same_bits(first, self.built(shape, seed=1).state_dict())
+
+    def test_it_runs_on_every_image_size_that_it_does_not_refuse(self) -> None:
+        channels = self.image_shapes[0][2]
+        for side in range(1, 33):
+            shape = (side, side, channels)
+            try:
+                self.instance().check(shape)
+            except UserError:
+                continue
+            assert self.built(shape).train()(_random_images(shape)).shape == (2, self.num_classes), f"fails on {shape}"
+
+    def test_it_accepts_the_images_it_is_tried_on(self) -> None:
+        for shape in self.image_shapes:
+            self.instance().check(shape)
+
+
+def _random_images(image_shape: tuple[int, int, int]) -> torch.Tensor:
+    height, width, channels = image_shape
+    return torch.randn(2, channels, height, width, generator=torch.Generator().manual_seed(0))
+
+
+# ------------------------------------------------------------------------------------------- manipulations, detections
+
+
+class ManipulationConformance(PluginConformance):
+    """What a manipulation must do, on the tiny data set of four classes."""
+
+    kind = "manipulations"
+    settings: ClassVar[dict[str, Any]] = {"size": MANIPULATED}
+
+    def settled(self) -> Any:
+        """The manipulation, fitted to the tiny data set."""
+        return self.instance().settle(TinyImages().facts())
+
+    def corrupted(self, seed: int = 0) -> Any:
+        """What it changes in the tiny training set."""
+        return self.settled().corrupt(_tiny().train, _tiny().normalisation, np.random.default_rng(seed))
+
+    def test_settling_twice_is_settling_once(self) -> None:
+        assert self.settled().settle(TinyImages().facts()) == self.settled()
+
+    def test_it_refuses_more_samples_than_there_are(self) -> None:
+        with pytest.raises(FieldFault) as caught:
+            dataclasses.replace(self.instance(), size=82).settle(TinyImages().facts())
+        assert caught.value.field == "size"
+
+    def test_it_changes_as_many_samples_as_its_size_says(self) -> None:
+        indices = self.corrupted().indices
+        assert _are_rows(indices, 80), "indices must be sorted, unique int64 rows of the training set"
+        assert len(indices) == self.settled().size
+
+    def test_it_gives_each_of_them_a_label_of_the_data_set(self) -> None:
+        corruption = self.corrupted()
+        assert corruption.labels.shape == corruption.indices.shape
+        assert corruption.labels.dtype == np.int64
+        assert set(corruption.labels.tolist()) <= set(range(4))
+
+    def test_it_leaves_the_images_as_they_were(self) -> None:
+        before = TinyImages().load()
+        self.corrupted()
+        self.settled().test_domains(_tiny().test)
+        for images, same in ((_tiny().train, before.train), (_tiny().test, before.test)):
+            assert np.array_equal(images.pixels, same.pixels)
+            assert np.array_equal(images.labels, same.labels)
+
+    def test_the_same_generator_gives_the_same_corruption(self) -> None:
+        with _global_generators_kept():
+            np.random.seed(1)
+            first = self.corrupted(seed=5)
+            np.random.seed(2)
+            second = self.corrupted(seed=5)
+        assert np.array_equal(first.indices, second.indices)
+        assert np.array_equal(first.labels, second.labels)
+        assert (first.stamp is None) == (second.stamp is None)
+
+    def test_its_stamp_fits_the_images(self) -> None:
+        stamp = self.corrupted().stamp
+        if stamp is not None:
+            assert stamp.mask.shape == (12, 12)
+            assert stamp.mask.dtype == np.bool_
+            assert stamp.values.shape == (1,)
+            assert stamp.values.dtype == np.float32
+            assert 0 < stamp.blend <= 1
+
+    def test_its_domains_are_rows_of_the_test_images(self) -> None:
+        domains = self.settled().test_domains(_tiny().test)
+        for view in (domains.affected, domains.retain):
+            assert _are_rows(view.rows, 40), "rows must be sorted, unique int64 rows of the test set"
+            assert not view.stamped or self.corrupted().stamp is not None, "a view is stamped but there is no stamp"
+        assert domains.target is None or domains.target in range(4)
+        assert domains.confused is None or len(set(domains.confused) & set(range(4))) == 2
+
+    def test_it_scales_to_fewer_images(self) -> None:
+        scaled = self.settled().scaled(self.settled().size / 80, 40)
+        assert type(scaled) is self.plugin
+        assert 1 <= scaled.size <= 40
+        corruption = scaled.corrupt(_tiny().test, _tiny().normalisation, np.random.default_rng(0))
+        assert _are_rows(corruption.indices, 40)
+        assert len(corruption.indices) == scaled.size
+
+    def test_it_poisons_a_data_set(self) -> None:
+        poisoned = poison(_tiny(), self.settled(), seed=0)
+        assert 0 < poisoned.effective_size <= self.settled().size
+
+
+class DetectionConformance(PluginConformance):
+    """What a detection must do, on the tiny data set with a backdoor in 20 of its samples."""
+
+    kind = "detections"
+
+    def found(self, size: int, seed: int = 0) -> Indices:
+        """The rows that it identifies."""
+        rows: Indices = self.instance().find(_tiny_poisoned(), size, np.random.default_rng(seed))
+        return rows
+
+    def test_it_finds_as_many_different_samples_as_it_is_asked_for(self) -> None:
+        for size in range(1, MANIPULATED + 1):
+            assert len(self.found(size)) == len(np.unique(self.found(size))) == size
+
+    def test_it_finds_rows_of_the_training_set(self) -> None:
+        assert _are_rows(np.sort(self.found(MANIPULATED)), 80)
+
+    def test_smaller_sets_are_part_of_larger_ones(self) -> None:
+        for size in range(1, MANIPULATED):
+            assert set(self.found(size).tolist()) < set(self.found(size + 1).tolist())
+
+    def test_the_same_generator_finds_the_same_samples(self) -> None:
+        assert np.array_equal(self.found(FOUND, seed=5), self.found(FOUND, seed=5))
+
+    def test_it_leaves_the_data_as_they_were(self) -> None:
+        before = _tiny_poisoned().corruption.indices.copy()
+        self.found(FOUND)
+        assert np.array_equal(_tiny_poisoned().corruption.indices, before)
+
+
+@functools.cache
+def _tiny_poisoned() -> PoisonedDataset:
+    return poison(_tiny(), Backdoor(MANIPULATED, target=0), seed=0)
+
+
+def _are_rows(rows: Indices, count: int) -> bool:
+    """Whether these are sorted, unique rows (int64) of so many."""
+    return rows.dtype == np.int64 and bool((np.diff(rows) > 0).all()) and set(rows.tolist()) <= set(range(count))
+
+
+# --------------------------------------------------------------------------------------------------- data sets, metrics
+
+
+class DatasetConformance(PluginConformance):
+    """What a data set must do. `needs_download`: its images are not loaded here."""
+
+    kind = "datasets"
+    needs_download: ClassVar[bool] = False
+
+    def loaded(self) -> LoadedDataset:
+        """The images; skips where they would have to be downloaded."""
+        if self.needs_download:
+            pytest.skip("needs a download")
+        return _loaded(self.instance())
+
+    def test_its_facts_are_what_it_loads(self) -> None:
+        loaded = self.loaded()
+        known = DatasetFacts(len(loaded.train), len(loaded.test), loaded.image_shape, loaded.class_names)
+        assert self.instance().facts() == known
+
+    def test_its_pixels_are_uint8_and_its_labels_int64(self) -> None:
+        for images in (self.loaded().train, self.loaded().test):
+            assert images.pixels.dtype == np.uint8
+            assert images.pixels.shape == (len(images), *self.loaded().image_shape)
+            assert images.labels.dtype == np.int64
+            assert images.labels.shape == (len(images),)
+
+    def test_every_class_is_in_both_sets(self) -> None:
+        for images in (self.loaded().train, self.loaded().test):
+            assert sorted(set(images.labels.tolist())) == list(range(self.loaded().num_classes))
+
+    def test_its_class_names_differ(self) -> None:
+        names = self.instance().facts().class_names
+        assert len(set(names)) == len(names)
+
+    def test_it_is_normalised_by_channel(self) -> None:
+        normalisation = self.loaded().normalisation
+        assert len(normalisation.mean) == len(normalisation.std) == self.loaded().image_shape[2]
+        assert min(normalisation.std) > 0
+
+    def test_loading_it_again_gives_the_same_content_hash(self) -> None:
+        assert self.loaded().content_hash == self.instance().load().content_hash
+
+
+@functools.cache
+def _loaded(dataset: Any) -> LoadedDataset:
+    loaded: LoadedDataset = dataset.load()
+    return loaded
+
+
+class MetricConformance(PluginConformance):
+    """What a metric must do, on random outcomes of four classes."""
+
+    kind = "metrics"
+
+    def test_it_is_between_0_and_1_or_has_no_value(self) -> None:
+        for seed in range(50):
+            for target, confused in ((None, None), (1, None), (None, (0, 2))):
+                value = self.instance().measure(_random_outcome(seed, target=target, confused=confused))
+                assert value is None or (isinstance(value, float) and 0 <= value <= 1), value
+
+    def test_it_has_no_value_on_empty_domains(self) -> None:
+        nothing = np.empty(0, dtype=np.int64)
+        for target, confused in ((None, None), (1, None), (None, (0, 2))):
+            assert self.instance().measure(Outcome(nothing, nothing, nothing, nothing, target, confused)) is None
+
+    def test_it_leaves_the_outcome_as_it_was(self) -> None:
+        outcome, same = (_random_outcome(0, target=1, confused=(0, 2)) for _ in range(2))
+        self.instance().measure(outcome)
+        for name in ("affected_predicted", "affected_true", "retain_predicted", "retain_true"):
+            assert np.array_equal(getattr(outcome, name), getattr(same, name))
+
+
+def _random_outcome(seed: int, *, target: int | None, confused: tuple[int, int] | None) -> Outcome:
+    rng = np.random.default_rng(seed)
+    affected_true, retain_true = rng.integers(0, 4, rng.integers(1, 30)), rng.integers(0, 4, rng.integers(1, 30))
+    if confused is not None:
+        affected_true = rng.choice(confused, len(affected_true))
+    predicted = [rng.integers(0, 4, len(true)) for true in (affected_true, retain_true)]
+    return Outcome(predicted[0], affected_true, predicted[1], retain_true, target, confused)

@@ -1,0 +1,145 @@
+"""A real sweep on a real Ray, killed and given again: nothing is lost, nothing runs twice, the tables are the same."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+
+import pytest
+
+from cu_ray.sweep import ledger
+from tests import sweeps
+
+KILLS = 3
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = sweeps.command(folder, "sweep", str(sweeps.small(folder)))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_the_sweep_ends_with_its_table_and_every_trial_ok(undisturbed):
+    trials = sweeps.table(undisturbed / "results" / "small", "trials")
+    assert set(trials["status"]) == {"ok"}
+    assert set(trials["method"]) == {"no_unlearning", "catastrophic_forgetting", "scrub", "ssd"}
+
+
+def test_the_same_command_again_does_nothing_and_says_so(undisturbed):
+    before = {path: path.read_bytes() for path in (undisturbed / "results" / "small" / "ledger").glob("*.log")}
+    started = time.monotonic()
+    again = sweeps.command(undisturbed, "sweep", "small.yaml")
+    assert again.returncode == 0
+    assert "Nothing to do" in again.stdout
+    assert "Starting Ray" not in again.stdout
+    assert time.monotonic() - started < 30
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_tables_do_not_depend_on_the_number_of_workers(undisturbed, tmp_path):
+    alone = sweeps.command(tmp_path, "sweep", str(sweeps.small(tmp_path)), "--workers", "1")
+    assert alone.returncode == 0, alone.stdout + alone.stderr
+    sweeps.assert_same_tables(undisturbed / "results" / "small", tmp_path / "results" / "small")
+
+
+def test_raising_trials_and_adding_a_fraction_runs_only_what_is_new(undisturbed, tmp_path):
+    """On a copy of the undisturbed run."""
+    import shutil
+
+    shutil.copytree(undisturbed, tmp_path / "copy")
+    folder = tmp_path / "copy"
+    known = ledger.read(folder / "results" / "small" / "ledger")
+    file = sweeps.small(folder, fractions="[0.1, 0.5, 1.0]", trials=8)
+    planned = sweeps.counts(folder, file)
+    assert planned["trials_done"] == len(known.trials)
+    done = sweeps.command(folder, "sweep", str(file))
+    assert done.returncode == 0, done.stdout + done.stderr
+    after = ledger.read(folder / "results" / "small" / "ledger")
+    for key, record in known.trials.items():
+        assert after.trials[key] == record  # not run again: its times are the old ones
+    assert len(after.trials) > len(known.trials)
+    assert sweeps.counts(folder, file)["trials_done"] == sweeps.counts(folder, file)["trials"]
+
+
+def kill_at_random(folder, arguments, rng):
+    """Start the sweep and kill -9 its driver once it has finished some more trials; tell whether it was still running."""
+    process = sweeps.start(folder, *arguments)
+    logs = folder / "results" / "small" / "ledger"
+    before = len(ledger.read(logs).trials) if logs.exists() else 0
+    goal, deadline = before + rng.randint(1, 6), time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if logs.exists() and len(ledger.read(logs).trials) >= goal:
+            break
+        time.sleep(0.05)
+    time.sleep(rng.random())
+    was_running = process.poll() is None
+    if was_running:
+        os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    return was_running
+
+
+def test_a_driver_killed_again_and_again_loses_nothing_and_repeats_nothing(undisturbed, tmp_path):
+    rng = random.Random(int(os.environ.get("CU_RAY_KILL_SEED", "0")))
+    file = sweeps.small(tmp_path)
+    logs = tmp_path / "results" / "small" / "ledger"
+    finished = {}
+    kills = int(os.environ.get("CU_RAY_KILLS", KILLS))
+    for _ in range(kills):
+        if not kill_at_random(tmp_path, ["sweep", str(file)], rng):
+            break
+        known = ledger.read(logs).trials
+        for key, record in finished.items():
+            assert known[key] == record  # neither lost nor run again
+        finished = dict(known)
+    last = sweeps.command(tmp_path, "sweep", str(file))
+    assert last.returncode == 0, last.stdout + last.stderr
+    known = ledger.read(logs).trials
+    assert {key: known[key] for key in finished} == finished
+    sweeps.assert_same_tables(undisturbed / "results" / "small", tmp_path / "results" / "small")
+
+
+def test_a_killed_worker_is_replaced_and_the_tables_are_the_same(undisturbed, tmp_path):
+    import psutil
+
+    file = sweeps.small(tmp_path)
+    process = sweeps.start(tmp_path, "sweep", str(file))
+    logs, deadline, killed = tmp_path / "results" / "small" / "ledger", time.monotonic() + 120, 0
+    while process.poll() is None and time.monotonic() < deadline and killed < 2:
+        if logs.exists() and len(ledger.read(logs).originals) == 2:
+            workers = [child for child in psutil.Process(process.pid).children(recursive=True) if _is_stage_worker(child)]
+            for worker in workers[:1]:
+                worker.kill()
+                killed += 1
+        time.sleep(1.0)
+    assert process.wait(timeout=240) == 0, (tmp_path / "driver.log").read_text()
+    assert killed == 2
+    sweeps.assert_same_tables(undisturbed / "results" / "small", tmp_path / "results" / "small")
+
+
+def _is_stage_worker(process):
+    import psutil
+
+    try:
+        return process.name().startswith("ray::StageTrain") or any("StageTrainable" in part for part in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def test_ctrl_c_ends_with_130_tables_and_how_to_go_on(undisturbed, tmp_path):
+    file = sweeps.small(tmp_path)
+    process = sweeps.start(tmp_path, "sweep", str(file))
+    logs, deadline = tmp_path / "results" / "small" / "ledger", time.monotonic() + 120
+    while time.monotonic() < deadline and not (logs.exists() and len(ledger.read(logs).trials) >= 3):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert "The same command goes on" in (tmp_path / "driver.log").read_text()
+    assert len(sweeps.table(tmp_path / "results" / "small", "trials")) >= 3
+    last = sweeps.command(tmp_path, "sweep", str(file))
+    assert last.returncode == 0, last.stdout + last.stderr
+    sweeps.assert_same_tables(undisturbed / "results" / "small", tmp_path / "results" / "small")

@@ -1,0 +1,168 @@
+"""The learning-rate schedule and the update rule, step by step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cu_ray.errors import Diverged
+from cu_ray.learning.sgd import Sgd, cross_entropy, images_seen, learning_rate_factor
+from cu_ray.types import TrainRecipe
+from tests.protocol import fakes, reference
+
+CPU = torch.device("cpu")
+
+
+class OneWeight(torch.nn.Module):
+    """A model whose every logit is its one weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, images):
+        return self.weight.expand(len(images), 1)
+
+
+def run_all_steps(sgd, stream, loss):
+    while not sgd.done:
+        sgd.epoch(stream, loss)
+
+
+@pytest.mark.parametrize("num_steps", [1, 10, 99, 100, 101, 250, 4000])
+def test_each_step_moves_by_the_published_rate(num_steps):
+    model = OneWeight()
+    recipe = TrainRecipe(steps=num_steps, lr=0.025, momentum=0.0, weight_decay=0.0, precision="fp32")
+    stream, seen = fakes.FixedStream("all", fakes.some_batches(0, [2] * 7), []), []
+
+    def loss(logits, batch):
+        seen.append(float(model.weight))
+        return logits.mean()  # its gradient is 1
+
+    run_all_steps(Sgd(model, recipe, CPU), stream, loss)
+    moves = -np.diff([*seen, float(model.weight)]) / 0.025
+    warm_up = num_steps // 100
+    expected = [(t + 1) / (warm_up + 1) if t < warm_up else 1 - (t - warm_up) / (1.25 * num_steps) for t in range(num_steps)]
+    np.testing.assert_allclose(moves, expected, rtol=1e-9)
+
+
+def test_the_rate_peaks_after_the_warm_up_and_ends_near_a_fifth():
+    factors = [learning_rate_factor(step, 4000) for step in range(4000)]
+    assert factors[0] == pytest.approx(1 / 41)
+    assert factors[39] == pytest.approx(40 / 41)
+    assert factors.index(max(factors)) == 40
+    assert factors[40] == 1.0
+    assert factors[-1] == pytest.approx(1 - 3959 / 5000)
+    assert [learning_rate_factor(step, 99) for step in (0, 98)] == pytest.approx([1.0, 1 - 98 / 123.75])
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 4, 7, 12])
+def test_n_steps_are_exactly_n_optimiser_steps(num_steps):
+    model, calls = OneWeight(), []
+    sgd = Sgd(model, TrainRecipe(steps=num_steps, precision="fp32"), CPU)
+    stream = fakes.FixedStream("all", fakes.some_batches(0, [3, 3, 2]), [])
+
+    def loss(logits, batch):
+        calls.append(len(batch))
+        return logits.mean()
+
+    run_all_steps(sgd, stream, loss)
+    assert sgd.num_steps == num_steps
+    assert calls == ([3, 3, 2] * num_steps)[:num_steps]  # the partial batch is kept
+    before = float(model.weight)
+    sgd.epoch(stream, loss)
+    assert len(calls) == num_steps
+    assert float(model.weight) == before
+
+
+def test_momentum_and_weight_decay_follow_the_update_rule_on_a_linear_model():
+    """With gradients written out: dW = mean over the batch of (p - onehot) x, in NumPy."""
+    model = torch.nn.Linear(4, 3).double()
+    batches = fakes.some_batches(3, [5, 5, 2], channels=1, side=2)
+    weight, bias = (each.detach().numpy().copy() for each in (model.weight, model.bias))
+    velocity_w, velocity_b = np.zeros_like(weight), np.zeros_like(bias)
+    recipe = TrainRecipe(steps=6, lr=0.3, momentum=0.9, weight_decay=0.1, precision="fp32")
+    sgd = Sgd(torch.nn.Sequential(torch.nn.Flatten(), model), recipe, CPU)
+    for step in range(6):
+        batch = batches[step % 3]
+        inputs = batch.images.flatten(1).numpy()
+        scores = np.exp(inputs @ weight.T + bias)
+        errors = scores / scores.sum(axis=1, keepdims=True) - np.eye(3)[batch.labels.numpy()]
+        velocity_w = 0.9 * velocity_w + errors.T @ inputs / len(inputs) + 0.1 * weight
+        velocity_b = 0.9 * velocity_b + errors.mean(axis=0) + 0.1 * bias
+        rate = 0.3 * (1 - step / 7.5)
+        weight, bias = weight - rate * velocity_w, bias - rate * velocity_b
+        sgd.step(batch, cross_entropy)
+        np.testing.assert_allclose(model.weight.detach(), weight, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(model.bias.detach(), bias, rtol=1e-5, atol=1e-6)
+
+
+def test_all_parameters_decay_and_statistics_move_in_a_net_with_batch_norm():
+    model, batches = fakes.small_net(1).train(), fakes.some_batches(2, [6, 6, 3])
+    sgd = fakes.NotingSgd(model, replace(fakes.RECIPE, steps=7), CPU)
+    start = reference.state_of(model)
+    run_all_steps(sgd, fakes.FixedStream("all", batches, []), cross_entropy)
+
+    def loss_on(batch):
+        return lambda state: reference.mean_cross_entropy(reference.forward(state, batch.images, (0, 1)), batch.labels)
+
+    losses = [loss_on(batches[step % 3]) for step in range(7)]
+    expected = reference.descend(start, losses, lr=0.2, num_steps=7, momentum=0.9, weight_decay=0.05)
+    for computed, state in zip(sgd.states, expected, strict=True):
+        fakes.assert_close(computed, state)
+
+
+def test_without_gradient_every_parameter_shrinks_by_weight_decay_alone():
+    model = fakes.small_net(1)
+    before = fakes.snapshot(model)
+    sgd = Sgd(model, TrainRecipe(steps=1, lr=0.5, momentum=0.9, weight_decay=0.2, precision="fp32"), CPU)
+    (batch,) = fakes.some_batches(0, [2])
+    sgd.step(batch, lambda logits, batch: (logits * 0).sum())
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), before[name] * (1 - 0.5 * 0.2), rtol=1e-12, atol=0)
+
+
+def test_the_loss_sees_float32_logits_and_frozen_parameters_stay():
+    model = fakes.small_net(1)
+    model[0].requires_grad_(False)
+    before, kinds = fakes.snapshot(model), []
+
+    def loss(logits, batch):
+        kinds.append(logits.dtype)
+        return cross_entropy(logits, batch)
+
+    Sgd(model, fakes.RECIPE, CPU).step(fakes.some_batches(0, [4])[0], loss)
+    assert kinds == [torch.float32]
+    changed = {name for name, tensor in fakes.snapshot(model).items() if not torch.equal(tensor, before[name])}
+    assert changed == set(reference.parameter_names((1, 2)))
+
+
+def test_cross_entropy_is_the_batch_mean_against_given_labels():
+    (batch,) = fakes.some_batches(5, [7])
+    logits = torch.randn(7, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    assert float(cross_entropy(logits, batch)) == pytest.approx(
+        float(reference.mean_cross_entropy(logits, batch.labels)), rel=1e-12
+    )
+
+
+def test_a_loss_that_is_not_finite_is_diverged():
+    sgd = Sgd(OneWeight(), TrainRecipe(steps=3, precision="fp32"), CPU)
+    with pytest.raises(Diverged):
+        sgd.epoch(fakes.FixedStream("all", fakes.some_batches(0, [2]), []), lambda logits, batch: logits.mean() * math.nan)
+
+
+@pytest.mark.parametrize("num_images", [1, 4, 5, 12, 13])
+@pytest.mark.parametrize("steps", [1, 3, 4, 9])
+def test_images_seen_counts_what_a_loop_over_batches_would(num_images, steps):
+    sizes = [min(4, num_images - start) for start in range(0, num_images, 4)]
+    assert images_seen(num_images, steps, 4) == sum((sizes * steps)[:steps])
+
+
+def test_the_published_recipe_is_the_default():
+    recipe = TrainRecipe()
+    assert (recipe.steps, recipe.lr, recipe.batch_size) == (4000, 0.025, 512)
+    assert (recipe.momentum, recipe.weight_decay, recipe.keep) == (0.9, 5e-4, "last")

@@ -1,0 +1,116 @@
+"""The commands as a user gives them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cu_ray.cli import main
+from tests import sweeps
+
+QUICKSTART = Path(__file__).parent.parent / "sweeps" / "quickstart.yaml"
+
+
+def cu_ray(*arguments):
+    return CliRunner().invoke(main, list(arguments))
+
+
+def test_plan_json_is_one_object_with_the_promised_names(tmp_path):
+    result = cu_ray("plan", str(QUICKSTART), "--json", "--output", str(tmp_path))
+    counts = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert counts["originals"] == 2
+    assert counts["trials"] == sum(counts["by_method"].values()) == 98
+    assert counts["trials_done"] == 0
+    assert counts["images_forward"] > counts["images_backward"] > 0
+    assert set(counts["by_method"]) == {
+        "no_unlearning",
+        "exact_unlearning",
+        "catastrophic_forgetting",
+        "scrub",
+        "bad_teaching",
+        "ssd",
+    }
+    assert not (tmp_path / "quickstart").exists()
+
+
+@pytest.mark.parametrize("arguments", [["plan", str(QUICKSTART)], ["list"], ["list", "methods"], ["list", "methods", "ssd"]])
+def test_light_commands_do_not_import_torch(arguments, tmp_path):
+    check = f"""
+import sys
+from cu_ray.cli import main
+try:
+    main({arguments!r})
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = [name for name in ("torch", "ray", "torchvision") if f"{{name}}._C" in sys.modules or f"{{name}}.nn" in sys.modules
+         or (name == "ray" and "ray" in sys.modules)]
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", check], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_wrong_command_gets_the_nearest_name():
+    result = cu_ray("swep", "x.yaml")
+    assert result.exit_code == 2
+    assert "Did you mean 'sweep'" in result.output
+
+
+@pytest.mark.parametrize("command", ["sweep", "plan"])
+def test_a_missing_file_is_one_message_and_code_2(command):
+    result = cu_ray(command, "nowhere.yaml")
+    assert result.exit_code == 2
+    assert "nowhere.yaml" in result.output
+    assert "Traceback" not in result.output
+
+
+def test_all_faults_of_a_file_come_at_once(tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text(QUICKSTART.read_text().replace("msteps", "mstep").replace("t_shirt", "tshirt").replace("lr: 0.05", "lr: -1"))
+    result = cu_ray("sweep", str(file))
+    assert result.exit_code == 2
+    assert "3 faults" in result.output
+    for part in ("methods.scrub.mstep", "Did you mean 'msteps'", "manipulation.target", "'t_shirt'", "train.lr", "-1"):
+        assert part in result.output
+    assert not (tmp_path / "results").exists()
+
+
+def test_list_names_every_kind_and_its_settings():
+    everything = cu_ray("list").output
+    for name in ("scrub", "backdoor", "uniform", "cifar10", "resnet9", "asr", "tpe", "oracle_validation"):
+        assert name in everything
+    assert "selection_share" in cu_ray("list", "methods", "ssd").output
+    wrong = cu_ray("list", "methodz")
+    assert wrong.exit_code == 2
+    assert "Did you mean 'methods'" in wrong.output
+
+
+@pytest.mark.parametrize("command", ["status", "table"])
+def test_a_folder_without_a_sweep_is_said(command, tmp_path):
+    result = cu_ray(command, str(tmp_path))
+    assert result.exit_code == 2
+    assert str(tmp_path) in result.output
+
+
+def test_try_runs_one_trial_without_ray_and_replay_repeats_a_recorded_one(tmp_path):
+    file = sweeps.small(tmp_path, fractions="[1.0]", seeds="[0]", trials=1)
+    tried = sweeps.command(tmp_path, "try", "scrub", "--set", "steps=3", "--set", "alpha=1e-2", "--sweep", str(file))
+    assert tried.returncode == 0, tried.stderr
+    assert "acc_corr" in tried.stdout
+    wrong = sweeps.command(tmp_path, "try", "scrub", "--set", "alpa=1", "--sweep", str(file))
+    assert wrong.returncode == 2
+    assert "Did you mean 'alpha'" in wrong.stderr
+    done = sweeps.command(tmp_path, "sweep", str(file), "--only", "method=ssd")
+    assert done.returncode == 0, done.stderr
+    shown = sweeps.command(tmp_path, "status", "results/small")
+    assert "4 of 4 trials done" in shown.stdout
+    key = sweeps.table(tmp_path / "results" / "small", "trials")["trial_key"][0]
+    replayed = sweeps.command(tmp_path, "replay", "results/small", key[:12])
+    assert replayed.returncode == 0, replayed.stdout + replayed.stderr
+    assert "same to the bit" in replayed.stdout
