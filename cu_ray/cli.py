@@ -25,7 +25,7 @@ name: try
 dataset: fashion_mnist_small
 model: {name: resnet9, width: 8}
 manipulation: {name: backdoor, size: 300}
-train: {steps: 800, lr: 0.05, batch_size: 64, precision: fp32}
+train: {steps: 600, lr: 0.05, batch_size: 64, precision: fp32}
 methods: {no_unlearning: {}}
 """
 

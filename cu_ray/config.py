@@ -94,7 +94,7 @@ class SearchSection:
     objective: Annotated[str, Choices(tuple(RULES))] = "oracle_validation"
     scope: Annotated[str, Choices(("per_fraction", "across_fractions"))] = "per_fraction"
     aggregate: Annotated[str, Choices(("mean", "min"))] = "mean"
-    seeds: Annotated[str, Choices(("first", "all"))] = "first"
+    seeds: Annotated[str, Choices(("first", "all", "each"))] = "first"
     lag: Annotated[int, Bound(low=1)] = 4
     defender: bool = False  # also run each point with a part of the deletion set held out, so that this rule can choose
 

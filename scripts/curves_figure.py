@@ -1,4 +1,4 @@
-"""Draw acc_corr, acc_retain and asr against the deletion fraction: `python scripts/curves_figure.py results/quickstart OUT.png`."""
+"""Draw the metrics against the deletion fraction: `python scripts/curves_figure.py results/quickstart OUT.png`."""
 
 from __future__ import annotations
 

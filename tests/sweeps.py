@@ -71,8 +71,8 @@ def table(folder: Path, name: str) -> pd.DataFrame:
     keys = {
         "trials": ["trial_key"],
         "originals": ["original_key"],
-        "best": ["study_key", "deletion_fraction", "rule"],
-        "curves": ["study_key", "deletion_fraction", "rule", "metric"],
+        "best": ["search_key", "deletion_fraction", "rule"],
+        "curves": ["search_key", "deletion_fraction", "rule", "metric"],
     }
     return frame.sort_values(keys[name]).reset_index(drop=True)
 

@@ -25,7 +25,7 @@ def test_plan_json_is_one_object_with_the_promised_names(tmp_path):
     counts = json.loads(result.stdout)
     assert result.exit_code == 0
     assert counts["originals"] == 2
-    assert counts["trials"] == sum(counts["by_method"].values()) == 98
+    assert counts["trials"] == sum(counts["by_method"].values()) == 158
     assert counts["trials_done"] == 0
     assert counts["images_forward"] > counts["images_backward"] > 0
     assert set(counts["by_method"]) == {

@@ -209,6 +209,8 @@ class _KeptMemos:
         if entry is None:
             return None
         arrays, facts = entry
+        if not {"forward", "backward", "seconds"} <= facts.keys():  # not written by this code
+            return None
         tensors = {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
         return Memo(tensors, Cost(int(facts["forward"]), int(facts["backward"])), float(facts["seconds"]))
 

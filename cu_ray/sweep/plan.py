@@ -140,8 +140,11 @@ def make(sweep: Sweep, datasets: Mapping[Any, Dataset], precision: str) -> Plan:
             )
             for detection in sweep.detections:
                 for method in sweep.methods:
-                    for fractions in _scopes(sweep, method):
-                        studies.append(StudySpec(settings, detection, fractions, method, sweep.search))
+                    studies += [
+                        StudySpec(shared, detection, fractions, method, sweep.search)
+                        for fractions in _scopes(sweep, method)
+                        for shared in _shared(sweep, method, settings)
+                    ]
     sizes = {each.content_hash: (len(each.train), len(each.test)) for each in datasets.values()}
     unique = {study.key: study for study in studies}
     return Plan(sweep.name, tuple(unique.values()), sizes, sweep.fractions)
@@ -152,6 +155,11 @@ def _combinations(sweep: Sweep) -> Iterator[tuple[Any, Any, Any]]:
         for model in sweep.models:
             for train in sweep.trains:
                 yield dataset, model, train
+
+
+def _shared(sweep: Sweep, method: MethodPlan, settings: tuple[Setting, ...]) -> list[tuple[Setting, ...]]:
+    """The settings that a study takes together: one by one where each seed is searched for itself."""
+    return [(setting,) for setting in settings] if sweep.search.seeds == "each" and method.budget > 1 else [settings]
 
 
 def _scopes(sweep: Sweep, method: MethodPlan) -> list[tuple[float, ...]]:

@@ -36,7 +36,10 @@ def write(folder: Path, plan: Plan, known: Known) -> None:
     studies = {key: study for study in plan.studies for key in _trial_keys(study, known)}
     trials = [_trial_row(plan.name, record, studies.get(record.key)) for record in known.trials.values()]
     originals = [_original_row(plan.name, record) for record in known.originals.values()]
-    best = [row for study in plan.studies for row in _best_rows(plan, study, known)]
+    searches: dict[str, list[StudySpec]] = {}  # studies that differ in their seed only are one search
+    for study in plan.studies:
+        searches.setdefault(study.sampling_key, []).append(study)
+    best = [row for key, search in searches.items() for row in _best_rows(plan, key, search, known)]
     for name, rows, schema in (
         ("trials", trials, _trials_schema(trials)),
         ("originals", originals, _originals_schema()),
@@ -137,7 +140,8 @@ def _best_schema() -> pa.Schema:
     metrics = {f"{name}_{part}": pa.float64() for name in names("metrics") for part in ("mean", "std", "low", "high")}
     return pa.schema(
         {
-            "study_key": pa.string(),
+            "search_key": pa.string(),
+            "study_keys": pa.list_(pa.string()),
             **_SETTING,
             "method": pa.string(),
             "detection": pa.string(),
@@ -146,8 +150,8 @@ def _best_schema() -> pa.Schema:
             "rule": pa.string(),
             "reports_on": pa.string(),
             "score": pa.float64(),
-            "point": pa.int64(),
-            "hyperparameters": pa.string(),
+            "points": pa.list_(pa.int64()),
+            "hyperparameters": pa.list_(pa.string()),
             "n": pa.int64(),
             "seeds": pa.list_(pa.int64()),
             **metrics,
@@ -168,7 +172,7 @@ def _best_schema() -> pa.Schema:
 
 def _curves_schema() -> pa.Schema:
     best = _best_schema()
-    shared = [best.field(name) for name in ("study_key", *_SETTING, "method", "detection", "deletion_fraction", "rule")]
+    shared = [best.field(name) for name in ("search_key", *_SETTING, "method", "detection", "deletion_fraction", "rule")]
     parts = [("metric", pa.string()), ("n", pa.int64())] + [(part, pa.float64()) for part in ("mean", "std", "low", "high")]
     return pa.schema([*shared, *(pa.field(name, kind) for name, kind in parts)])
 
@@ -235,11 +239,8 @@ def _original_row(sweep: str, record: Record) -> Row:
 
 
 def _trial_keys(study: StudySpec, known: Known) -> set[str]:
-    keys = {key for point in known.points.get(study.key, {}).values() for key in point.trial_keys}
-    for index in sorted(known.points.get(study.key, {})):
-        hyperparameters = _hyperparameters(study, known, index)
-        keys |= {trial.key for trial in study.trials(hyperparameters, study.confirm_settings)}
-    return keys
+    confirmations = (trial for point in _points(study, known) for trial in study.trials(point, study.confirm_settings))
+    return {*_search_trial_keys(study, known), *(trial.key for trial in confirmations)}
 
 
 def _hyperparameters(study: StudySpec, known: Known, index: int) -> Row:
@@ -247,46 +248,60 @@ def _hyperparameters(study: StudySpec, known: Known, index: int) -> Row:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def _best_rows(plan: Plan, study: StudySpec, known: Known) -> list[Row]:
-    """A row for each rule and deletion fraction."""
-    written = known.points.get(study.key, {})
-    indices = list(range(min(len(written), study.method.budget)))
-    points = [_hyperparameters(study, known, index) for index in indices if index in written]
+def _best_rows(plan: Plan, search_key: str, studies: list[StudySpec], known: Known) -> list[Row]:
+    """A row for each rule and deletion fraction, over the studies of one search: one, or one a seed."""
+    first = studies[0]
+    points = {study.key: _points(study, known) for study in studies}
+    finished = [known.trials[key] for study in studies for key in _search_trial_keys(study, known) if key in known.trials]
+    shared = _setting_columns(plan.name, first.settings[0].describe()) | {
+        "search_key": search_key,
+        "study_keys": [study.key for study in studies],
+        "method": name_of(first.method.cls),
+        "detection": name_of(first.detection),
+        "num_points": sum(map(len, points.values())),
+        "num_points_planned": sum(study.method.budget for study in studies),
+        "num_trials_failed": sum(not record.ok for record in finished),
+        "sampler": first.method.sampler if first.searched else None,
+        "search_objective": first.search.objective if first.searched else None,
+        "pool_adaptive": first.adaptive,
+    }
     rows = []
     for rule_name, rule in RULES.items():
-        index = best_point(study, points, known.trials, rule_name)
-        for fraction in study.fractions or plan.fractions:
-            row = _setting_columns(plan.name, study.settings[0].describe()) | {
-                "study_key": study.key,
-                "method": name_of(study.method.cls),
-                "detection": name_of(study.detection),
-                "deletion_fraction": fraction,
-                "deletion_size": study.size(fraction),
-                "rule": rule_name,
-                "reports_on": "report half" if rule.reports else "whole test set",
-                "num_points": len(points),
-                "num_points_planned": study.method.budget,
-                "num_trials_failed": sum(
-                    not known.trials[key].ok for point in written.values() for key in point.trial_keys if key in known.trials
-                ),
-                "sampler": study.method.sampler if study.searched else None,
-                "search_objective": study.search.objective if study.searched else None,
-                "pool_adaptive": study.adaptive,
-                "uses_test_labels": study.method.budget > 1 and (rule.uses_test_labels or study.method.keep != "last"),
-                "n": 0,
-            }
-            if index is not None:
-                row |= _reported(study, known, points[index], fraction if study.fractions else None, rule.reports)
-                row |= {"point": index, "score": point_score(study, points[index], known.trials, rule_name)}
-                row["hyperparameters"] = json.dumps(points[index], sort_keys=True)
-            rows.append(row)
+        best = [(study, best_point(study, points[study.key], known.trials, rule_name)) for study in studies]
+        chosen = [(study, index) for study, index in best if index is not None]
+        scores = [point_score(study, points[study.key][index], known.trials, rule_name) for study, index in chosen]
+        by_choice = shared | {
+            "rule": rule_name,
+            "reports_on": "report half" if rule.reports else "whole test set",
+            "uses_test_labels": first.method.keep != "last" or (first.method.budget > 1 and rule.uses_test_labels),
+            "score": summarise(scores).mean,
+            "points": [index for _, index in chosen],
+            "hyperparameters": [json.dumps(points[study.key][index], sort_keys=True) for study, index in chosen],
+        }
+        for fraction in first.fractions or plan.fractions:
+            specs = [
+                study.trial(points[study.key][index], setting, fraction if study.fractions else None)
+                for study, index in chosen
+                for setting in study.report_settings
+            ]
+            records = [known.trials[spec.key] for spec in specs if spec.key in known.trials and known.trials[spec.key].ok]
+            sizes = {"deletion_fraction": fraction, "deletion_size": first.size(fraction)}
+            rows.append(by_choice | sizes | _over_seeds(records, rule.reports))
     return rows
 
 
-def _reported(study: StudySpec, known: Known, point: Row, fraction: float | None, prefix: str) -> Row:
-    """What the point's trials on the reporting seeds come to."""
-    specs = [study.trial(point, setting, fraction) for setting in study.report_settings]
-    records = [known.trials[spec.key] for spec in specs if spec.key in known.trials and known.trials[spec.key].ok]
+def _points(study: StudySpec, known: Known) -> list[Row]:
+    """The points made so far, as far as the budget goes."""
+    written = known.points.get(study.key, {})
+    return [_hyperparameters(study, known, index) for index in sorted(written) if index < study.method.budget]
+
+
+def _search_trial_keys(study: StudySpec, known: Known) -> list[str]:
+    return [key for point in known.points.get(study.key, {}).values() for key in point.trial_keys]
+
+
+def _over_seeds(records: list[Record], prefix: str) -> Row:
+    """What the reported trials come to."""
     row: Row = {
         "n": len(records),
         "seeds": [record.spec["original"]["setting"]["seed"] for record in records],

@@ -40,11 +40,11 @@ def test_each_step_moves_by_the_published_rate(num_steps):
     stream, seen = fakes.FixedStream("all", fakes.some_batches(0, [2] * 7), []), []
 
     def loss(logits, batch):
-        seen.append(float(model.weight))
+        seen.append(model.weight.item())
         return logits.mean()  # its gradient is 1
 
     run_all_steps(Sgd(model, recipe, CPU), stream, loss)
-    moves = -np.diff([*seen, float(model.weight)]) / 0.025
+    moves = -np.diff([*seen, model.weight.item()]) / 0.025
     warm_up = num_steps // 100
     expected = [(t + 1) / (warm_up + 1) if t < warm_up else 1 - (t - warm_up) / (1.25 * num_steps) for t in range(num_steps)]
     np.testing.assert_allclose(moves, expected, rtol=1e-9)
@@ -73,10 +73,10 @@ def test_n_steps_are_exactly_n_optimiser_steps(num_steps):
     run_all_steps(sgd, stream, loss)
     assert sgd.num_steps == num_steps
     assert calls == ([3, 3, 2] * num_steps)[:num_steps]  # the partial batch is kept
-    before = float(model.weight)
+    before = model.weight.item()
     sgd.epoch(stream, loss)
     assert len(calls) == num_steps
-    assert float(model.weight) == before
+    assert model.weight.item() == before
 
 
 def test_momentum_and_weight_decay_follow_the_update_rule_on_a_linear_model():

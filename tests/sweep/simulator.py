@@ -6,10 +6,8 @@ import functools
 import hashlib
 import math
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +15,10 @@ import yaml
 
 from cu_ray import config
 from cu_ray.plugins import name_of
-from cu_ray.stages.poison import num_held_out_of
 from cu_ray.sweep import plan as plans
 from cu_ray.sweep.agenda import Agenda, Job
 from cu_ray.sweep.estimate import ReadOnlyJournal
-from cu_ray.sweep.ledger import Known, Ledger
+from cu_ray.sweep.ledger import Known, Ledger, PointRecord
 from cu_ray.sweep.plan import Plan, memo_group
 from cu_ray.types import Augmentation, Dataset, Images, Normalisation, OriginalSpec, Record, TrialSpec
 
@@ -30,7 +27,7 @@ TIMES = {"started_at": "2024-01-01T00:00:00.000+00:00", "finished_at": "2024-01-
 MACHINE = {"device": "cpu", "host": "here", "cu_ray_version": "0", "torch_version": "0", "peak_memory_bytes": 1 << 20}
 
 SCRUB = {"steps": 6, "msteps": 2, "lr": 0.005}
-GRID_SSD = {"selection_share": {"low": 0.002, "high": 0.1, "log": True, "num": 4}, "relative_dampening": 1, "sampler": "grid"}
+SSD_GRID = {"selection_share": {"low": 0.002, "high": 0.1, "log": True, "num": 4}, "relative_dampening": 1, "sampler": "grid"}
 
 
 # ---------------------------------------------------------------------------------------------------------------- sweeps
@@ -48,8 +45,14 @@ def dataset() -> Dataset:
     return Dataset("tiny", names, Normalisation((0.5,), (0.5,)), Augmentation(), images(NUM_TRAIN), images(NUM_TEST))
 
 
-def sweep(methods: dict[str, Any], **sections: Any) -> config.Sweep:
-    """A sweep parsed from YAML; sections left out are small ones."""
+@functools.cache
+def _planned(text: str) -> Plan:
+    parsed = config.parse(text)
+    return plans.make(parsed, {each: dataset() for each in parsed.datasets}, "fp32")
+
+
+def sweep_file(methods: dict[str, Any], **sections: Any) -> str:
+    """A sweep file; sections left out are small ones."""
     small = {
         "name": "simulated",
         "dataset": "fashion_mnist_small",
@@ -59,13 +62,12 @@ def sweep(methods: dict[str, Any], **sections: Any) -> config.Sweep:
         "deletion_fractions": [0.5],
         "seeds": [0],
     }
-    return config.parse(yaml.safe_dump({**small, **sections, "methods": methods}, sort_keys=False))
+    return yaml.safe_dump({**small, **sections, "methods": methods}, sort_keys=False)
 
 
 def plan(methods: dict[str, Any], **sections: Any) -> Plan:
-    """The plan of such a sweep, on the tiny data set."""
-    parsed = sweep(methods, **sections)
-    return plans.make(parsed, {each: dataset() for each in parsed.datasets}, "fp32")
+    """The plan of such a sweep file, on the tiny data set."""
+    return _planned(sweep_file(methods, **sections))
 
 
 # --------------------------------------------------------------------------------------------------------------- records
@@ -82,7 +84,7 @@ def quality(spec: TrialSpec) -> float:
     distance = sum(
         math.log10(value / best) ** 2
         for name, best in (("alpha", 0.1), ("selection_share", 0.01), ("relative_dampening", 0.5))
-        if (value := getattr(spec.method, name, None))
+        if isinstance(value := getattr(spec.method, name, None), float)
     )
     return math.exp(-distance)
 
@@ -95,7 +97,7 @@ def record_of(job: Job) -> Record:
     return Record("trial", job.key, job.spec.describe(), "ok", None, _trial_scores(job.spec), _trial_facts(job.spec))
 
 
-def failed(job: Job, status: str = "failed", error: str = "RuntimeError: no luck") -> Record:
+def fails(job: Job, status: str = "failed", error: str = "RuntimeError: no luck") -> Record:
     """The record of a job that did not go well."""
     return Record(job.kind, job.key, job.spec.describe(), status, error, {}, {**TIMES, **MACHINE, "num_classes": NUM_CLASSES})
 
@@ -157,6 +159,17 @@ def _trial_facts(spec: TrialSpec) -> dict[str, Any]:
 Outcome = Callable[[Job], Record]
 
 
+def fails_sometimes(share: float, salt: str = "") -> Outcome:
+    """Jobs of which about that share end badly, always the same ones."""
+
+    def outcome(job: Job) -> Record:
+        if noise(job.key, salt) < share:
+            return fails(job, "failed" if noise(job.key, "how") < 0.5 else "diverged")
+        return record_of(job)
+
+    return outcome
+
+
 @dataclass
 class Trace:
     """What happened: jobs in the order in which they were handed out, and in which they ended."""
@@ -164,24 +177,29 @@ class Trace:
     started: list[Job] = field(default_factory=list)
     ended: list[Job] = field(default_factory=list)
 
-    def keys(self, kind: str | None = None) -> list[str]:
+    @property
+    def keys(self) -> list[str]:
         """The keys of what was handed out, in order."""
-        return [job.key for job in self.started if kind in (None, job.kind)]
+        return [job.key for job in self.started]
 
     @property
-    def in_flight(self) -> list[str]:
+    def trials(self) -> list[TrialSpec]:
+        """The trials that were handed out, in order."""
+        return [job.spec for job in self.started if isinstance(job.spec, TrialSpec)]
+
+    @property
+    def in_flight(self) -> set[str]:
         """The keys of what was handed out and did not end."""
-        ended = {job.key for job in self.ended}
-        return [job.key for job in self.started if job.key not in ended]
+        return {job.key for job in self.started} - {job.key for job in self.ended}
 
 
-class Checked:
-    """An agenda, asked by workers that complain of a job that comes before its time."""
+class Pool:
+    """Workers that complain of a job that comes before its time."""
 
     def __init__(self, agenda: Agenda) -> None:
         self.agenda = agenda
         self.running: list[Job] = []
-        self.memos: set[str] = set()  # of which a trial has ended
+        self._memos_tried: set[str] = set()
 
     def start(self) -> Job | None:
         """A job to run, or None."""
@@ -190,52 +208,52 @@ class Checked:
             return None
         assert job.key not in {other.key for other in self.running}, "handed out while it runs"
         if isinstance(job.spec, TrialSpec):
-            self._check_trial(job.spec)
+            assert not self.agenda.wants(job.spec.original.key), "a trial before its original"
+            self._check_memo(job.spec)
         self.running.append(job)
         return job
 
     def end(self, job: Job, record: Record) -> None:
         """The job's record is there."""
         self.running.remove(job)
-        group = memo_group(job.spec) if isinstance(job.spec, TrialSpec) else None
-        self.memos |= {group} if group else set()
+        if isinstance(job.spec, TrialSpec):
+            self._memos_tried.add(memo_group(job.spec) or "none")
         self.agenda.complete(record)
 
-    def _check_trial(self, spec: TrialSpec) -> None:
-        original = self.agenda._journal.known.originals.get(spec.original.key)
-        assert original is not None and original.ok, "a trial before its original"
+    def _check_memo(self, spec: TrialSpec) -> None:
         group = memo_group(spec)
-        if group is not None and group not in self.memos:
-            siblings = [job for job in self.running if isinstance(job.spec, TrialSpec) and memo_group(job.spec) == group]
-            assert not siblings, "two trials compute one memo"
+        if group is not None and group not in self._memos_tried:
+            groups = {memo_group(job.spec) for job in self.running if isinstance(job.spec, TrialSpec)}
+            assert group not in groups, "two trials compute one memo"
 
 
 def play(
     agenda: Agenda, *, workers: int = 1, seed: int = 0, kill_after: int | None = None, outcome: Outcome = record_of
 ) -> Trace:
     """Run an agenda to its end, or until so many jobs have ended: what runs then is lost. The seed draws who ends next."""
-    rng, pool, trace = random.Random(seed), Checked(agenda), Trace()
+    rng, pool, trace = random.Random(seed), Pool(agenda), Trace()
     while not agenda.done:
         while len(pool.running) < workers and (job := pool.start()) is not None:
             trace.started.append(job)
         assert pool.running, f"nothing runs and nothing is handed out, but {agenda.num_open} jobs are open"
         if len(trace.ended) == kill_after:
-            break
+            return trace
         job = rng.choice(pool.running)
         pool.end(job, outcome(job))
         trace.ended.append(job)
+    assert agenda.next() is None
     return trace
 
 
 def agenda_of(made: Plan, journal: Any, *, cached: bool = True, retry_failed: bool = False) -> Agenda:
-    """The agenda of a plan; whether originals of which there is a record are still in the store."""
+    """The agenda of a plan. cached: whether originals of which there is a record are still in the store."""
     return Agenda(made, journal, original_cached=lambda key: cached, retry_failed=retry_failed)
 
 
-def run(made: Plan, known: Known | None = None, *, retry_failed: bool = False, **how: Any) -> tuple[Known, Trace]:
+def run(made: Plan, known: Known | None = None, *, cached: bool = True, retry_failed: bool = False, **how: Any):
     """What is known after running a plan in memory, and how it went."""
     journal = ReadOnlyJournal(known or Known())
-    trace = play(agenda_of(made, journal, retry_failed=retry_failed), **how)
+    trace = play(agenda_of(made, journal, cached=cached, retry_failed=retry_failed), **how)
     return journal.known, trace
 
 
@@ -243,14 +261,14 @@ class Killed(BaseException):
     """The driver died."""
 
 
-class MortalLedger:
-    """A ledger whose process dies at an append: before the record is on the disk, or just after."""
+class MortalJournal:
+    """A ledger whose process dies at an append, before the record is on the disk or just after."""
 
     def __init__(self, ledger: Ledger, lives: int, *, written: bool) -> None:
         self._ledger, self._lives, self._written = ledger, lives, written
         self.known = ledger.known
 
-    def append(self, record: Any) -> None:
+    def append(self, record: Record | PointRecord) -> None:
         """Write the record, or die."""
         if self._lives == 0 and not self._written:
             raise Killed
@@ -260,21 +278,7 @@ class MortalLedger:
         self._lives -= 1
 
 
-@contextmanager
-def opened(folder: Path) -> Iterator[Ledger]:
-    """A ledger, written without waiting for the disk."""
-    with Ledger(folder) as ledger:
-        yield ledger
-
-
-def points_of(known: Known, made: Plan) -> dict[str, list[tuple[int, dict[str, Any]]]]:
-    """The hyperparameters by index of each of the plan's studies."""
-    return {
-        study.key: [(index, known.points[study.key][index].hyperparameters) for index in sorted(known.points[study.key])]
-        for study in made.studies
-    }
-
-
-def needs_held_out(size: int) -> bool:
-    """Whether a deletion set is large enough for a part of it to be held out."""
-    return num_held_out_of(size) > 0
+def points_of(known: Known, made: Plan) -> list[list[dict[str, Any]]]:
+    """The hyperparameters of the points of each of the plan's studies, by index."""
+    by_study = [known.points.get(study.key, {}) for study in made.studies]
+    return [[points[index].hyperparameters for index in range(len(points))] for points in by_study]

@@ -1,0 +1,103 @@
+"""Which number format is computed in, and how images are counted."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+
+import pytest
+import torch
+
+from cu_ray.errors import UserError
+from cu_ray.learning.meter import Meter
+from cu_ray.learning.precision import autocast, require, resolve
+from cu_ray.types import Cost
+from tests.protocol import fakes
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("wish", "device_kind", "flags", "resolved"),
+    [
+        ("auto", "cuda", (), "bf16"),
+        ("auto", "cpu", ("avx512_bf16",), "bf16"),
+        ("auto", "cpu", ("amx_bf16", "avx2"), "bf16"),
+        ("auto", "cpu", ("avx512f", "avx2"), "fp32"),
+        ("auto", "cpu", (), "fp32"),
+        ("fp32", "cuda", ("amx_bf16",), "fp32"),
+        ("fp16", "cuda", (), "fp16"),
+        ("bf16", "cpu", (), "bf16"),
+    ],
+)
+def test_precision_is_resolved_from_device_kind_and_flags(wish, device_kind, flags, resolved):
+    assert resolve(wish, device_kind, frozenset(flags)) == resolved
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_forward_passes_run_in_the_precision(precision, kind):
+    with autocast(precision, CPU):
+        assert torch.nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == kind
+
+
+def test_a_precision_that_the_worker_lacks_is_refused():
+    require("fp32", CPU)
+    require("bf16", CPU)
+    with pytest.raises(UserError, match="fp16"):
+        require("fp16", CPU)
+
+
+def watched(meter):
+    return meter.watch(fakes.small_net(0))
+
+
+def images(count):
+    return fakes.some_batches(0, [count])[0].images
+
+
+@pytest.mark.parametrize(
+    ("context", "backward", "expected"),
+    [
+        (contextlib.nullcontext, True, Cost(5, 5)),
+        (contextlib.nullcontext, False, Cost(5, 0)),
+        (torch.no_grad, False, Cost(5, 0)),
+        (torch.inference_mode, False, Cost(5, 0)),
+    ],
+)
+def test_a_meter_counts_the_images_of_each_pass(context, backward, expected):
+    meter = Meter()
+    model = watched(meter)
+    with context():
+        output = model(images(5))
+    if backward:
+        output.sum().backward()
+    assert meter.cost == expected
+
+
+def test_a_meter_counts_gradients_that_are_asked_for_by_name():
+    meter = Meter()
+    model = watched(meter)
+    torch.autograd.grad(model(images(3)).sum(), list(model.parameters()))
+    assert meter.cost == Cost(3, 3)
+
+
+def test_a_meter_counts_copies_and_all_models_that_it_watches_together():
+    meter = Meter()
+    first, second = watched(meter), watched(meter)
+    for model in (first, second, copy.deepcopy(first)):
+        model(images(2)).sum().backward()
+    assert meter.cost == Cost(6, 6)
+
+
+def test_a_meter_counts_models_that_are_frozen_in_part():
+    meter = Meter()
+    model = watched(meter)
+    model[0].requires_grad_(False)
+    model(images(4)).sum().backward()
+    model.requires_grad_(False)(images(4))
+    assert meter.cost == Cost(8, 4)
+
+
+def test_costs_add_and_subtract():
+    assert Cost(5, 2) + Cost(1, 1) == Cost(6, 3)
+    assert Cost(5, 2) - Cost(1, 1) == Cost(4, 1)

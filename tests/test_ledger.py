@@ -1,0 +1,360 @@
+"""The ledger loses nothing that was appended, whatever happens to the process or to the end of its file."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+import zlib
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from cu_ray.errors import UserError
+from cu_ray.sweep import ledger
+from cu_ray.sweep.ledger import Ledger, PointRecord
+from cu_ray.types import Record
+
+THOROUGH = settings(derandomize=True, database=None, deadline=None, max_examples=40)
+
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+keys = st.text(min_size=1, max_size=4)
+names = st.text(max_size=4)
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | numbers | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=6,
+)
+results = st.builds(
+    Record,
+    kind=st.sampled_from(["original", "trial"]),
+    key=keys,
+    spec=st.dictionaries(names, plain, max_size=3),
+    status=st.sampled_from(["ok", "failed", "diverged"]),
+    error=st.none() | st.text(),
+    scores=st.dictionaries(names, st.none() | numbers, max_size=3),
+    facts=st.dictionaries(names, plain, max_size=3),
+    notes=st.dictionaries(names, numbers, max_size=3),
+)
+points = st.builds(
+    PointRecord,
+    study_key=keys,
+    index=st.integers(0, 5),
+    hyperparameters=st.dictionaries(names, plain, max_size=3),
+    trial_keys=st.lists(keys, max_size=3).map(tuple),
+)
+
+
+def trial(key: str, **more) -> Record:
+    return Record("trial", key, {"method": "scrub"}, "ok", scores={"acc_corr": 0.5, "asr": None}, **more)
+
+
+def known_of(records) -> ledger.Known:
+    """What a ledger with these records in this order holds."""
+    known = ledger.Known()
+    for record in records:
+        known.add(record)
+    return known
+
+
+def written(folder: Path, *records) -> Path:
+    """The only segment of a ledger with these records."""
+    with Ledger(folder) as book:
+        for record in records:
+            book.append(record)
+    (segment,) = folder.glob("*.log")
+    return segment
+
+
+def line(values: dict) -> bytes:
+    text = json.dumps(values).encode()
+    return b"%d %08x %s\n" % (len(text), zlib.crc32(text), text)
+
+
+@contextlib.contextmanager
+def counted_warnings():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield caught
+
+
+# --------------------------------------------------------------------------------------------------------- round trip
+
+
+@THOROUGH
+@given(st.lists(results | points, max_size=6))
+def test_what_is_appended_is_read_back(records):
+    with tempfile.TemporaryDirectory() as folder:
+        with Ledger(Path(folder)) as book:
+            for record in records:
+                book.append(record)
+            assert book.known == known_of(records)
+        assert ledger.read(Path(folder)) == known_of(records)
+        with Ledger(Path(folder)) as again:
+            assert again.known == known_of(records)
+
+
+def test_records_are_read_in_the_order_in_which_they_were_appended(tmp_path):
+    written(tmp_path, trial("b"), trial("a"), PointRecord("s", 1, {}, ()), PointRecord("s", 0, {}, ()))
+    known = ledger.read(tmp_path)
+    assert list(known.trials) == ["b", "a"]
+    assert list(known.points["s"]) == [1, 0]
+
+
+def test_a_later_record_of_a_key_replaces_the_earlier_one(tmp_path):
+    failed = Record("trial", "a", {}, "failed", "ValueError: no")
+    written(tmp_path, failed, trial("a"))
+    assert ledger.read(tmp_path).trials == {"a": trial("a")}
+
+
+def test_originals_and_trials_of_one_key_are_two_records(tmp_path):
+    original = Record("original", "a", {}, "ok")
+    written(tmp_path, original, trial("a"))
+    known = ledger.read(tmp_path)
+    assert (known.originals, known.trials) == ({"a": original}, {"a": trial("a")})
+
+
+def test_there_is_nothing_where_there_is_no_ledger(tmp_path):
+    assert ledger.read(tmp_path / "nowhere") == ledger.Known()
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_opening_a_ledger_again_and_again_keeps_all_records(tmp_path):
+    for key in "abc":
+        written(tmp_path, trial(key))
+    assert list(ledger.read(tmp_path).trials) == ["a", "b", "c"]
+
+
+def test_a_record_is_on_the_disk_when_append_returns(tmp_path):
+    with Ledger(tmp_path) as book:
+        book.append(trial("a"))
+        assert list(ledger.read(tmp_path).trials) == ["a"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_value_that_is_not_finite_is_refused_and_leaves_no_trace(tmp_path, value):
+    with Ledger(tmp_path) as book:
+        book.append(trial("a"))
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            book.append(trial("b", facts={"seconds": value}))
+        assert list(book.known.trials) == ["a"]
+        book.append(trial("c"))
+    assert list(ledger.read(tmp_path).trials) == ["a", "c"]
+
+
+def test_the_code_of_plugins_is_noted_once_until_it_changes(tmp_path):
+    with Ledger(tmp_path) as book:
+        book.note_code({"scrub": {"version": 1}})
+        size = (tmp_path / "000001.log").stat().st_size
+        book.note_code({"scrub": {"version": 1}})
+        assert (tmp_path / "000001.log").stat().st_size == size
+        book.note_code({"scrub": {"version": 2}, "ssd": {"version": 1}})
+    assert ledger.read(tmp_path).code == {"scrub": {"version": 2}, "ssd": {"version": 1}}
+
+
+# -------------------------------------------------------------------------------------------------------------- crashes
+
+THREE = (trial("a"), PointRecord("s", 0, {"alpha": 0.5}, ("a",)), trial("c"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The bytes of a segment with three records."""
+    return written(tmp_path_factory.mktemp("whole"), *THREE).read_bytes()
+
+
+def whole_records(content: bytes, length: int):
+    return THREE[: content[:length].count(b"\n")]
+
+
+def test_a_file_cut_at_any_byte_loses_only_the_records_that_were_cut(tmp_path, whole):
+    segment = tmp_path / "000001.log"
+    for length in range(len(whole) + 1):
+        segment.write_bytes(whole[:length])
+        assert ledger.read(tmp_path) == known_of(whole_records(whole, length))
+
+
+def test_a_ledger_cut_at_any_byte_goes_on_after_its_last_whole_record(tmp_path, whole):
+    segment = tmp_path / "000001.log"
+    for length in range(0, len(whole) + 1, 3):
+        segment.write_bytes(whole[:length])
+        kept = whole_records(whole, length)
+        at_a_border = length == 0 or whole[length - 1 : length] == b"\n"
+        with counted_warnings() as caught, Ledger(tmp_path) as book:
+            assert book.known == known_of(kept)
+            book.append(trial("new"))
+        assert len(caught) == (0 if at_a_border else 1)
+        assert ledger.read(tmp_path) == known_of([*kept, trial("new")])
+
+
+@THOROUGH
+@given(st.binary(min_size=1, max_size=60))
+@example(b"\n")
+@example(b"12 ")
+@example(b"2 00000000 {}\n")
+def test_garbage_at_the_end_is_set_aside_with_one_warning(garbage):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        segment = written(folder, trial("a"))
+        with segment.open("ab") as file:
+            file.write(garbage)
+        assert list(ledger.read(folder).trials) == ["a"]
+        with counted_warnings() as caught, Ledger(folder) as book:
+            book.append(trial("b"))
+        assert [f"{len(garbage)} bytes" in str(each.message) for each in caught] == [True]
+        assert (folder / "000001.broken").read_bytes() == garbage
+        assert list(ledger.read(folder).trials) == ["a", "b"]
+
+
+def test_a_length_of_thousands_of_digits_is_garbage(tmp_path):
+    segment = written(tmp_path, trial("a"))
+    segment.write_bytes(segment.read_bytes() + b"9" * 5000 + b" 00000000 {}\n")
+    assert list(ledger.read(tmp_path).trials) == ["a"]
+
+
+def test_what_was_set_aside_before_is_kept(tmp_path):
+    for garbage in (b"first", b"second"):
+        segment = written(tmp_path, trial("a")) if garbage == b"first" else tmp_path / "000001.log"
+        segment.write_bytes(segment.read_bytes() + garbage)
+        with counted_warnings(), Ledger(tmp_path):
+            pass
+    aside = b"".join(path.read_bytes() for path in sorted(tmp_path.glob("*.broken*")))
+    assert b"first" in aside
+    assert b"second" in aside
+
+
+def test_a_flipped_byte_is_never_taken_for_a_record(tmp_path, whole):
+    segment, first = tmp_path / "000001.log", whole.index(b"\n")
+    for place in range(first + 1):
+        segment.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert "a" not in ledger.read(tmp_path).trials
+
+
+def test_damage_in_one_segment_leaves_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "SEGMENT_BYTES", 1)
+    with Ledger(tmp_path) as book:
+        for key in "abc":
+            book.append(trial(key))
+    damaged = tmp_path / "000002.log"
+    damaged.write_bytes(damaged.read_bytes()[:-5])
+    assert list(ledger.read(tmp_path).trials) == ["a", "c"]
+
+
+# ------------------------------------------------------------------------------------------------------------- segments
+
+
+def test_segments_roll_over_and_are_read_in_order(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "SEGMENT_BYTES", 400)
+    keys = [f"{number:02d}" for number in range(25)]
+    for start in range(0, 25, 5):
+        with Ledger(tmp_path) as book:
+            for key in keys[start : start + 5]:
+                book.append(trial(key))
+    segments = sorted(tmp_path.glob("*.log"))
+    assert [segment.name for segment in segments] == [f"{number:06d}.log" for number in range(1, len(segments) + 1)]
+    assert len(segments) > 5
+    assert all(400 < segment.stat().st_size < 1000 for segment in segments[:-1])
+    assert list(ledger.read(tmp_path).trials) == keys
+
+
+def test_one_segment_is_enough_for_little(tmp_path):
+    written(tmp_path, *(trial(str(number)) for number in range(25)))
+    assert [path.name for path in tmp_path.glob("*.log")] == ["000001.log"]
+
+
+# --------------------------------------------------------------------------------------------------- schema and writers
+
+
+@pytest.fixture
+def newer(tmp_path):
+    """A segment whose last record is of a newer schema."""
+    segment = written(tmp_path, trial("a"))
+    segment.write_bytes(segment.read_bytes() + line({"schema": ledger.SCHEMA + 1, "is": "trial", "something": "new"}))
+    return segment
+
+
+def test_a_newer_schema_is_refused_with_the_file_that_has_it(newer):
+    with pytest.raises(UserError, match="written by a newer version of cu-ray") as caught:
+        ledger.read(newer.parent)
+    assert str(newer) in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_ledger_of_a_newer_schema_is_not_opened_stays_as_it_was_and_free_for_others(newer):
+    before = newer.read_bytes()
+    with pytest.raises(UserError, match="written by a newer version of cu-ray") as caught:
+        Ledger(newer.parent)
+    assert newer.read_bytes() == before
+    newer.write_bytes(b"")
+    try:
+        Ledger(newer.parent).close()
+        free = True
+    except UserError:
+        free = False
+    del caught  # it holds what the failed attempt left open
+    gc.collect()
+    assert free
+
+
+def test_a_second_writer_is_refused_and_told_who_the_first_one_is(tmp_path):
+    with Ledger(tmp_path) as book:
+        with pytest.raises(UserError, match=f"is being written by process {os.getpid()} on {platform.node()}: ") as caught:
+            Ledger(tmp_path)
+        assert str(tmp_path) in str(caught.value)
+        book.append(trial("a"))
+    with Ledger(tmp_path) as book:
+        assert list(book.known.trials) == ["a"]
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from cu_ray.sweep.ledger import Ledger
+from cu_ray.types import Record
+
+with Ledger(Path(sys.argv[1])) as book:
+    print("ready", flush=True)
+    for number in range(int(sys.argv[2])):
+        book.append(Record("trial", f"{number:04d}", {"method": "scrub"}, "ok", scores={"acc_corr": number / 1000}))
+    print("written", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@contextlib.contextmanager
+def writer(folder: Path, count: int):
+    """Another process that appends so many records and then keeps the ledger until it is told to end."""
+    command = [sys.executable, "-c", WRITER, str(folder), str(count)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_ledger_is_read_while_another_process_writes_it_and_is_free_when_that_dies(tmp_path):
+    seen = []
+    with writer(tmp_path, 300) as process:
+        os.set_blocking(process.stdout.fileno(), False)
+        while not (said := process.stdout.readline()):
+            seen.append(list(ledger.read(tmp_path).trials))
+        assert said == "written\n"
+        with pytest.raises(UserError, match=f"process {process.pid} on "):
+            Ledger(tmp_path)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    keys = [f"{number:04d}" for number in range(300)]
+    assert all(each == keys[: len(each)] for each in seen)
+    assert [len(each) for each in seen] == sorted(len(each) for each in seen)
+    with Ledger(tmp_path) as book:
+        assert list(book.known.trials) == keys

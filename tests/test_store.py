@@ -1,0 +1,277 @@
+"""The store gives back what was kept, or nothing: never a damaged entry, never code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from safetensors import SafetensorError
+
+from cu_ray import store
+from cu_ray.store import LocalStore
+
+THOROUGH = settings(derandomize=True, database=None, deadline=None, max_examples=40)
+
+WEIGHTS = {"layer.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "layer.steps": np.array(7, dtype=np.int64)}
+FACTS = {"forward": "12", "note": "é \N{SNOWMAN}"}
+
+
+@pytest.fixture
+def local(tmp_path):
+    return LocalStore(tmp_path / "store")
+
+
+def path_of(local, kind="originals", key="abc"):
+    return local.folder / kind / f"{key}.safetensors"
+
+
+def assert_same(tensors, expected):
+    assert tensors.keys() == expected.keys()
+    for name, array in expected.items():
+        assert tensors[name].dtype == array.dtype
+        assert tensors[name].shape == array.shape
+        assert tensors[name].tobytes() == array.tobytes()
+
+
+# --------------------------------------------------------------------------------------------------------- round trip
+
+
+def test_what_was_kept_is_given_back(local):
+    local.save("originals", "abc", WEIGHTS, FACTS)
+    tensors, facts = local.load("originals", "abc")
+    assert_same(tensors, WEIGHTS)
+    assert facts == FACTS
+
+
+@THOROUGH
+@given(
+    st.dictionaries(
+        st.text(st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=5),
+        arrays.arrays(
+            st.sampled_from([np.float32, np.float64, np.int64, np.uint8, np.bool_]), arrays.array_shapes(min_dims=0, min_side=0)
+        ),
+        max_size=3,
+    ),
+    st.dictionaries(st.text(max_size=4), st.text(max_size=6), max_size=3),
+)
+def test_any_arrays_and_metadata_are_given_back_to_the_bit(tmp_path_factory, tensors, facts):
+    facts.pop("checksum", None)
+    local = LocalStore(tmp_path_factory.getbasetemp() / "any")
+    local.save("originals", "abc", tensors, facts)
+    loaded, loaded_facts = local.load("originals", "abc")
+    assert_same(loaded, tensors)
+    assert loaded_facts == facts
+
+
+@pytest.mark.parametrize("array", [np.arange(6, dtype=np.float32).reshape(2, 3).T, np.arange(8, dtype=np.float32)[::2]])
+def test_arrays_that_lie_scattered_in_memory_are_given_back(local, array):
+    local.save("memos", "abc", {"importance": array}, {})
+    assert_same(local.load("memos", "abc")[0], {"importance": array})
+
+
+def test_an_entry_that_was_never_kept_is_none(local):
+    assert local.load("originals", "abc") is None
+    assert not local.has("originals", "abc")
+    assert not local.folder.exists()
+
+
+def test_kinds_and_keys_are_apart(local):
+    local.save("originals", "abc", WEIGHTS, {})
+    assert local.has("originals", "abc")
+    assert local.load("memos", "abc") is None
+    assert local.load("originals", "abd") is None
+
+
+def test_a_later_entry_replaces_the_earlier_one(local):
+    local.save("originals", "abc", WEIGHTS, {"round": "1"})
+    local.save("originals", "abc", {"other": np.ones(2, np.float32)}, {"round": "2"})
+    tensors, facts = local.load("originals", "abc")
+    assert list(tensors) == ["other"]
+    assert facts == {"round": "2"}
+
+
+def test_a_home_folder_is_understood(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    LocalStore("~/kept").save("originals", "abc", WEIGHTS, {})
+    assert (tmp_path / "kept" / "originals" / "abc.safetensors").exists()
+
+
+# ------------------------------------------------------------------------------------------------------------- damages
+
+
+def test_an_entry_cut_short_anywhere_is_none_and_removed(local):
+    local.save("originals", "abc", WEIGHTS, FACTS)
+    whole = path_of(local).read_bytes()
+    for length in range(len(whole)):
+        path_of(local).write_bytes(whole[:length])
+        assert local.load("originals", "abc") is None
+        assert not path_of(local).exists()
+
+
+def test_an_entry_with_a_byte_of_its_arrays_changed_is_none_and_removed(local):
+    local.save("originals", "abc", WEIGHTS, FACTS)
+    whole = path_of(local).read_bytes()
+    start = 8 + struct.unpack("<Q", whole[:8])[0]
+    assert len(whole) - start == 24 + 8
+    for place in range(start, len(whole)):
+        path_of(local).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert local.load("originals", "abc") is None
+        assert not path_of(local).exists()
+
+
+def test_a_changed_byte_of_the_head_never_gives_other_arrays_or_metadata(local):
+    local.save("originals", "abc", WEIGHTS, {"forward": "12"})
+    whole = path_of(local).read_bytes()
+    start = 8 + struct.unpack("<Q", whole[:8])[0]
+    for place in range(start):
+        path_of(local).write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        entry = local.load("originals", "abc")
+        if entry is not None:
+            assert_same(entry[0], WEIGHTS)
+            assert entry[1] == {"forward": "12"}, f"byte {place} of the head"
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 8, b"not safetensors at all", b"\xff" * 64])
+def test_what_is_no_entry_is_none_and_removed(local, content):
+    path_of(local).parent.mkdir(parents=True)
+    path_of(local).write_bytes(content)
+    assert local.load("originals", "abc") is None
+    assert not path_of(local).exists()
+
+
+def test_a_damaged_entry_can_be_kept_again(local):
+    path_of(local).parent.mkdir(parents=True)
+    path_of(local).write_bytes(b"damaged")
+    assert local.load("originals", "abc") is None
+    local.save("originals", "abc", WEIGHTS, {})
+    assert_same(local.load("originals", "abc")[0], WEIGHTS)
+
+
+class Bomb:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("pack", ["pickle", "torch"])
+def test_a_pickle_is_never_run(local, tmp_path, pack):
+    path_of(local).parent.mkdir(parents=True)
+    if pack == "pickle":
+        path_of(local).write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    else:
+        torch.save(Bomb(tmp_path / "exploded"), path_of(local))
+    assert local.load("originals", "abc") is None
+    assert not (tmp_path / "exploded").exists()
+    assert not path_of(local).exists()
+
+
+def test_arrays_of_objects_cannot_be_kept(local):
+    with pytest.raises(SafetensorError, match="object"):
+        local.save("originals", "abc", {"objects": np.array([Bomb("x")], dtype=object)}, {})
+    assert not local.has("originals", "abc")
+
+
+# ------------------------------------------------------------------------------------------------- half-written entries
+
+
+def test_a_half_written_temporary_is_no_entry(local):
+    path_of(local).parent.mkdir(parents=True)
+    (path_of(local).parent / ".abc.0123.tmp").write_bytes(b"half")
+    assert local.load("originals", "abc") is None
+    assert not local.has("originals", "abc")
+    local.save("originals", "abc", WEIGHTS, {})
+    assert_same(local.load("originals", "abc")[0], WEIGHTS)
+
+
+def test_nothing_but_the_entry_is_left_in_the_folder(local):
+    local.save("originals", "abc", WEIGHTS, {})
+    assert [path.name for path in path_of(local).parent.iterdir()] == ["abc.safetensors"]
+
+
+def test_a_crash_while_writing_leaves_the_earlier_entry_and_no_temporary(local, monkeypatch):
+    local.save("originals", "abc", WEIGHTS, {"round": "1"})
+
+    def crash(source, target):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(OSError, match="no space left"):
+        local.save("originals", "abc", WEIGHTS, {"round": "2"})
+    assert local.load("originals", "abc")[1] == {"round": "1"}
+    assert [path.name for path in path_of(local).parent.iterdir()] == ["abc.safetensors"]
+
+
+def test_an_entry_appears_by_a_rename_in_its_own_folder(local, monkeypatch):
+    renamed = []
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda source, target: (renamed.append((source, target)), replace(source, target)))
+    local.save("originals", "abc", WEIGHTS, {})
+    ((source, target),) = renamed
+    assert source.parent == target.parent == path_of(local).parent
+    assert target == path_of(local)
+
+
+# ------------------------------------------------------------------------------------------------------- limited kinds
+
+
+def keep_memos(local, *keys, started=1_000_000_000):
+    """Memos of 4,000 bytes and a little, a second apart."""
+    for second, key in enumerate(keys):
+        local.save("memos", key, {"importance": np.zeros(1000, np.float32)}, {})
+        os.utime(path_of(local, "memos", key), (started + second, started + second))
+
+
+def memos_of(local):
+    return sorted(path.stem for path in (local.folder / "memos").iterdir())
+
+
+def test_memos_beyond_the_limit_go_oldest_first(local, monkeypatch):
+    keep_memos(local, "d", "b", "c", "a")
+    monkeypatch.setitem(store.LIMITS, "memos", 10_000)
+    keep_memos(local, "e", started=2_000_000_000)
+    assert memos_of(local) == ["a", "e"]
+
+
+def test_memos_within_the_limit_stay(local, monkeypatch):
+    monkeypatch.setitem(store.LIMITS, "memos", 20_000)
+    keep_memos(local, *"abcd")
+    assert memos_of(local) == ["a", "b", "c", "d"]
+
+
+def test_a_memo_that_was_used_lately_stays(local, monkeypatch):
+    keep_memos(local, *"abc")
+    assert local.load("memos", "a") is not None
+    monkeypatch.setitem(store.LIMITS, "memos", 10_000)
+    keep_memos(local, "d", started=4_000_000_000)
+    assert memos_of(local) == ["a", "d"]
+
+
+def test_originals_are_never_trimmed(local, monkeypatch):
+    monkeypatch.setitem(store.LIMITS, "memos", 1)
+    for key in "abc":
+        local.save("originals", key, WEIGHTS, {})
+    assert all(local.load("originals", key) for key in "abc")
+
+
+def test_a_memo_that_another_process_trims_while_it_is_read_is_given_or_none(local, monkeypatch):
+    keep_memos(local, "a")
+    checksum = store.checksum
+
+    def trimmed_meanwhile(tensors):
+        path_of(local, "memos", "a").unlink()
+        return checksum(tensors)
+
+    monkeypatch.setattr(store, "checksum", trimmed_meanwhile)
+    entry = local.load("memos", "a")
+    assert entry is None or len(entry[0]["importance"]) == 1000
