@@ -25,6 +25,7 @@ from cu_ray.yaml_file import YamlFile
 
 SAMPLERS = ("tpe", "random", "qmc", "grid")
 INDEPENDENT_SAMPLERS = ("random", "qmc", "grid")  # a point does not depend on the results of others
+MOST_INTEGERS_CHECKED = 64  # of a range, when hyperparameters are held against the model
 RESERVED = ("trials", "points", "sampler", "keep")
 
 Value = Any
@@ -69,6 +70,11 @@ class MethodPlan:
     sampler: str
     trials: int
     keep: str
+
+    @property
+    def has_choice(self) -> bool:
+        """Whether there are points to choose among, whatever the budget."""
+        return bool(self.space) if self.points is None else len(self.points) > 1
 
     @property
     def budget(self) -> int:
@@ -157,8 +163,8 @@ def parse_methods(text: str, source: str, sweep: Sweep) -> MethodPlan:
     reader = _Reader(yaml_file.parse(text, source))
     reader.file.value = {"methods": reader.file.value}
     plans = reader.methods(reader.file.value["methods"], sweep.search, list(sweep.models))
-    if reader.faults:
-        raise Faults(source, reader.faults)
+    if reader.faults or len(plans) != 1:
+        raise Faults(source, reader.faults or ["a mapping is needed: one method with its hyperparameters"])
     return plans[0]
 
 
@@ -194,6 +200,12 @@ class _Reader:
         for key in ("name", "dataset", "model", "manipulation", "methods"):
             if key not in top:
                 self.fault("", f"the section {key!r} is missing")
+        for key in ("dataset", "model", "manipulation", "methods", "detection"):
+            if key in top and top[key] is None:
+                self.fault(key, "this section is empty")
+        train, search_section, runtime_section = (
+            {} if top.get(key) is None else top[key] for key in ("train", "search", "runtime")
+        )
         name = top.get("name", "sweep")
         if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)):
             self.fault("name", f"{name!r} is not allowed. Allowed: letters, digits, '_', '-' and '.', no path")
@@ -203,18 +215,20 @@ class _Reader:
         detections = self.plugins("detections", "detection", top.get("detection", "uniform"))
         trains = [
             (path, recipe)
-            for path, given in self.fan_out(top.get("train") or {}, lambda _: plugins.facts(TrainRecipe), "train")
+            for path, given in self.fan_out(train, lambda _: plugins.facts(TrainRecipe), "train")
             if (recipe := self.instance(TrainRecipe, given, path)) is not None
         ]
         fractions = self.numbers("deletion_fractions", top.get("deletion_fractions", [0.1 * n for n in range(1, 11)]), float)
-        for index, fraction in enumerate(fractions):
+        for index, fraction in fractions.items():
             if not 0 < fraction <= 1:
                 self.fault(f"deletion_fractions[{index}]", f"{fraction!r} is not allowed. Allowed: above 0, at most 1.")
         seeds = self.numbers("seeds", top.get("seeds", [0]), int)
-        search = self.instance(SearchSection, top.get("search") or {}, "search") or SearchSection()
-        runtime = self.instance(RuntimeSection, top.get("runtime") or {}, "runtime") or RuntimeSection()
+        search = self.instance(SearchSection, search_section, "search") or SearchSection()
+        runtime = self.instance(RuntimeSection, runtime_section, "runtime") or RuntimeSection()
         methods = self.methods(top.get("methods"), search, [model for _, model in models])
-        settled = self.settled(datasets, models, manipulations, [each for each in fractions if 0 < each <= 1])
+        settled = self.settled(
+            datasets, models, manipulations, {index: each for index, each in fractions.items() if 0 < each <= 1}
+        )
         if self.faults:
             raise Faults(self.file.source, self.faults)
         return Sweep(
@@ -225,8 +239,8 @@ class _Reader:
             tuple(settled),
             tuple(each for _, each in trains),
             tuple(each for _, each in detections),
-            tuple(float(f"{each:.12g}") for each in fractions),
-            tuple(seeds),
+            tuple(float(f"{each:.12g}") for each in fractions.values()),
+            tuple(seeds.values()),
             tuple(methods),
             search,
             runtime,
@@ -304,8 +318,7 @@ class _Reader:
                 entry = self.hyperparameter(fact, settings[name], f"{path}.{name}")
                 (space if isinstance(entry, (Span, Options)) else fixed)[name] = entry
             elif fact.search is not None and "points" not in given:
-                integer = _is_integer(fact)
-                space[name] = Span(fact.search.low, fact.search.high, fact.search.log, integer)
+                space[name] = _span_of(fact, fact.search.low, fact.search.high, fact.search.log)
             elif fact.required:
                 self.fault(path, f"the hyperparameter {name!r} is missing: {fact.describe()}")
             else:
@@ -350,7 +363,8 @@ class _Reader:
             if not given:
                 return self.fault(path, "an empty list: give at least one value")
             values = [self.value(fact, item, f"{path}[{index}]", None) for index, item in enumerate(given)]
-            return Options(tuple(dict.fromkeys(values)))
+            different = tuple(dict.fromkeys(values))
+            return different[0] if len(different) == 1 else Options(different)
         return self.value(fact, given, path, None)
 
     def span(self, fact: FieldFact, given: dict[str, Any], path: str) -> Any:
@@ -371,7 +385,7 @@ class _Reader:
         if log and low <= 0:
             return self.fault(path, f"a logarithmic range must start above 0, not at {low}")
         if num is None:
-            return Span(low, high, log, _is_integer(fact))
+            return _span_of(fact, low, high, log)
         if isinstance(num, bool) or not isinstance(num, int) or num < 2:
             return self.fault(f"{path}.num", f"{num!r} is not allowed. Allowed: an integer, at least 2.")
         return Options(tuple(spaced(low, high, num, log=log, integer=_is_integer(fact))))
@@ -432,26 +446,26 @@ class _Reader:
             self.fault(path, f"{given!r} is not allowed. {did_you_mean(value, map(str, fact.choices.values))}")
             return otherwise
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if number and not (math.isfinite(value) and (fact.bound is None or fact.bound.admits(value))):
+        if number and not (_is_finite(value) and (fact.bound is None or fact.bound.admits(value))):
             self.fault(path, f"{given!r} is not allowed. Allowed: {fact.describe()}.")
             return otherwise
         return value
 
-    def numbers(self, path: str, given: Any, kind: type[Any]) -> list[Any]:
+    def numbers(self, path: str, given: Any, kind: type[Any]) -> dict[int, Any]:
+        """The numbers of a list, or a single one, by their place in it."""
         items = given if isinstance(given, list) else [given]
         if not items:
             self.fault(path, "an empty list: give at least one value")
-        values = []
+        values: dict[int, Any] = {}
         for index, item in enumerate(items):
+            place = f"{path}[{index}]" if isinstance(given, list) else path
             value = _typed(kind, item)
-            if value is MISSING or value < 0:
-                self.fault(
-                    f"{path}[{index}]", f"{item!r} is not allowed. Allowed: a number of type {kind.__name__}, not negative."
-                )
-            elif value in values:
-                self.fault(f"{path}[{index}]", f"{item!r} is given twice")
+            if value is MISSING or not _is_finite(value) or value < 0:
+                self.fault(place, f"{item!r} is not allowed. Allowed: a number of type {kind.__name__}, not negative.")
+            elif value in values.values():
+                self.fault(place, f"{item!r} is given twice")
             else:
-                values.append(value)
+                values[index] = value
         return values
 
     # --------------------------------------------------------------------------------------- what must fit one another
@@ -473,7 +487,7 @@ class _Reader:
         datasets: list[tuple[str, Any]],
         models: list[tuple[str, Any]],
         manipulations: list[tuple[str, Any]],
-        fractions: list[float],
+        fractions: dict[int, float],
     ) -> list[tuple[Any, Any]]:
         """Each manipulation for each data set, class names resolved; complains of what does not fit the images."""
         pairs = []
@@ -489,7 +503,7 @@ class _Reader:
                     pairs.append((dataset, manipulation.settle(facts)))
                 except FieldFault as error:
                     self.fault(f"{path}.{error.field}", str(error))
-                for index, fraction in enumerate(fractions):
+                for index, fraction in fractions.items():
                     if round(fraction * manipulation.size) < 1:
                         self.fault(
                             f"deletion_fractions[{index}]",
@@ -503,6 +517,10 @@ def spaced(low: float, high: float, num: int, *, log: bool, integer: bool) -> li
     shares = [index / (num - 1) for index in range(num)]
     values = [low * (high / low) ** share if log else low + (high - low) * share for share in shares]
     return list(dict.fromkeys(round(value) if integer else float(f"{value:.6g}") for value in values))
+
+
+def _span_of(fact: FieldFact, low: float, high: float, log: bool) -> Span:
+    return Span(low, high, log, True) if _is_integer(fact) else Span(float(low), float(high), log, False)
 
 
 def _is_integer(fact: FieldFact) -> bool:
@@ -523,19 +541,43 @@ def _typed(hint: Any, given: Any) -> Any:
         return MISSING
 
 
+def _is_finite(value: float) -> bool:
+    """Whether the value is a number that a float can hold."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
 def _silenced(cls: type[Any], given: Mapping[str, Any]) -> set[str]:
     """The alternatives of hyperparameters that are given: these are null."""
     return {name for group in cls.alternatives if any(other in given for other in group) for name in group if name not in given}
 
 
+def _named(space: Space) -> tuple[Value, ...]:
+    """All values of a space, or its two ends where these are too many."""
+    if isinstance(space, Options):
+        return space.values
+    few = space.integer and space.high - space.low <= MOST_INTEGERS_CHECKED
+    return tuple(range(int(space.low), int(space.high) + 1)) if few else (space.low, space.high)
+
+
 def _corners(plan: MethodPlan) -> Iterator[dict[str, Any]]:
     """Sets of hyperparameters in which every value that the plan can name appears at least once."""
-    ends = {name: space.values if isinstance(space, Options) else (space.low, space.high) for name, space in plan.space.items()}
+    ends = {name: _named(space) for name, space in plan.space.items()}
     first = {name: values[0] for name, values in ends.items()}
     yield {**plan.fixed, **first}
     for name, values in ends.items():
         for value in values[1:]:
             yield {**plan.fixed, **first, name: value}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _restricted(sweep: Sweep, only: Sequence[str], seeds: Sequence[int]) -> Sweep:
@@ -550,6 +592,7 @@ def _restricted(sweep: Sweep, only: Sequence[str], seeds: Sequence[int]) -> Swee
         what, _, given = wish.partition("=")
         if what not in named:
             raise UserError(f"--only {wish}: {what!r} cannot be restricted. {did_you_mean(what, named)}")
+        given = f"{float(given):g}" if what == "fraction" and _is_number(given) else given
         if given not in named[what]:
             raise UserError(f"--only {wish}: {given!r} is no {what} of {sweep.source}. {did_you_mean(given, named[what])}")
         chosen.setdefault(what, []).append(named[what][given])

@@ -10,7 +10,8 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -54,10 +55,14 @@ def mapping_of(instance: Any) -> dict[str, Any]:
 
 
 def coerce(value: Any, declared: Any) -> Any:
-    """The value as its declared type where the two differ only in number type (int given, float declared)."""
-    kinds = getattr(declared, "__args__", (declared,))
+    """The value as its declared type where the two differ only in number type (int given, float declared), in lists too."""
+    kinds = get_args(declared) if get_origin(declared) in (Union, UnionType) else (declared,)
     if isinstance(value, int) and not isinstance(value, bool) and float in kinds and int not in kinds:
         return float(value)
+    if isinstance(value, (list, tuple)):
+        items = next((get_args(kind) for kind in kinds if get_origin(kind) is tuple), ())
+        inner = items[:1] * len(value) if items[1:] == (...,) else items
+        return tuple(map(coerce, value, inner)) if len(inner) == len(value) else tuple(value)
     return value
 
 

@@ -6,6 +6,7 @@ Nothing read here can run code.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import uuid
@@ -15,6 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from cu_ray.identity import canonical_json
 from cu_ray.types import Tensors
 
 LIMITS = {"memos": 4 << 30}  # bytes kept of a kind; the least recently used entries go first
@@ -42,11 +44,12 @@ class LocalStore:
         except (SafetensorError, OSError):
             path.unlink(missing_ok=True)
             return None
-        if metadata.pop("checksum", None) != checksum(tensors):
+        if metadata.pop("checksum", None) != checksum(tensors, metadata):
             path.unlink(missing_ok=True)
             return None
         if kind in LIMITS:
-            os.utime(path)
+            with contextlib.suppress(FileNotFoundError):  # another process trimmed it meanwhile
+                os.utime(path)
         return tensors, metadata
 
     def save(self, kind: str, key: str, tensors: Tensors, metadata: dict[str, str]) -> None:
@@ -55,7 +58,8 @@ class LocalStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{key}.{uuid.uuid4().hex}.tmp")
         try:
-            save_file(tensors, temporary, metadata={**metadata, "checksum": checksum(tensors)})
+            tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+            save_file(tensors, temporary, metadata={**metadata, "checksum": checksum(tensors, metadata)})
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -68,11 +72,11 @@ class LocalStore:
         return self.folder / kind / f"{key}.safetensors"
 
 
-def checksum(tensors: Tensors) -> str:
-    """SHA-256 over names, types, shapes and values."""
-    digest = hashlib.sha256()
+def checksum(tensors: Tensors, metadata: dict[str, str]) -> str:
+    """SHA-256 over the metadata and over names, types, shapes and values of the arrays."""
+    digest = hashlib.sha256(canonical_json(metadata).encode())
     for name in sorted(tensors):
-        array = np.ascontiguousarray(tensors[name])
+        array = np.asarray(tensors[name], order="C")
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(array.data if array.size else b"")
     return digest.hexdigest()

@@ -27,7 +27,7 @@ class YamlFile:
         """The path, with its line or that of its nearest parent."""
         parent = path
         while parent and parent not in self.lines:
-            parent = re.sub(r"(\.[^.\[]*|\[\d+\])$", "", parent) if re.search(r"[.\[]", parent) else ""
+            parent = parent[: max(parent.rfind("."), parent.rfind("["), 0)]
         return f"{path} (line {self.lines[parent]})" if parent else path
 
 
@@ -49,15 +49,19 @@ def read(path: Path | str) -> YamlFile:
 
 def parse(text: str, source: str) -> YamlFile:
     """The value of a YAML text; `source` names it in messages."""
-    loader = _Loader(text)
     result, faults = YamlFile(source, None), list[str]()
+    loader = None
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         result.value = None if node is None else _value(loader, node, "", result.lines, faults)
     except yaml.YAMLError as error:
         raise Faults(source, [f"not YAML: {' '.join(str(error).split())}"]) from error
+    except RecursionError as error:
+        raise Faults(source, ["nested too deeply"]) from error
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     if faults:
         raise Faults(source, faults)
     return result
@@ -68,7 +72,11 @@ def _value(loader: _Loader, node: yaml.Node, path: str, lines: dict[str, int], f
     if isinstance(node, yaml.SequenceNode):
         return [_value(loader, item, f"{path}[{index}]", lines, faults) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
-        return loader.construct_object(node, deep=True)
+        try:
+            return loader.construct_object(node, deep=True)
+        except (ValueError, LookupError, AttributeError) as error:  # how YAML's constructors refuse, say, the date 2001-99-99
+            faults.append(f"{path} (line {lines[path]}): {node.value[:40]!r} cannot be read: {error}")
+            return None
     written = [key.value for key, _ in node.value]
     loader.flatten_mapping(node)  # `<<` merges
     values: dict[str, Any] = {}

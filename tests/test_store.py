@@ -268,9 +268,9 @@ def test_a_memo_that_another_process_trims_while_it_is_read_is_given_or_none(loc
     keep_memos(local, "a")
     checksum = store.checksum
 
-    def trimmed_meanwhile(tensors):
+    def trimmed_meanwhile(*arguments):
         path_of(local, "memos", "a").unlink()
-        return checksum(tensors)
+        return checksum(*arguments)
 
     monkeypatch.setattr(store, "checksum", trimmed_meanwhile)
     entry = local.load("memos", "a")

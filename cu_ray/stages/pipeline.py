@@ -217,7 +217,7 @@ class _KeptMemos:
 
 def arrays_of(model: torch.nn.Module) -> Tensors:
     """The model's parameters and buffers as contiguous arrays."""
-    return {name: np.ascontiguousarray(tensor.detach().cpu().numpy()) for name, tensor in model.state_dict().items()}
+    return {name: np.asarray(tensor.detach().cpu().numpy(), order="C") for name, tensor in model.state_dict().items()}
 
 
 def _timestamp() -> str:

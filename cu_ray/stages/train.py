@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from cu_ray.errors import Diverged
@@ -32,9 +34,10 @@ def train(spec: OriginalSpec, poisoned: PoisonedDataset, data: OnDevice) -> torc
     return keeper.keep(model)
 
 
-def build_model(model_plugin: object, poisoned: PoisonedDataset, device: torch.device, seed: int) -> torch.nn.Module:
+def build_model(model_plugin: Any, poisoned: PoisonedDataset, device: torch.device, seed: int) -> torch.nn.Module:
     """A model with new weights, channels last, on the device."""
-    model: torch.nn.Module = model_plugin.build(poisoned.dataset.image_shape, poisoned.dataset.num_classes)  # type: ignore[attr-defined]
+    with torch.random.fork_rng(devices=[]):  # layers draw weights when they are made; these are replaced
+        model: torch.nn.Module = model_plugin.build(poisoned.dataset.image_shape, poisoned.dataset.num_classes)
     initialise([model], seed)
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 

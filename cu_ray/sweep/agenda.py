@@ -287,7 +287,7 @@ def best_point(spec: StudySpec, points: Sequence[Hyperparameters], trials: dict[
 
     The only point of a study needs no score to be the best.
     """
-    if spec.method.budget == 1:
+    if not spec.method.has_choice:
         return 0 if points else None
     scores = [point_score(spec, point, trials, rule_name) for point in points]
     ranked = [(score, -index) for index, score in enumerate(scores) if score is not None]

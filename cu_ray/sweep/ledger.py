@@ -60,8 +60,12 @@ class Ledger:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(folder / "lock")
-        _cut_broken_tail(folder)
-        self.known = read(folder)
+        try:
+            self.known = read(folder)
+            _cut_broken_tail(folder)
+        except BaseException:
+            self._lock.close()
+            raise
         self._file = open(_last_segment(folder), "ab")  # noqa: SIM115 (closed by close)
 
     def append(self, record: Record | PointRecord) -> None:
@@ -132,7 +136,7 @@ def _intact(line: bytes) -> dict[str, Any] | None:
     length, _, rest = line.partition(b" ")
     crc, _, text = rest.partition(b" ")
     text = text.removesuffix(b"\n")
-    if not line.endswith(b"\n") or not length.isdigit() or int(length) != len(text) or crc != b"%08x" % zlib.crc32(text):
+    if not line.endswith(b"\n") or length != b"%d" % len(text) or crc != b"%08x" % zlib.crc32(text):
         return None
     values: dict[str, Any] = json.loads(text)
     return values
@@ -149,9 +153,9 @@ def _cut_broken_tail(folder: Path) -> None:
                 intact += len(line)
         excess = segment.stat().st_size - intact
         if excess:
-            with open(segment, "rb") as file:
+            with open(segment, "rb") as file, open(segment.with_suffix(".broken"), "ab") as aside:
                 file.seek(intact)
-                segment.with_suffix(".broken").write_bytes(file.read())
+                aside.write(file.read())
             os.truncate(segment, intact)
             warnings.warn(f"{segment}: {excess} bytes after the last whole record were set aside", stacklevel=2)
 

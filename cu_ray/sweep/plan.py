@@ -70,8 +70,7 @@ class StudySpec:
     @property
     def search_settings(self) -> tuple[Setting, ...]:
         """The settings whose seeds score a point."""
-        several = self.method.budget > 1
-        return self.settings[:1] if self.search.seeds == "first" and several else self.settings
+        return self.settings[:1] if self.search.seeds == "first" and self.method.has_choice else self.settings
 
     @property
     def confirm_settings(self) -> tuple[Setting, ...]:
@@ -159,7 +158,7 @@ def _combinations(sweep: Sweep) -> Iterator[tuple[Any, Any, Any]]:
 
 def _shared(sweep: Sweep, method: MethodPlan, settings: tuple[Setting, ...]) -> list[tuple[Setting, ...]]:
     """The settings that a study takes together: one by one where each seed is searched for itself."""
-    return [(setting,) for setting in settings] if sweep.search.seeds == "each" and method.budget > 1 else [settings]
+    return [(setting,) for setting in settings] if sweep.search.seeds == "each" and method.has_choice else [settings]
 
 
 def _scopes(sweep: Sweep, method: MethodPlan) -> list[tuple[float, ...]]:

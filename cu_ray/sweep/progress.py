@@ -33,7 +33,11 @@ class Progress:
         self._statuses: Counter[str] = Counter()
         self._images = 0.0
         self._started = self._last_line = time.monotonic()
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=2) if console.is_terminal else None
+        self._live = (
+            Live(console=console, get_renderable=self._render, refresh_per_second=2, redirect_stdout=False, redirect_stderr=False)
+            if console.is_terminal
+            else None
+        )
 
     def __enter__(self) -> Self:
         if self._live is not None:
@@ -78,11 +82,11 @@ class Progress:
 
     def _render(self) -> Group:
         done = sum(self._statuses.values())
-        running = Table.grid(padding=(0, 2))
+        head, running = Table.grid(), Table.grid(padding=(0, 2))
+        head.add_row(ProgressBar(total=max(self._expected, done, 1), completed=done, width=60))
         for job, since in list(self._running.values()):
             running.add_row("", Text(describe(job)), Text(f"{time.monotonic() - since:.0f} s", style="dim"))
-        bar = ProgressBar(total=max(self._expected, done, 1), completed=done, width=60)
-        return Group(bar, Text(self._summary()), running)
+        return Group(head, Text(self._summary()), running)
 
     def _say(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)

@@ -273,7 +273,7 @@ def _best_rows(plan: Plan, search_key: str, studies: list[StudySpec], known: Kno
         by_choice = shared | {
             "rule": rule_name,
             "reports_on": "report half" if rule.reports else "whole test set",
-            "uses_test_labels": first.method.keep != "last" or (first.method.budget > 1 and rule.uses_test_labels),
+            "uses_test_labels": first.method.keep != "last" or (first.method.has_choice and rule.uses_test_labels),
             "score": summarise(scores).mean,
             "points": [index for _, index in chosen],
             "hyperparameters": [json.dumps(points[study.key][index], sort_keys=True) for study, index in chosen],

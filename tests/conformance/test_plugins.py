@@ -34,7 +34,7 @@ SUITES = {
 VARIANTS = {  # besides the defaults
     "exact_unlearning": [{}, {"k": 1}, {"k": 4}],
     "catastrophic_forgetting": [{}, {"k": 2}],
-    "scrub": [{"msteps": 3}],
+    "scrub": [{"msteps": 3}, {"msteps": 6, "steps": 9}, {"msteps": 7, "steps": 9}],  # a pass over both sets takes 6 steps
     "ssd": [{}, {"selection_share": None, "selection_weight": 2.0, "importance_batch_size": 7}],
     "interclass_confusion": [{"classes": (1, 3)}],
     "resnet9": [{"width": 2}, {"width": 3}],

@@ -77,6 +77,7 @@ class FixedStream:
 
     def epoch(self, batch_size=None, *, shuffle=True, augment=True):
         """The batches in order, joined and split anew where a batch size is given."""
+        assert self.batches, f"a definition that does not speak of the {self.name} stream takes batches from it"
         for number, batch in enumerate(self.batches if batch_size is None else resplit(self.batches, batch_size)):
             self.log.append((self.name, number, augment))
             yield batch

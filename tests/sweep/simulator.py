@@ -106,10 +106,10 @@ def _metrics(key: str, level: float, manipulation: Any) -> dict[str, float | Non
     scores: dict[str, float | None] = {}
     for prefix in ("", "val_", "report_"):
         for name in ("acc_corr", "acc_retain"):
-            scores[prefix + name] = 0.8 * level + 0.2 * noise(key, prefix, name)
+            scores[prefix + name] = 0.5 * level + 0.5 * noise(key, prefix, name)
         scores[f"{prefix}asr"] = 1 - level if name_of(manipulation) == "backdoor" else None
         scores[f"{prefix}confusion_rate"] = 1 - level if name_of(manipulation) == "interclass_confusion" else None
-    return scores | {"validation_given": 0.8 * level + 0.2 * noise(key, "validation"), "retain_given": 0.9, "retain_true": 0.8}
+    return scores | {"validation_given": 0.5 * level + 0.5 * noise(key, "validation"), "retain_given": 0.9, "retain_true": 0.8}
 
 
 def _original_scores(spec: OriginalSpec) -> dict[str, float | None]:

@@ -267,7 +267,8 @@ def test_a_search_with_confirmations_counts_one_of_them_before_and_all_after():
 
 
 def test_images_never_grow_while_a_search_without_confirmations_runs():
-    made, journal = counted({"scrub": {**SCRUB, "trials": 6}, "ssd": {"trials": 4}}), ReadOnlyJournal(Known())
+    made = plan({"scrub": {**SCRUB, "trials": 6}, "ssd": {"trials": 4}}, deletion_fractions=[0.1, 0.5])
+    journal = ReadOnlyJournal(Known())
     agenda, left = agenda_of(made, journal), []
     while not agenda.done:
         counts = now(made, journal, agenda)
