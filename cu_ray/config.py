@@ -6,6 +6,7 @@ pydantic checks the types.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -76,15 +77,16 @@ class MethodPlan:
         """Whether there are points to choose among, whatever the budget."""
         return bool(self.space) if self.points is None else len(self.points) > 1
 
-    @property
+    @functools.cached_property
     def budget(self) -> int:
         """How many points its study has."""
         if self.points is not None:
             return len(self.points)
         if not self.space:
             return 1
-        return len(self.grid()) if self.sampler == "grid" else self.trials
+        return len(self.grid) if self.sampler == "grid" else self.trials
 
+    @functools.cached_property
     def grid(self) -> list[dict[str, Value]]:
         """All combinations of the options, the last hyperparameter changing fastest."""
         values = [space.values for space in self.space.values() if isinstance(space, Options)]
@@ -504,11 +506,11 @@ class _Reader:
                 except FieldFault as error:
                     self.fault(f"{path}.{error.field}", str(error))
                 for index, fraction in fractions.items():
-                    if round(fraction * manipulation.size) < 1:
-                        self.fault(
-                            f"deletion_fractions[{index}]",
-                            f"{fraction!r} of {manipulation.size} manipulated samples rounds to an empty deletion set",
-                        )
+                    found = round(fraction * manipulation.size)
+                    if found < 1 or (found == facts.num_train and manipulation.size == facts.num_train):
+                        what = "an empty deletion set" if found < 1 else "a deletion set that leaves no training samples"
+                        place, size = f"deletion_fractions[{index}]", manipulation.size
+                        self.fault(place, f"{fraction!r} of {size} manipulated samples rounds to {what}")
         return pairs
 
 

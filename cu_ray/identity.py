@@ -7,6 +7,7 @@ what it serves, so that no result depends on order, on the number of workers or 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -46,12 +47,18 @@ def mapping_of(instance: Any) -> dict[str, Any]:
 
     Fields made by `added` are left out while they have their default; so keys from before them stay valid.
     """
-    hints = get_type_hints(type(instance))
+    cls: Any = type(instance)
+    hints = _hints(cls)
     return {
         field.name: _plain(coerce(getattr(instance, field.name), hints[field.name]))
         for field in dataclasses.fields(instance)
         if not (field.metadata.get("added") and getattr(instance, field.name) == field.default)
     }
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def coerce(value: Any, declared: Any) -> Any:

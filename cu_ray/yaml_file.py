@@ -69,6 +69,9 @@ def parse(text: str, source: str) -> YamlFile:
 
 def _value(loader: _Loader, node: yaml.Node, path: str, lines: dict[str, int], faults: list[str]) -> Any:
     lines[path] = node.start_mark.line + 1
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
+        faults.append(f"{path} (line {lines[path]}): the tag {node.tag!r} is not allowed: plain values only")
+        return None
     if isinstance(node, yaml.SequenceNode):
         return [_value(loader, item, f"{path}[{index}]", lines, faults) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):

@@ -114,3 +114,20 @@ def test_try_runs_one_trial_without_ray_and_replay_repeats_a_recorded_one(tmp_pa
     replayed = sweeps.command(tmp_path, "replay", "results/small", key[:12])
     assert replayed.returncode == 0, replayed.stdout + replayed.stderr
     assert "same to the bit" in replayed.stdout
+
+
+def test_a_confusion_of_more_samples_than_its_classes_have_is_refused_before_anything_starts(tmp_path):
+    file = sweeps.small(tmp_path)
+    confusion = "manipulation: {name: interclass_confusion, size: 2000, classes: [dress, shirt]}"
+    file.write_text(file.read_text().replace("manipulation: {name: backdoor, size: 300}", confusion))
+    result = cu_ray("plan", str(file))
+    assert result.exit_code == 2
+    assert "manipulation.size: class 3 has 600 samples, fewer than 1000" in result.output
+
+
+def test_an_empty_retain_set_is_refused(tmp_path):
+    file = sweeps.small(tmp_path)
+    file.write_text(file.read_text().replace("size: 300", "size: 6000"))
+    result = cu_ray("plan", str(file))
+    assert result.exit_code == 2
+    assert "leaves no training samples" in result.output

@@ -192,7 +192,7 @@ def test_num_makes_a_range_a_grid(given, values):
     plan = method_of(f"{{alpha: {given}, sampler: grid}}")
     assert plan.space == {"alpha": Options(values)}
     assert plan.budget == len(values)
-    assert plan.grid() == [{"alpha": value} for value in values]
+    assert plan.grid == [{"alpha": value} for value in values]
 
 
 def test_num_for_an_integer_makes_integers_each_once():
@@ -201,7 +201,7 @@ def test_num_for_an_integer_makes_integers_each_once():
 
 def test_a_grid_has_all_combinations_the_last_changing_fastest():
     plan = method_of("{alpha: [1, 2], steps: [3, 4], sampler: grid}")
-    assert [tuple(point.values()) for point in plan.grid()] == [(1.0, 3), (1.0, 4), (2.0, 3), (2.0, 4)]
+    assert [tuple(point.values()) for point in plan.grid] == [(1.0, 3), (1.0, 4), (2.0, 3), (2.0, 4)]
 
 
 def test_points_are_taken_as_given_over_the_fixed_values():

@@ -73,7 +73,7 @@ def unlearn(
     started = now(data.device)
     task = Task(spec, original, poisoned, data, split, memos, keeper, Meter(), seed_for("unlearn", spec.key))
     model = spec.method.unlearn(task)
-    seconds = now(data.device) - started
+    seconds = now(data.device) - started - task.watched_seconds
     _require_same_architecture(spec, original, model)
     require_finite(model)
     model = keeper.keep(model)
@@ -114,6 +114,7 @@ class Task:
         self._memos, self._keeper, self._original = memos, keeper, original
         self._seed, self._draws = seed, 0
         self.meter, self.memo_cost, self.memo_seconds = meter, Cost(), 0.0
+        self.watched_seconds = 0.0
         self.notes: dict[str, float] = {}
         self.train: TrainRecipe = spec.original.setting.train
         self.device = data.device
@@ -185,8 +186,11 @@ class Task:
         return tensors
 
     def offer(self, model: torch.nn.Module) -> None:
-        """Show the model at the end of an epoch."""
+        """Show the model at the end of an epoch. Looking at it is no part of what the method costs."""
+        cost, started = self.meter.cost, now(self.device)
         self._keeper.offer(model)
+        self.meter.cost = cost
+        self.watched_seconds += now(self.device) - started
 
     def note(self, **values: float) -> None:
         """Finite numbers to be recorded with the trial."""

@@ -187,12 +187,13 @@ class Agenda:
     # ------------------------------------------------------------------------------------------------------------- jobs
 
     def _want_trial(self, spec: TrialSpec, study: StudyState) -> None:
-        known = self._journal.known.trials.get(spec.key)
-        if known is not None and (known.ok or not self._retry_failed or spec.key in self._retried):
-            return
-        self._listeners.setdefault(spec.key, []).append(study)
         if spec.key in self._wanted:
+            self._listeners[spec.key].append(study)
             return
+        known = self._journal.known.trials.get(spec.key)
+        if known is not None and (known.ok or not self._may_retry(spec.key)):
+            return
+        self._listeners[spec.key] = [study]
         self._retried.add(spec.key)
         num_train, _ = self.plan.num_images[spec.original.setting.content_hash]
         cost = trial_cost(spec, num_train)

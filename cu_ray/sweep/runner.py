@@ -20,8 +20,9 @@ from rich.console import Console
 
 from cu_ray import plugins
 from cu_ray.config import Sweep
-from cu_ray.errors import RayStopped, UserError
+from cu_ray.errors import FieldFault, RayStopped, UserError
 from cu_ray.learning.precision import local_device_kind, resolve
+from cu_ray.stages.poison import poison
 from cu_ray.store import LocalStore
 from cu_ray.sweep import ledger, plan, tables
 from cu_ray.sweep.agenda import Agenda
@@ -49,7 +50,15 @@ def load_datasets(sweep: Sweep) -> dict[Any, Dataset]:
 
 
 def make_plan(sweep: Sweep, datasets: Mapping[Any, Dataset], device: str | None = None) -> plan.Plan:
-    """The sweep's plan for a device kind; by default for this machine's."""
+    """The sweep's plan for a device kind; by default for this machine's.
+
+    Raises UserError where the images themselves do not allow a manipulation.
+    """
+    for dataset, manipulation in sweep.manipulations:
+        try:
+            poison(datasets[dataset], manipulation, seed=sweep.seeds[0])
+        except FieldFault as error:
+            raise UserError(f"{sweep.source}: manipulation.{error.field}: {error}") from error
     return plan.make(sweep, datasets, resolve("auto", device or _device_kind(sweep)))
 
 

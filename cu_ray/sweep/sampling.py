@@ -34,7 +34,7 @@ def point(study: StudySpec, index: int, earlier: Sequence[Hyperparameters], resu
     if not method.space:
         return dict(method.fixed)
     if method.sampler == "grid":
-        return {**method.fixed, **method.grid()[index]}
+        return {**method.fixed, **method.grid[index]}
     sampled = _ask(study, index, earlier, results if study.adaptive else ())
     return {**method.fixed, **sampled}
 
@@ -71,7 +71,9 @@ def _sampler(study: StudySpec, index: int) -> optuna.samplers.BaseSampler:
 def _sobol(study: StudySpec, index: int) -> dict[str, Any]:
     """Point `index` of a scrambled Sobol sequence; Optuna's QMC sampler would count its points by when they are asked for."""
     engine = scipy.stats.qmc.Sobol(len(study.method.space), rng=seed_for("sobol", study.sampling_key))
-    position = engine.fast_forward(index).random(1)[0]
+    if index:  # 0 is refused
+        engine.fast_forward(index)
+    position = engine.random(1)[0]
     return {name: _at(space, float(share)) for (name, space), share in zip(study.method.space.items(), position, strict=True)}
 
 

@@ -7,14 +7,14 @@ import os
 import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cu_ray import __version__
 from cu_ray.errors import UserError
-from cu_ray.plugins import facts, find, name_of, names
+from cu_ray.plugins import FieldFact, describe, facts, find, name_of, names
 from cu_ray.report.statistics import summarise
 from cu_ray.selection import RULES
 from cu_ray.sweep.agenda import best_point, point_score
@@ -79,8 +79,6 @@ def _score_columns() -> dict[str, pa.DataType]:
 
 
 def _trials_schema(rows: list[Row]) -> pa.Schema:
-    names_of_hyperparameters = sorted({name for row in rows for name in row if name.startswith("hp_")})
-    hyperparameters = {name: _hp_type(row.get(name) for row in rows) for name in names_of_hyperparameters}
     return pa.schema(
         {
             "trial_key": pa.string(),
@@ -98,7 +96,7 @@ def _trials_schema(rows: list[Row]) -> pa.Schema:
             "detection_recall": pa.float64(),
             "effective_size": pa.int64(),
             "hyperparameters": pa.string(),
-            **hyperparameters,
+            **_hp_types(rows),
             "keep": pa.string(),
             "status": pa.string(),
             "error": pa.string(),
@@ -177,13 +175,33 @@ def _curves_schema() -> pa.Schema:
     return pa.schema([*shared, *(pa.field(name, kind) for name, kind in parts)])
 
 
-def _hp_type(values: Iterable[Any]) -> pa.DataType:
-    kinds = {type(value) for value in values if value is not None}
-    if kinds <= {int}:
+def _hp_types(rows: list[Row]) -> dict[str, pa.DataType]:
+    """The types of the hyperparameter columns: as their methods declare them, text where two methods disagree."""
+    kinds: dict[str, set[Any]] = {}
+    for method in sorted({row["method"] for row in rows}):
+        for name, fact in _facts("methods", method).items():
+            kinds.setdefault(f"hp_{name}", set()).update({*(get_args(fact.hint) or (fact.hint,))} - {type(None)})
+    for row in rows:  # of methods that are no longer there
+        for name in row:
+            if name.startswith("hp_") and name not in kinds and row[name] is not None:
+                kinds[name] = {type(row[name])}
+    return {name: _hp_type(kinds[name]) for name in sorted(kinds)}
+
+
+def _hp_type(kinds: set[Any]) -> pa.DataType:
+    if kinds == {bool}:
+        return pa.bool_()
+    if kinds == {int}:
         return pa.int64()
-    if kinds <= {int, float}:
-        return pa.float64()
-    return pa.bool_() if kinds == {bool} else pa.string()
+    return pa.float64() if kinds <= {int, float} else pa.string()
+
+
+def _facts(kind: str, name: str) -> dict[str, FieldFact]:
+    """The settings of a plug-in; none where it is no longer there."""
+    try:
+        return facts(find(kind, name))
+    except UserError:
+        return {}
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
@@ -193,7 +211,7 @@ def _setting_columns(sweep: str, setting: Mapping[str, Any]) -> Row:
     return {
         "sweep": sweep,
         "dataset": setting["dataset"]["name"],
-        "model": _compact(setting["model"]),
+        "model": _compact("models", setting["model"]),
         "manipulation": setting["manipulation"]["name"],
         "manipulation_size": setting["manipulation"]["size"],
         "train": json.dumps(setting["train"], sort_keys=True),
@@ -214,12 +232,12 @@ def _trial_row(sweep: str, record: Record, study: StudySpec | None) -> Row:
         "original_key": spec["original_key"],
         "method": method["name"],
         "method_version": method["version"],
-        "detection": _compact(spec["detection"]),
+        "detection": _compact("detections", spec["detection"]),
         "deletion_fraction": size / setting["manipulation"]["size"] if size else None,
         "deletion_size": size,
         "held_out": spec["held_out"],
         "hyperparameters": json.dumps(hyperparameters, sort_keys=True),
-        **{f"hp_{name}": value if not isinstance(value, list) else json.dumps(value) for name, value in hyperparameters.items()},
+        **{f"hp_{name}": value for name, value in hyperparameters.items()},
         "keep": spec["keep"],
         "status": record.status,
         "error": record.error,
@@ -257,7 +275,7 @@ def _best_rows(plan: Plan, search_key: str, studies: list[StudySpec], known: Kno
         "search_key": search_key,
         "study_keys": [study.key for study in studies],
         "method": name_of(first.method.cls),
-        "detection": name_of(first.detection),
+        "detection": _compact("detections", describe(first.detection)),
         "num_points": sum(map(len, points.values())),
         "num_points_planned": sum(study.method.budget for study in studies),
         "num_trials_failed": sum(not record.ok for record in finished),
@@ -339,16 +357,20 @@ def _is_stale(spec: Mapping[str, Any]) -> bool | None:
     return not all(versions) or setting["learning"] != LEARNING_VERSION
 
 
-def _compact(described: Mapping[str, Any]) -> str:
+def _compact(kind: str, described: Mapping[str, Any]) -> str:
     """A plug-in's name, with those of its settings that are not at their default: `resnet9(width=8)`."""
-    kind = "models" if described["name"] in names("models") else "detections"
-    defaults = {name: fact.default for name, fact in facts(find(kind, described["name"])).items()}
+    defaults = {name: fact.default for name, fact in _facts(kind, described["name"]).items()}
     settings = [f"{name}={described[name]}" for name, default in defaults.items() if described.get(name) != default]
     return str(described["name"]) + (f"({', '.join(settings)})" if settings else "")
 
 
+def _fitting(value: Any, kind: pa.DataType) -> Any:
+    """The value, as JSON where a text column is given something else."""
+    return json.dumps(value) if pa.types.is_string(kind) and value is not None and not isinstance(value, str) else value
+
+
 def _write_table(path: Path, rows: list[Row], schema: pa.Schema) -> None:
-    columns = {field.name: [row.get(field.name) for row in rows] for field in schema}
+    columns = {field.name: [_fitting(row.get(field.name), field.type) for row in rows] for field in schema}
     metadata = {"cu_ray_schema": str(SCHEMA_VERSION), "cu_ray_version": __version__}
     table = pa.table(columns, schema=schema.with_metadata(metadata))
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")

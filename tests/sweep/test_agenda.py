@@ -390,6 +390,16 @@ def test_of_the_trials_that_share_a_memo_one_runs_until_it_ends_then_the_rest(en
     assert {memo_group(job.spec) for job in rest} == {memo_group(leader.spec)}
 
 
+def test_once_a_memo_is_there_later_points_wait_for_it_no_more():
+    agenda, (leader,) = after_the_original(plan({"ssd": {"trials": 12}}, search={"lag": 3}))
+    agenda.complete(record_of(leader))
+    running = handed_out(agenda)
+    while agenda.num_open > 2:
+        assert len(running) == 3
+        agenda.complete(record_of(running.pop(0)))
+        running += handed_out(agenda)
+
+
 def test_each_deletion_set_has_a_memo_of_its_own():
     made = plan({"ssd": SSD_GRID}, deletion_fractions=[0.1, 0.5, 1.0], search={"defender": True})
     _, leaders = after_the_original(made)
@@ -507,6 +517,13 @@ def test_retrying_leaves_finished_trials_alone_and_ends(workers, seed, failing):
     _, again = run(made, known, retry_failed=True, workers=workers, seed=seed, outcome=fails_sometimes(failing / 2))
     assert not ok & set(again.keys)
     assert len(again.keys) == len(set(again.keys))
+
+
+def test_equal_points_that_fail_run_once_and_are_retried_once():
+    made = one_study(given={"alpha": [0.1, 1], "sampler": "tpe", "trials": 8}, search={"lag": 1})
+    known, first = run(made, outcome=trial_fails, retry_failed=True)
+    _, again = run(made, known, outcome=trial_fails, retry_failed=True)
+    assert len(first.trials) == len(again.trials) == 2
 
 
 def test_retrying_serves_every_study_that_shares_the_failed_trial():
