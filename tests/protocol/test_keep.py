@@ -11,7 +11,7 @@ import torch
 from cu_ray.methods.catastrophic_forgetting import CatastrophicForgetting
 from cu_ray.methods.no_unlearning import NoUnlearning
 from cu_ray.stages.pipeline import Workbench
-from tests.protocol.tiny import MemoryStore, tiny_dataset, trial_spec
+from tests.protocol.tiny import RECIPE, MemoryStore, tiny_dataset, trial_spec
 
 DATASET = tiny_dataset()
 
@@ -41,7 +41,7 @@ class GetsWorse(NoUnlearning):
 @pytest.mark.parametrize(("keep", "zero"), [("last", True), ("best_on_test", False)])
 def test_the_best_offered_is_kept_or_the_last(keep, zero):
     bench = Workbench(DATASET, MemoryStore())
-    spec = trial_spec(DATASET, GetsWorse(), keep=keep)
+    spec = trial_spec(DATASET, GetsWorse(), keep=keep, recipe=replace(RECIPE, steps=80))
     parameters = list(bench.unlearned(spec).model.parameters())
     original, _ = bench.original(spec.original)
     assert all(not parameter.any() for parameter in parameters) == zero
