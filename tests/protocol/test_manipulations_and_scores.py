@@ -15,9 +15,10 @@ from cu_ray.metrics.acc_corr import AccCorr
 from cu_ray.metrics.acc_retain import AccRetain
 from cu_ray.metrics.asr import Asr
 from cu_ray.metrics.confusion_rate import ConfusionRate
-from cu_ray.stages.evaluate import evaluate
+from cu_ray.stages.evaluate import evaluate, predict
 from cu_ray.stages.poison import detect, poison, upload
 from cu_ray.types import DatasetFacts
+from tests.protocol import fakes
 from tests.protocol.tiny import CLASS_NAMES, tiny_dataset
 
 DATASET = tiny_dataset()
@@ -275,3 +276,17 @@ def test_the_owners_validation_samples_are_of_the_selection_half_and_manipulated
     assert validation.labels.tolist() == np.where(validation.stamped, 1, labels).tolist()
     predicted = predictions(TEST.pixels[validation.rows], validation.stamped)
     assert scores["validation_given"] == pytest.approx(share_where(predicted == validation.labels, range(20)))
+
+
+def test_predictions_are_made_in_eval_mode_and_leave_model_and_mode_as_they_were():
+    model = fakes.small_net(2, side=12, num_classes=4, dtype=torch.float32)
+    data = upload(poison(DATASET, Backdoor(size=15, target=1), seed=0), torch.device("cpu"))
+    rows = torch.arange(len(TEST))
+    expected = model(data.test.load(rows)).argmax(dim=1).tolist()
+    model[0].train()
+    before, modes = fakes.snapshot(model), [module.training for module in model.modules()]
+    assert model(data.test.load(rows)).argmax(dim=1).tolist() != expected
+    model.load_state_dict(before)
+    assert predict(model, data.test, rows, "fp32").tolist() == expected
+    assert [module.training for module in model.modules()] == modes
+    assert fakes.same_bits(fakes.snapshot(model), before)

@@ -1,0 +1,73 @@
+"""What the documentation shows works as printed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from cu_ray import config, plugins
+from cu_ray.selection import RULES
+from cu_ray.sweep import tables
+
+ROOT = Path(__file__).parent.parent
+
+
+def block(page: str, language: str) -> str:
+    """The first fenced block of that language on a page."""
+    match = re.search(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+    assert match is not None
+    return match[1]
+
+
+def test_the_example_sweep_file_is_one():
+    sweep = config.parse(block("docs/sweep-file.md", "yaml"), "docs/sweep-file.md")
+    assert [plugins.name_of(plan.cls) for plan in sweep.methods] == ["no_unlearning", "exact_unlearning", "scrub", "ssd"]
+    assert len(sweep.manipulations) == 3
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in (ROOT / "sweeps").glob("*.yaml")))
+def test_every_sweep_file_of_the_repository_is_sound(file):
+    assert config.load(ROOT / "sweeps" / file).name == file.removesuffix(".yaml")
+
+
+def test_the_example_method_meets_the_contract_and_can_be_tried(tmp_path):
+    (tmp_path / "fancy.py").write_text(block("docs/adding-a-method.md", "python"))
+    (tmp_path / "test_fancy.py").write_text(
+        "from cu_ray.testing import MethodConformance\nfrom fancy import Fancy\n\n\n"
+        "class TestFancy(MethodConformance):\n    plugin = Fancy\n"
+    )
+    tested = subprocess.run([sys.executable, "-m", "pytest", "-q", str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
+    assert tested.returncode == 0, tested.stdout
+    assert " passed" in tested.stdout
+
+
+def test_every_method_and_rule_is_documented():
+    methods = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    assert [name for name in plugins.names("methods") if f"`{name}`" not in methods] == []
+    page = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    assert [rule for rule in RULES if f"`{rule}`" not in page] == []
+
+
+def test_every_column_is_documented(tmp_path):
+    from cu_ray.sweep.ledger import Known
+    from cu_ray.sweep.plan import Plan
+
+    tables.write(tmp_path, Plan("empty", (), {}, ()), Known())
+    page = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+    for name in ("trials", "originals", "best", "curves"):
+        for column in pq.read_schema(tmp_path / f"{name}.parquet").names:
+            stem = re.sub(r"^(val|report|hp)_|_(mean|std|low|high|given|true)$", "", column)
+            assert re.search(rf"\b{stem}", page), f"docs/tables.md does not say what {name}.{column} is"
+
+
+def test_readme_has_its_two_commands_on_one_line_each():
+    script = ROOT / "scripts" / "readme_command.py"
+    for heading in ("Run it", "Test it"):
+        done = subprocess.run([sys.executable, str(script), heading], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("\n") == 1
