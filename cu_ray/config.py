@@ -505,13 +505,24 @@ class _Reader:
                     pairs.append((dataset, manipulation.settle(facts)))
                 except FieldFault as error:
                     self.fault(f"{path}.{error.field}", str(error))
-                for index, fraction in fractions.items():
-                    found = round(fraction * manipulation.size)
-                    if found < 1 or (found == facts.num_train and manipulation.size == facts.num_train):
-                        what = "an empty deletion set" if found < 1 else "a deletion set that leaves no training samples"
-                        place, size = f"deletion_fractions[{index}]", manipulation.size
-                        self.fault(place, f"{fraction!r} of {size} manipulated samples rounds to {what}")
+                self.check_sizes(manipulation.size, fractions, facts.num_train)
         return pairs
+
+    def check_sizes(self, size: int, fractions: dict[int, float], num_train: int) -> None:
+        """Complain of fractions whose deletion sets are empty, are all there is, or are another fraction's."""
+        sizes: dict[int, float] = {}
+        for index, fraction in fractions.items():
+            found = round(fraction * size)
+            problem = None
+            if found < 1:
+                problem = "an empty deletion set"
+            elif found == size == num_train:
+                problem = "a deletion set that leaves no training samples"
+            elif found in sizes:
+                problem = f"the same {found} samples as {sizes[found]!r}"
+            if problem is not None:
+                self.fault(f"deletion_fractions[{index}]", f"{fraction!r} of {size} manipulated samples rounds to {problem}")
+            sizes[found] = fraction
 
 
 def spaced(low: float, high: float, num: int, *, log: bool, integer: bool) -> list[float]:

@@ -66,7 +66,13 @@ class Ssd(Method):
 
 
 def selection_threshold(deletion_P: torch.Tensor, retain_P: torch.Tensor, share: float) -> float:
-    """The (1 - share) quantile (lower) of I_f / I_r over all parameters [P]; 0 / 0 counts as 0."""
+    """The (1 - share) quantile (lower) of I_f / I_r over all parameters [P]; 0 / 0 counts as 0.
+
+    Where it is infinite (more than that share have I_r = 0), the largest finite ratio, so that just these are selected.
+    """
     ratio_P = torch.where(deletion_P == 0, 0, deletion_P / retain_P)
     rank = int((1 - share) * (len(ratio_P) - 1))
-    return float(ratio_P.kthvalue(rank + 1).values)
+    threshold = ratio_P.kthvalue(rank + 1).values
+    if torch.isinf(threshold):
+        threshold = torch.where(torch.isinf(ratio_P), 0, ratio_P).max()
+    return float(threshold)

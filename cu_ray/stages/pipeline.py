@@ -6,6 +6,7 @@ Works in a plain prompt: `Workbench(dataset, store, device).run_trial(spec)`.
 from __future__ import annotations
 
 import datetime
+import math
 import platform
 import resource
 import traceback
@@ -23,7 +24,7 @@ from cu_ray.stages.evaluate import evaluate, images_evaluated
 from cu_ray.stages.poison import OnDevice, detect, nothing_found, poison, upload
 from cu_ray.stages.train import build_model, train
 from cu_ray.stages.unlearn import Memo, Unlearned, now, unlearn
-from cu_ray.types import Cost, Dataset, OriginalSpec, PoisonedDataset, Record, Setting, Store, Tensors, TrialSpec
+from cu_ray.types import Cost, Dataset, OriginalSpec, PoisonedDataset, Record, Scores, Setting, Store, Tensors, TrialSpec
 
 KEPT = {"data": 4, "originals": 4, "memos": 4}  # how many of each stay on the device between trials
 
@@ -142,6 +143,7 @@ class Workbench:
         facts: dict[str, Any] = {"started_at": _timestamp(), "num_classes": self._dataset.num_classes, **self._machine()}
         try:
             scores, notes = run(facts)
+            _require_finite_scores(scores)
             status, error = "ok", None
         except Diverged as problem:
             scores, notes, status, error = {}, {}, "diverged", str(problem)
@@ -218,6 +220,12 @@ class _KeptMemos:
 def arrays_of(model: torch.nn.Module) -> Tensors:
     """The model's parameters and buffers as contiguous arrays."""
     return {name: np.asarray(tensor.detach().cpu().numpy(), order="C") for name, tensor in model.state_dict().items()}
+
+
+def _require_finite_scores(scores: Scores) -> None:
+    for name, score in scores.items():
+        if score is not None and not math.isfinite(score):
+            raise ContractBroken(f"the metric {name} gave {score}: a number between 0 and 1 or None is needed")
 
 
 def _timestamp() -> str:

@@ -24,8 +24,8 @@ LINE_EVERY = 10.0  # seconds between plain lines
 class Progress:
     """Counts what is cached, done, running and failed, and estimates the time left."""
 
-    def __init__(self, console: Console, estimate: Estimate, num_workers: int) -> None:
-        self._console, self._num_workers = console, num_workers
+    def __init__(self, console: Console, estimate: Estimate) -> None:
+        self._console = console
         self._cached = estimate.originals_done + estimate.trials_done
         self._expected = estimate.originals - estimate.originals_done + estimate.trials - estimate.trials_done
         self._expected_images = max(1, estimate.images_forward + 2 * estimate.images_backward)

@@ -10,8 +10,7 @@ import shutil
 import signal
 import time
 import traceback
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from cu_ray.errors import FieldFault, RayStopped, UserError
 from cu_ray.learning.precision import local_device_kind, resolve
 from cu_ray.stages.poison import poison
 from cu_ray.store import LocalStore
-from cu_ray.sweep import ledger, plan, tables
+from cu_ray.sweep import cluster, ledger, plan, tables
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
 from cu_ray.types import Dataset
@@ -49,8 +48,8 @@ def load_datasets(sweep: Sweep) -> dict[Any, Dataset]:
     return {dataset: dataset.load() for dataset in sweep.datasets}
 
 
-def make_plan(sweep: Sweep, datasets: Mapping[Any, Dataset], device: str | None = None) -> plan.Plan:
-    """The sweep's plan for a device kind; by default for this machine's.
+def make_plan(sweep: Sweep, datasets: Mapping[Any, Dataset]) -> plan.Plan:
+    """The sweep's plan.
 
     Raises UserError where the images themselves do not allow a manipulation.
     """
@@ -59,7 +58,7 @@ def make_plan(sweep: Sweep, datasets: Mapping[Any, Dataset], device: str | None 
             poison(datasets[dataset], manipulation, seed=sweep.seeds[0])
         except FieldFault as error:
             raise UserError(f"{sweep.source}: manipulation.{error.field}: {error}") from error
-    return plan.make(sweep, datasets, resolve("auto", device or _device_kind(sweep)))
+    return plan.make(sweep, datasets, resolve("auto", _device_kind(sweep)))
 
 
 def preview(sweep: Sweep) -> Estimate:
@@ -73,154 +72,133 @@ def preview(sweep: Sweep) -> Estimate:
 def run(sweep: Sweep, console: Console, *, retry_failed: bool = False) -> Outcome:
     """Run what of the sweep is not done yet. Raises UserError before any worker starts where something is wrong."""
     datasets = load_datasets(sweep)
-    folder, device = sweep.folder, _device_kind(sweep)
-    made = make_plan(sweep, datasets, device)
-    _require_writable("results", folder, "Give another place with --output.")
+    made = make_plan(sweep, datasets)
+    _require_writable("results", sweep.folder, "Give another place with --output.")
     _require_writable("original models", Path(sweep.runtime.storage).expanduser(), "Give another place as runtime.storage.")
-    with ledger.Ledger(folder / "ledger") as journal:
+    with ledger.Ledger(sweep.folder / "ledger") as journal:
         _warn_of_changed_code(made, journal, console)
         agenda = Agenda(made, journal, original_cached=_cached_in(sweep), retry_failed=retry_failed)
-        before = estimate(made, agenda, journal.known)
+        work = _Work(sweep, made, datasets, agenda, journal, console)
         interrupted = False
         if agenda.done:
-            console.print(f"Nothing to do: all {before.trials} trials of {made.name} are done.")
+            console.print(f"Nothing to do: all {work.estimate().trials} trials of {made.name} are done.")
         else:
             try:
                 with _signals_interrupt():
-                    _run_tuner(sweep, made, datasets, device, agenda, journal, before, console)
+                    work.run()
             except KeyboardInterrupt:
                 interrupted = True
-        tables.write(folder / "tables", made, journal.known)
-        after = estimate(made, agenda, journal.known)
-        _write_status(sweep, after, running=False)
+        counts = work.write(running=False)
         if not (interrupted or agenda.done):
-            raise RayStopped(
-                f"Ray stopped before the sweep was done: see {folder / 'logs' / 'tune.log'}. The same command goes on."
+            raise RayStopped(f"Ray stopped before the sweep was done: see {work.log}. The same command goes on.")
+        originals = [journal.known.originals[spec.key] for spec in made.originals() if spec.key in journal.known.originals]
+        num_failed = counts.trials_failed + sum(not record.ok for record in originals)
+        return Outcome(counts, sum(agenda.finished.values()), num_failed, interrupted, sweep.folder / "tables")
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is left of a sweep, and what it takes to do it."""
+
+    sweep: Sweep
+    plan: plan.Plan
+    datasets: Mapping[Any, Dataset]
+    agenda: Agenda
+    journal: ledger.Ledger
+    console: Console
+
+    @property
+    def log(self) -> Path:
+        """Where the output of Ray and Tune goes."""
+        return self.sweep.folder / "logs" / "tune.log"
+
+    def estimate(self) -> Estimate:
+        """What the sweep comes to and what of it is done."""
+        return estimate(self.plan, self.agenda, self.journal.known)
+
+    def write(self, *, running: bool) -> Estimate:
+        """Write the tables and the status; gives the counts."""
+        counts = self.estimate()
+        tables.write(self.sweep.folder / "tables", self.plan, self.journal.known)
+        _write_status(self.sweep, counts, running=running)
+        return counts
+
+    def run(self) -> None:
+        """Run the agenda to its end on Ray, with everything that Ray and Tune print in the log."""
+        os.environ |= {
+            "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+            "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger remembers; snapshots would be rewritten whole all the time
+            "TUNE_DISABLE_SIGINT_HANDLER": "1",
+            "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
+        }
+        self.log.parent.mkdir(exist_ok=True)
+        terminal = self.console.file
+        with (
+            open(self.log, "a", encoding="utf-8") as log,
+            contextlib.redirect_stdout(log),
+            contextlib.redirect_stderr(log),
+        ):
+            self.console.file = terminal  # which would follow the redirection
+            with cluster.connected(self.sweep.runtime, self.console):
+                self._fit()
+
+    def _fit(self) -> None:
+        import ray
+        from ray import tune
+
+        from cu_ray.sweep.progress import Progress
+        from cu_ray.sweep.searcher import AgendaSearcher, Housekeeping
+        from cu_ray.sweep.trainable import StageTrainable
+
+        resources, slots = cluster.shape(self.sweep.runtime, _device_kind(self.sweep))
+        trainable = tune.with_parameters(
+            StageTrainable,
+            datasets={each.content_hash: ray.put(each) for each in self.datasets.values()},
+            storage=str(Path(self.sweep.runtime.storage).expanduser()),
+            device=_device_kind(self.sweep),
+            import_path=[str(Path(self.sweep.source).resolve().parent), os.getcwd()],
+        )
+        before = self.estimate()
+        _write_status(self.sweep, before, running=True)
+        scratch = self.sweep.folder / ".tune"
+        with Progress(self.console, before) as progress:
+            tuner = tune.Tuner(
+                tune.with_resources(trainable, resources),
+                tune_config=tune.TuneConfig(
+                    search_alg=AgendaSearcher(self.agenda, progress.heard),
+                    num_samples=-1,
+                    max_concurrent_trials=slots,
+                    reuse_actors=True,
+                    trial_name_creator=lambda trial: str(trial.trial_id),
+                    trial_dirname_creator=lambda trial: str(trial.trial_id),
+                ),
+                run_config=tune.RunConfig(
+                    name="run",
+                    storage_path=str(scratch.resolve()),
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
+                    callbacks=[Housekeeping(_at_most_every(TABLES_EVERY, lambda: self.write(running=True)))],
+                ),
             )
-        failed_originals = sum(
-            not journal.known.originals[o.key].ok for o in made.originals() if o.key in journal.known.originals
-        )
-        num_run = sum(agenda.finished.values())
-        return Outcome(after, num_run, after.trials_failed + failed_originals, interrupted, folder / "tables")
+            try:
+                tuner.fit()
+            except tune.TuneError:
+                traceback.print_exc()  # into the log; what is not done is said at the end
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _run_tuner(
-    sweep: Sweep,
-    made: plan.Plan,
-    datasets: Mapping[Any, Dataset],
-    device: str,
-    agenda: Agenda,
-    journal: ledger.Ledger,
-    before: Estimate,
-    console: Console,
-) -> None:
-    os.environ |= {
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger remembers; snapshots would be rewritten whole all the time
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",
-        "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
-    }
-    logs = sweep.folder / "logs"
-    logs.mkdir(exist_ok=True)
-    real_out = console.file
-    with open(logs / "tune.log", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        console.file = real_out
-        with _ray(sweep, console):
-            _fit(sweep, made, datasets, device, agenda, journal, before, console)
+def _at_most_every(seconds: float, act: Callable[[], object]) -> Callable[[], None]:
+    """A function that acts when it is called, but not more often than that."""
+    last = time.monotonic()
 
+    def now_and_then() -> None:
+        nonlocal last
+        if time.monotonic() - last > seconds:
+            act()
+            last = time.monotonic()
 
-def _fit(
-    sweep: Sweep,
-    made: plan.Plan,
-    datasets: Mapping[Any, Dataset],
-    device: str,
-    agenda: Agenda,
-    journal: ledger.Ledger,
-    before: Estimate,
-    console: Console,
-) -> None:
-    import ray
-    from ray import tune
-
-    from cu_ray.sweep.progress import Progress
-    from cu_ray.sweep.searcher import AgendaSearcher, Housekeeping
-    from cu_ray.sweep.trainable import StageTrainable
-
-    resources, slots = _shape(sweep, device, ray.cluster_resources())
-    references = {each.content_hash: ray.put(each) for each in datasets.values()}
-    import_path = [str(Path(sweep.source).resolve().parent), os.getcwd()]
-    storage = str(Path(sweep.runtime.storage).expanduser())
-    scratch = sweep.folder / ".tune"
-
-    last_written = time.monotonic()
-
-    def write_now_and_then() -> None:
-        nonlocal last_written
-        if time.monotonic() - last_written > TABLES_EVERY:
-            tables.write(sweep.folder / "tables", made, journal.known)
-            _write_status(sweep, estimate(made, agenda, journal.known), running=True)
-            last_written = time.monotonic()
-
-    trainable = tune.with_parameters(StageTrainable, datasets=references, storage=storage, device=device, import_path=import_path)
-    _write_status(sweep, before, running=True)
-    with Progress(console, before, slots) as progress:
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, resources),
-            tune_config=tune.TuneConfig(
-                search_alg=AgendaSearcher(agenda, progress.heard),
-                num_samples=-1,
-                max_concurrent_trials=slots,
-                reuse_actors=True,
-                trial_name_creator=lambda trial: str(trial.trial_id),
-                trial_dirname_creator=lambda trial: str(trial.trial_id),
-            ),
-            run_config=tune.RunConfig(
-                name="run",
-                storage_path=str(scratch.resolve()),
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
-                callbacks=[Housekeeping(write_now_and_then)],
-            ),
-        )
-        try:
-            tuner.fit()
-        except tune.TuneError:
-            traceback.print_exc()  # into the log; what is not done is said at the end
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _ray(sweep: Sweep, console: Console) -> Iterator[None]:
-    import ray
-
-    address = sweep.runtime.address or os.environ.get("RAY_ADDRESS")
-    console.print(f"Joining Ray at {address} ..." if address else "Starting Ray on this machine ...")
-    options: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": sweep.runtime.workers}
-    if not address:
-        options["include_dashboard"] = False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            ray.init(log_to_driver=False, logging_level="ERROR", **options)
-    except ConnectionError as error:
-        raise UserError(f"no Ray cluster answers at {address}: {error}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _shape(sweep: Sweep, device: str, available: Mapping[str, float]) -> tuple[dict[str, float], int]:
-    """The one resource shape of all trials, and how many of them fit at once."""
-    if device == "cpu":
-        slots = int(available.get("CPU", 1))
-        return {"cpu": 1.0}, min(slots, sweep.runtime.workers or slots)
-    share = 1.0 if sweep.runtime.gpus_per_trial == "auto" else float(sweep.runtime.gpus_per_trial)
-    slots = int(available.get("GPU", 0) / share)
-    if slots < 1:
-        raise UserError(f"runtime.device is cuda, but Ray has {available.get('GPU', 0):g} GPUs and a trial needs {share:g}")
-    return {"cpu": 1.0, "gpu": share}, min(slots, sweep.runtime.workers or slots)
+    return now_and_then
 
 
 def _device_kind(sweep: Sweep) -> str:

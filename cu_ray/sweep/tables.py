@@ -258,7 +258,8 @@ def _original_row(sweep: str, record: Record) -> Row:
 
 def _trial_keys(study: StudySpec, known: Known) -> set[str]:
     confirmations = (trial for point in _points(study, known) for trial in study.trials(point, study.confirm_settings))
-    return {*_search_trial_keys(study, known), *(trial.key for trial in confirmations)}
+    searched = (key for point in known.points.get(study.key, {}).values() for key in point.trial_keys)
+    return {*searched, *(trial.key for trial in confirmations)}
 
 
 def _hyperparameters(study: StudySpec, known: Known, index: int) -> Row:
@@ -270,7 +271,8 @@ def _best_rows(plan: Plan, search_key: str, studies: list[StudySpec], known: Kno
     """A row for each rule and deletion fraction, over the studies of one search: one, or one a seed."""
     first = studies[0]
     points = {study.key: _points(study, known) for study in studies}
-    finished = [known.trials[key] for study in studies for key in _search_trial_keys(study, known) if key in known.trials]
+    keys = {key for study in studies for key in _trial_keys(study, known)}
+    finished = [known.trials[key] for key in keys if key in known.trials]
     shared = _setting_columns(plan.name, first.settings[0].describe()) | {
         "search_key": search_key,
         "study_keys": [study.key for study in studies],
@@ -312,10 +314,6 @@ def _points(study: StudySpec, known: Known) -> list[Row]:
     """The points made so far, as far as the budget goes."""
     written = known.points.get(study.key, {})
     return [_hyperparameters(study, known, index) for index in sorted(written) if index < study.method.budget]
-
-
-def _search_trial_keys(study: StudySpec, known: Known) -> list[str]:
-    return [key for point in known.points.get(study.key, {}).values() for key in point.trial_keys]
 
 
 def _over_seeds(records: list[Record], prefix: str) -> Row:

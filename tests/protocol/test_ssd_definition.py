@@ -181,3 +181,10 @@ def test_the_memo_is_not_changed_and_depends_on_the_batch_size_alone():
     assert all(torch.equal(memo[name], copies[name]) for name in memo)
     assert Ssd.memo_fields == ("importance_batch_size",)
     assert Ssd().importance_batch_size == 512
+
+
+def test_where_the_quantile_is_infinite_just_the_infinite_ratios_are_selected():
+    deletion, retain = torch.ones(4), torch.tensor([0.0, 0.0, 1.0, 0.5])
+    threshold = selection_threshold(deletion, retain, 0.25)
+    assert threshold == 2
+    assert (deletion > threshold * retain).tolist() == [True, True, False, False]

@@ -231,7 +231,6 @@ class ShiftedNet(SmallNet):
         return torch.nn.Sequential(torch.nn.Sequential(Shift(), first), *others)
 
 
-@pytest.mark.xfail(strict=True, reason="such a parameter keeps what the global generator gave it")
 def test_parameters_outside_any_layer_are_a_function_of_the_seed_too():
     spec, states = trial_spec(DATASET, NoUnlearning()), []
     spec = replace(spec, original=OriginalSpec(replace(spec.original.setting, model=ShiftedNet())))
@@ -403,3 +402,11 @@ def test_importances_of_a_trial_are_of_the_original_in_fp32_whatever_the_precisi
     ratios = arrays["deletion"] / arrays["retain"]
     alpha = result.notes["selection_weight"]
     assert result.notes["selected_share"] == pytest.approx((ratios > alpha).mean(), abs=1.5 / len(ratios))
+
+
+def test_a_metric_that_is_no_number_is_a_failed_trial_and_never_a_score(monkeypatch, store):
+    monkeypatch.setattr("cu_ray.metrics.acc_corr.AccCorr.measure", lambda self, outcome: float("nan"))
+    record = Workbench(DATASET, store).run_trial(trial_spec(DATASET, METHODS[0]))
+    assert record.status == "failed"
+    assert "acc_corr gave nan" in record.error
+    assert record.scores == {}

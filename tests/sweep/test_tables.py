@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.stats
 
+from cu_ray.errors import UserError
 from cu_ray.plugins import names
 from cu_ray.selection import RULES
 from cu_ray.sweep import ledger, tables
@@ -135,6 +136,11 @@ def test_no_unlearning_is_shown_at_each_fraction(done):
         assert list(same["n"]) == [4, 4, 4]
 
 
+def test_fractions_that_come_to_the_same_deletion_set_are_refused():
+    with pytest.raises(UserError, match=r"0\.501 of 100 manipulated samples rounds to the same 50 samples as 0\.5"):
+        plan({"scrub": {**SCRUB, "alpha": 1}}, deletion_fractions=[0.5, 0.501])
+
+
 def test_a_search_across_fractions_is_one_choice_shown_at_each_fraction(tmp_path):
     made = plan(
         {"scrub": {**SCRUB, "trials": 4, "sampler": "random"}},
@@ -224,6 +230,17 @@ def test_failed_trials_are_left_out_of_what_is_reported(done):
     assert all(list(seeds) == [0, 2, 3] for seeds in rows["seeds"])
     assert set(rows["n"]) == {3}
     assert set(rows[rows["deletion_size"] == 10]["num_trials_failed"]) == {1}
+
+
+def test_failed_confirmations_are_counted_among_the_failed_trials(tmp_path):
+    made = plan({"scrub": {**SCRUB, "trials": 4}}, seeds=[0, 1, 2])
+    known, _ = run(made, outcome=lambda job: fails(job) if job.kind == "trial" and is_confirmation(job) else record_of(job))
+    best = written(tmp_path, made, known).best
+    assert set(best["num_trials_failed"]) == {sum(not record.ok for record in known.trials.values())}
+
+
+def is_confirmation(job) -> bool:
+    return job.spec.original.setting.seed != 0
 
 
 def test_the_chosen_point_is_that_of_its_trials(done):
