@@ -24,11 +24,11 @@ LINE_EVERY = 10.0  # seconds between plain lines
 class Progress:
     """Counts what is cached, done, running and failed, and estimates the time left."""
 
-    def __init__(self, console: Console, estimate: Estimate) -> None:
-        self._console = console
+    def __init__(self, console: Console, estimate: Estimate, images_per_evaluation: int) -> None:
+        self._console, self._images_per_evaluation = console, images_per_evaluation
         self._cached = estimate.originals_done + estimate.trials_done
         self._expected = estimate.originals - estimate.originals_done + estimate.trials - estimate.trials_done
-        self._expected_images = max(1, estimate.images_forward + 2 * estimate.images_backward)
+        self._expected_images = estimate.images_forward + 2 * estimate.images_backward + self._expected * images_per_evaluation
         self._running: dict[str, tuple[Job, float]] = {}
         self._statuses: Counter[str] = Counter()
         self._images = 0.0
@@ -57,6 +57,7 @@ class Progress:
         self._statuses[record.status] += 1
         spent = record.facts.get("images_forward_spent")
         self._images += job.images if spent is None else spent + 2 * record.facts["images_backward_spent"]
+        self._images += self._images_per_evaluation
         if not record.ok:
             self._say(f"{record.status}: {describe(job)}: {record.error}")
         if self._live is None and time.monotonic() - self._last_line > LINE_EVERY:

@@ -161,7 +161,8 @@ class _Work:
         before = self.estimate()
         _write_status(self.sweep, before, running=True)
         scratch = self.sweep.folder / ".tune"
-        with Progress(self.console, before) as progress:
+        largest_test_set = max(len(dataset.test) for dataset in self.datasets.values())
+        with Progress(self.console, before, images_per_evaluation=2 * largest_test_set) as progress:
             tuner = tune.Tuner(
                 tune.with_resources(trainable, resources),
                 tune_config=tune.TuneConfig(
