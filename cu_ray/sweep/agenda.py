@@ -115,6 +115,11 @@ class Agenda:
         self._running[job.key] = job
         return job
 
+    def give_back(self, job: Job) -> None:
+        """Take back a job whose worker died, to be handed out again."""
+        self._running.pop(job.key, None)
+        self._push(job)
+
     def complete(self, record: Record) -> None:
         """Take in the record of a job: journal first, then the studies that wait for it."""
         self._take_in(record)

@@ -29,7 +29,6 @@ from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
 from cu_ray.types import Dataset
 
 TABLES_EVERY = 30.0  # seconds between writings of the tables while the sweep runs
-MAX_WORKER_DEATHS = 3  # of one trial
 
 
 @dataclass(frozen=True)
@@ -177,7 +176,6 @@ class _Work:
                     name="run",
                     storage_path=str(scratch.resolve()),
                     verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=MAX_WORKER_DEATHS),
                     callbacks=[Housekeeping(_at_most_every(TABLES_EVERY, lambda: self.write(running=True)))],
                 ),
             )

@@ -6,6 +6,7 @@ Tune pickles both into its own experiment folder. Nothing is read back from ther
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ from cu_ray.sweep.agenda import Agenda, Job
 from cu_ray.sweep.trainable import pack, unpack
 from cu_ray.types import Record
 
+MAX_RETRIES = 3  # of a job whose worker died
+
 
 class AgendaSearcher(Searcher):
     """Hands out the agenda's jobs as Tune trials."""
@@ -24,6 +27,7 @@ class AgendaSearcher(Searcher):
         super().__init__()
         self._agenda, self._heard = agenda, heard
         self._jobs: dict[str, Job] = {}  # by Tune's trial id
+        self._deaths: Counter[str] = Counter()  # of workers, by the key of the job they were at
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """There is nothing to set."""
@@ -41,10 +45,17 @@ class AgendaSearcher(Searcher):
         return pack(job)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Take in a job's record; where its worker died too often, a record that says so."""
+        """Take in a job's record; where its worker died, give the job back, and after too many deaths a record that says so.
+
+        Tune's own retries are not used: they leave out a trial whose worker dies while it is handed over.
+        """
         job = self._jobs.pop(trial_id)
         if result is None or error or "record" not in result:
-            reason = "the worker died each time it was tried (out of memory, or a crash in native code)"
+            self._deaths[job.key] += 1
+            if self._deaths[job.key] <= MAX_RETRIES:
+                self._agenda.give_back(job)
+                return
+            reason = f"its worker died {MAX_RETRIES + 1} times (out of memory, or a crash in native code)"
             record = Record(job.kind, job.key, job.spec.describe(), "failed", reason)
         else:
             record = unpack(result)
