@@ -131,3 +131,17 @@ def test_an_empty_retain_set_is_refused(tmp_path):
     result = cu_ray("plan", str(file))
     assert result.exit_code == 2
     assert "leaves no training samples" in result.output
+
+
+def test_a_full_disk_is_one_message_and_code_1(tmp_path, monkeypatch):
+    from cu_ray.sweep.ledger import Ledger
+
+    def full(self, values):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Ledger, "_write", full)
+    result = cu_ray("sweep", str(sweeps.small(tmp_path)), "--output", str(tmp_path / "results"))
+    assert result.exit_code == 1
+    assert "No space left on device" in result.output
+    assert "the same command goes on" in result.output
+    assert "Traceback" not in result.output

@@ -69,7 +69,19 @@ def preview(sweep: Sweep) -> Estimate:
 
 
 def run(sweep: Sweep, console: Console, *, retry_failed: bool = False) -> Outcome:
-    """Run what of the sweep is not done yet. Raises UserError before any worker starts where something is wrong."""
+    """Run what of the sweep is not done yet.
+
+    Raises UserError before any worker starts where something is wrong; RayStopped where Ray ends or the disk is full.
+    """
+    try:
+        return _run(sweep, console, retry_failed=retry_failed)
+    except OSError as error:
+        reason = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
+        message = f"stopped: {reason}. What is in {sweep.folder / 'ledger'} is kept; the same command goes on."
+        raise RayStopped(message) from error
+
+
+def _run(sweep: Sweep, console: Console, *, retry_failed: bool) -> Outcome:
     datasets = load_datasets(sweep)
     made = make_plan(sweep, datasets)
     _require_writable("results", sweep.folder, "Give another place with --output.")
