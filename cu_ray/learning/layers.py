@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from cu_ray.errors import ContractBroken
 from cu_ray.lazy import torch
 
 
@@ -12,23 +13,43 @@ def initialise(modules: Sequence[torch.nn.Module], seed: int) -> None:
     """Give the modules new weights: each layer's PyTorch default, with bias 0 for convolution and linear layers.
 
     Drawn on the CPU from the seed alone: the same on every device, and the global generator is left as it was.
+    Raises ContractBroken where a parameter gets no new values: no layer's `reset_parameters` knows of it.
     """
+    _erase(modules)  # so that what no layer draws is noticed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for layer in (layer for module in modules for layer in module.modules()):
-            if not hasattr(layer, "reset_parameters"):
+            reset: Any = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
+            if reset is None:
                 continue
             device = next((parameter.device for parameter in layer.parameters(recurse=False)), torch.device("cpu"))
-            reset: Any = layer.to("cpu").reset_parameters
+            layer.to("cpu")
             reset()
             if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)) and layer.bias is not None:
                 torch.nn.init.zeros_(layer.bias)
             layer.to(device)
+    _require_drawn(modules)
+
+
+def _erase(modules: Sequence[torch.nn.Module]) -> None:
+    with torch.no_grad():
+        for parameter in (parameter for module in modules for parameter in module.parameters()):
+            parameter.fill_(torch.nan)
+
+
+def _require_drawn(modules: Sequence[torch.nn.Module]) -> None:
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if bool(parameter.isnan().any()):
+                raise ContractBroken(f"the parameter {name} gets no new weights: its module needs `reset_parameters`")
 
 
 def num_weight_layers(module: torch.nn.Module) -> int:
-    """How many convolution and linear layers a module has: what k counts in EU-k and CF-k."""
-    return sum(isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)) for layer in module.modules())
+    """How many convolution and linear layers a module has, shortcuts left out: what k counts in EU-k and CF-k."""
+    if getattr(module, "is_shortcut", False):
+        return 0
+    itself = isinstance(module, (torch.nn.Conv2d, torch.nn.Linear))
+    return itself + sum(map(num_weight_layers, module.children()))
 
 
 def last_layers(blocks: Sequence[torch.nn.Module], k: int | None) -> list[torch.nn.Module]:

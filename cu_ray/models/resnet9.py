@@ -44,7 +44,10 @@ class ResNet9(Model):
         return (1, 1, 2, 1, 2, 1, 1)
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
-        """Images must be at least 11 pixels high and wide: after one stride and one pooling 3 x 3 must be left."""
+        """Images must be at least 11 pixels high and wide: after one stride and one pooling 3 x 3 must be left.
+
+        Below 15 pixels conv4 leaves a single place, where BatchNorm cannot learn from a batch of one image.
+        """
         height, width, _ = image_shape
         if min(height, width) < 11:
             raise UserError(f"resnet9 takes images of at least 11 x 11 pixels, not {height} x {width}")

@@ -36,7 +36,7 @@ def train(spec: OriginalSpec, poisoned: PoisonedDataset, data: OnDevice) -> torc
 
 def build_model(model_plugin: Any, poisoned: PoisonedDataset, device: torch.device, seed: int) -> torch.nn.Module:
     """A model with new weights, channels last, on the device."""
-    with torch.random.fork_rng(devices=[]):  # layers draw weights when they are made; parameters outside layers keep theirs
+    with torch.random.fork_rng(devices=[]):  # layers draw weights when they are made
         torch.manual_seed(seed)
         model: torch.nn.Module = model_plugin.build(poisoned.dataset.image_shape, poisoned.dataset.num_classes)
     initialise([model], seed)

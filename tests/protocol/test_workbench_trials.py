@@ -214,11 +214,14 @@ def test_the_original_stays_as_it_was(method, store):
 
 
 class Shift(torch.nn.Module):
-    """A parameter outside any layer that can reset itself, as position embeddings are."""
+    """A parameter that is no layer's, as position embeddings are."""
 
     def __init__(self):
         super().__init__()
         self.shift = torch.nn.Parameter(torch.randn(1))
+
+    def reset_parameters(self):
+        torch.nn.init.normal_(self.shift)
 
     def forward(self, images):
         return images + self.shift
