@@ -14,6 +14,10 @@ class Dataset(Plugin):
         """Sizes, image shape and class names, known without loading the images."""
         raise NotImplementedError
 
+    def is_here(self) -> bool:
+        """Whether `load` needs no download."""
+        return True
+
     def load(self) -> LoadedDataset:
         """The images. Raises UserError where they are missing, saying which files go where."""
         raise NotImplementedError

@@ -1,47 +1,52 @@
-"""CIFAR-10, through torchvision."""
+"""CIFAR-10."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-
-from cu_ray.datasets import Dataset
-from cu_ray.errors import UserError
-from cu_ray.types import Augmentation, DatasetFacts, Images, Normalisation
-from cu_ray.types import Dataset as LoadedDataset
-
-CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+from cu_ray.datasets._cache import Part
+from cu_ray.datasets._cifar import NORMALISATION, Batches, read_batches
+from cu_ray.datasets._download import Archive
+from cu_ray.datasets._published import Published
+from cu_ray.types import Augmentation
 
 
 @dataclass(frozen=True)
-class Cifar10(Dataset):
+class Cifar10(Published):
     """CIFAR-10 (Krizhevsky 2009), normalised and augmented as in the benchmark."""
 
     version: ClassVar[int] = 1
-    summary: ClassVar[str] = "CIFAR-10: 50,000 + 10,000 images of 32 x 32 x 3, downloaded once by torchvision"
-    folder: str = "~/.cache/cu-ray/downloads"
+    summary: ClassVar[str] = "CIFAR-10: 50,000 + 10,000 images of 32 x 32 x 3, downloaded once"
+    title = "CIFAR-10"
+    num_images = (50_000, 10_000)
+    image_shape = (32, 32, 3)
+    class_names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    normalisation = NORMALISATION
+    augmentation = Augmentation(crop_padding=4, flip=True)
+    archives = (
+        Archive(
+            "cifar-10-python.tar.gz",
+            "c58f30108f718f92721af3b95e74349a",
+            ("https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",),
+            unpacked="cifar-10-batches-py",
+        ),
+    )
+    train_batches: ClassVar[Batches] = (
+        ("data_batch_1", "c99cafc152244af753f735de768cd75f"),
+        ("data_batch_2", "d4bba439e000b95fd0a9bffe97cbabec"),
+        ("data_batch_3", "54ebc095f3ab1f0389bbae665268c751"),
+        ("data_batch_4", "634d18415352ddfa80567beed471001a"),
+        ("data_batch_5", "482c414d41f54cd18b22e5b47cb7c3cb"),
+    )
+    test_batches: ClassVar[Batches] = (("test_batch", "40351d587109b95175f43aff81a1287e"),)
 
-    def facts(self) -> DatasetFacts:
-        """50,000 training and 10,000 test images of 32 x 32 in colour."""
-        return DatasetFacts(50_000, 10_000, (32, 32, 3), CLASS_NAMES)
-
-    def load(self) -> LoadedDataset:
-        """The images, downloaded into `folder` where they are not there yet; torchvision verifies the checksums."""
-        from cu_ray.datasets._torchvision import torchvision_datasets
-
-        folder, source = Path(self.folder).expanduser(), torchvision_datasets().CIFAR10
-        parts = []
-        for train in (True, False):
-            try:
-                part = source(str(folder), train=train, download=not (folder / source.base_folder).exists())
-            except (OSError, RuntimeError) as error:
-                raise UserError(
-                    f"CIFAR-10 is neither in {folder} nor could it be downloaded ({error}). "
-                    f"Put {source.filename} (md5 {source.tgz_md5}) there and unpack it: {folder / source.base_folder} must exist."
-                ) from error
-            parts.append(Images(part.data, np.asarray(part.targets, np.int64)))
-        normalisation = Normalisation((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
-        return LoadedDataset("cifar10", CLASS_NAMES, normalisation, Augmentation(crop_padding=4, flip=True), *parts)
+    def read(self, paths: Sequence[Path], scratch: Path) -> tuple[Part, Part]:
+        """Training and test set, from the archive or its folder."""
+        folder = "cifar-10-batches-py"
+        return (
+            read_batches(paths[0], folder, self.train_batches, "labels"),
+            read_batches(paths[0], folder, self.test_batches, "labels"),
+        )
