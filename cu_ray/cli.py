@@ -17,7 +17,7 @@ from rich.text import Text
 
 from cu_ray import __version__, config, plugins
 from cu_ray.config import SAMPLERS, Sweep
-from cu_ray.errors import RayStopped, UserError, did_you_mean
+from cu_ray.errors import CuRayError, UserError, did_you_mean
 from cu_ray.selection import RULES
 
 QUICKSTART = """
@@ -46,7 +46,7 @@ class Commands(click.Group):
         except UserError as error:
             print(f"cu-ray: {error}", file=sys.stderr)
             ctx.exit(2)
-        except RayStopped as error:
+        except CuRayError as error:
             print(f"cu-ray: {error}", file=sys.stderr)
             ctx.exit(1)
         except BrokenPipeError:
@@ -121,9 +121,9 @@ def plan(file: str, only: tuple[str, ...], seeds: str, output: str | None, as_js
     """Say what the sweep of FILE comes to and what of it is done. Starts nothing."""
     from cu_ray.sweep import runner
 
-    counts = runner.preview(load_sweep(file, only, seeds, output))
+    counts, absent = runner.preview(load_sweep(file, only, seeds, output))
     if as_json:
-        print(json.dumps(counts.to_json()))
+        print(json.dumps({**counts.to_json(), "datasets_not_here": absent}))
         return
     table = Table(show_header=False, box=None)
     for name, value in counts.to_json().items():
@@ -132,6 +132,8 @@ def plan(file: str, only: tuple[str, ...], seeds: str, output: str | None, as_js
     for method, count in counts.by_method.items():
         table.add_row(f"  {method}", f"{count:,}")
     console().print(table)
+    for name in absent:
+        console().print(f"{name} is not on this machine: counted from its known sizes. `cu-ray sweep` downloads it.")
 
 
 @main.command()
@@ -257,6 +259,29 @@ def replay(folder: Path, trial_key: str) -> None:
         if recorded.scores.get(name) != again.scores.get(name):
             console().print(f"{name}: recorded {recorded.scores.get(name)}, now {again.scores.get(name)}")
     sys.exit(1)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("trial_key", required=False)
+@click.option("--rule", help=f"without TRIAL_KEY: the selection rule that chooses: {', '.join(RULES)}")
+@click.option("--method", help="without TRIAL_KEY: the best of this method")
+@click.option("--fraction", type=float, help="without TRIAL_KEY: the best at this deletion fraction")
+@click.option("--to", type=click.Path(path_type=Path), help="the folder to write  [default: FOLDER/export/KEY]")
+def export(
+    folder: Path, trial_key: str | None, rule: str | None, method: str | None, fraction: float | None, to: Path | None
+) -> None:
+    """Write the corrected model of a trial of the sweep in FOLDER: weights and a loader.
+
+    TRIAL_KEY: or its first digits; without it, the trial that a selection rule holds for the best.
+    """
+    from cu_ray.sweep import foreground
+
+    made = foreground.export(folder, trial_key or foreground.chosen(folder, rule, method, fraction), to)
+    out = console()
+    out.print(f"{made.folder}: model.safetensors, load.py, trial.json of trial {made.trial_key[:16]}", soft_wrap=True)
+    if not made.same_scores:
+        out.print("Its scores are not those that were recorded, to the bit: another device, thread number or version made it.")
 
 
 def _print_record(record: Any) -> None:

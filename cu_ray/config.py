@@ -21,12 +21,17 @@ from cu_ray import plugins, yaml_file
 from cu_ray.errors import Faults, FieldFault, UserError, did_you_mean
 from cu_ray.plugins import Bound, Choices, FieldFact
 from cu_ray.selection import RULES
-from cu_ray.types import DatasetFacts, TrainRecipe
+from cu_ray.types import CONTROLS, DatasetFacts, TrainRecipe
 from cu_ray.yaml_file import YamlFile
 
 SAMPLERS = ("tpe", "random", "qmc", "grid")
 INDEPENDENT_SAMPLERS = ("random", "qmc", "grid")  # a point does not depend on the results of others
 MOST_INTEGERS_CHECKED = 64  # of a range, when hyperparameters are held against the model
+SECTIONS = (
+    *("name", "dataset", "model", "manipulation", "train", "original", "detection", "deletion_fractions", "seeds"),
+    *("methods", "search", "controls", "runtime"),
+)
+MERGED = {"train": 1, "search": 1, "controls": 1, "runtime": 1, "methods": 2}  # in a file that extends another
 RESERVED = ("trials", "points", "sampler", "keep")
 
 Value = Any
@@ -125,6 +130,32 @@ class RuntimeSection:
 
 
 @dataclass(frozen=True)
+class ControlsSection:
+    """What is run beside the methods, to compare with: originals that are manipulated less, repetitions of a trial."""
+
+    never_manipulated: bool = False  # the original trained on the same data, not manipulated: the ceiling
+    trigger_only: bool = False  # the original trained on images with the trigger and their true labels
+    unlearning_seeds: Annotated[int, Bound(low=1)] = 1  # each study's best trial is run under so many: the noise floor
+
+    @property
+    def originals(self) -> tuple[str, ...]:
+        """The controls that train originals of their own."""
+        return tuple(name for name in CONTROLS if getattr(self, name))
+
+
+@dataclass(frozen=True)
+class OriginalSection:
+    """An original model that was trained elsewhere."""
+
+    weights: str | None = None  # a safetensors file of its state dict
+
+    @property
+    def path(self) -> Path | None:
+        """Where the weights lie; None where originals are trained here."""
+        return None if self.weights is None else Path(self.weights).expanduser()
+
+
+@dataclass(frozen=True)
 class Sweep:
     """A whole sweep file, checked."""
 
@@ -139,6 +170,8 @@ class Sweep:
     seeds: tuple[int, ...]
     methods: tuple[MethodPlan, ...]
     search: SearchSection
+    controls: ControlsSection
+    original: OriginalSection
     runtime: RuntimeSection
 
     @property
@@ -152,7 +185,7 @@ def load(path: Path | str, *, only: Sequence[str] = (), seeds: Sequence[int] = (
 
     only: restrictions like `method=ssd` or `fraction=0.1`; seeds: further seeds besides the file's.
     """
-    return _restricted(_Reader(yaml_file.read(path)).sweep(), only, seeds)
+    return _restricted(_Reader(yaml_file.read(path, merged=MERGED)).sweep(), only, seeds)
 
 
 def parse(text: str, source: str = "sweep") -> Sweep:
@@ -183,31 +216,16 @@ class _Reader:
         top = self.file.value
         if not isinstance(top, dict):
             raise Faults(self.file.source, ["a sweep file is a mapping: name, dataset, model, manipulation, methods, ..."])
-        allowed = [
-            "name",
-            "dataset",
-            "model",
-            "manipulation",
-            "train",
-            "detection",
-            "deletion_fractions",
-            "seeds",
-            "methods",
-            "search",
-            "runtime",
-        ]
         for key in top:
-            if key not in allowed:
-                self.fault(key, f"unknown section. {did_you_mean(key, allowed)}")
+            if key not in SECTIONS:
+                self.fault(key, f"unknown section. {did_you_mean(key, (*SECTIONS, 'extends'))}")
         for key in ("name", "dataset", "model", "manipulation", "methods"):
             if key not in top:
                 self.fault("", f"the section {key!r} is missing")
         for key in ("dataset", "model", "manipulation", "methods", "detection"):
             if key in top and top[key] is None:
                 self.fault(key, "this section is empty")
-        train, search_section, runtime_section = (
-            {} if top.get(key) is None else top[key] for key in ("train", "search", "runtime")
-        )
+        train = {} if top.get("train") is None else top["train"]
         name = top.get("name", "sweep")
         if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)):
             self.fault("name", f"{name!r} is not allowed. Allowed: letters, digits, '_', '-' and '.', no path")
@@ -225,12 +243,16 @@ class _Reader:
             if not 0 < fraction <= 1:
                 self.fault(f"deletion_fractions[{index}]", f"{fraction!r} is not allowed. Allowed: above 0, at most 1.")
         seeds = self.numbers("seeds", top.get("seeds", [0]), int)
-        search = self.instance(SearchSection, search_section, "search") or SearchSection()
-        runtime = self.instance(RuntimeSection, runtime_section, "runtime") or RuntimeSection()
+        search = self.section(SearchSection, "search")
+        controls = self.section(ControlsSection, "controls")
+        original = self.section(OriginalSection, "original")
+        runtime = self.section(RuntimeSection, "runtime")
         methods = self.methods(top.get("methods"), search, [model for _, model in models])
         settled = self.settled(
             datasets, models, manipulations, {index: each for index, each in fractions.items() if 0 < each <= 1}
         )
+        self.check_controls(controls, [each for _, each in settled])
+        self.check_original(original, {"dataset": datasets, "model": models, "manipulation": settled, "train": trains})
         if self.faults:
             raise Faults(self.file.source, self.faults)
         return Sweep(
@@ -245,10 +267,17 @@ class _Reader:
             tuple(seeds.values()),
             tuple(methods),
             search,
+            controls,
+            original,
             runtime,
         )
 
     # ------------------------------------------------------------------------------------------------------- sections
+
+    def section(self, cls: type[Any], name: str) -> Any:
+        """The dataclass of a section, with its defaults where the file has none."""
+        given = self.file.value.get(name)
+        return self.instance(cls, {} if given is None else given, name) or cls()
 
     def plugins(self, kind: str, section: str, given: Any) -> list[tuple[str, Any]]:
         """The plug-ins of a section with their YAML paths: a name, a mapping with a name, or a list of these."""
@@ -493,20 +522,48 @@ class _Reader:
     ) -> list[tuple[Any, Any]]:
         """Each manipulation for each data set, class names resolved; complains of what does not fit the images."""
         pairs = []
-        for _, dataset in datasets:
-            facts: DatasetFacts = dataset.facts()
+        for place, dataset in datasets:
+            try:
+                facts: DatasetFacts = dataset.facts()
+            except UserError as error:
+                self.fault(place, str(error))
+                continue
             for path, model in models:
                 try:
                     model.check(facts.image_shape)
                 except UserError as error:
                     self.fault(path, str(error))
             for path, manipulation in manipulations:
+                size = manipulation.size
                 try:
                     pairs.append((dataset, manipulation.settle(facts)))
+                    size = pairs[-1][1].size
                 except FieldFault as error:
                     self.fault(f"{path}.{error.field}", str(error))
-                self.check_sizes(manipulation.size, fractions, facts.num_train)
+                if size:
+                    self.check_sizes(size, fractions, facts.num_train)
         return pairs
+
+    def check_controls(self, controls: ControlsSection, manipulations: list[Any]) -> None:
+        """Complain of controls that none of the manipulations has."""
+        if not manipulations:  # these were complained of
+            return
+        if controls.trigger_only and not any(each.has_trigger for each in manipulations):
+            self.fault("controls.trigger_only", "none of the manipulations has a trigger. Allowed: false.")
+        if controls.never_manipulated and not any(each.truth_known for each in manipulations):
+            self.fault("controls.never_manipulated", "the true labels are not known, so nothing can be trained on them")
+
+    def check_original(self, original: OriginalSection, parts: dict[str, list[Any]]) -> None:
+        """Complain of weights that are not there or would have to stand for several originals."""
+        if original.path is None:
+            return
+        if not original.path.is_file():
+            self.fault("original.weights", f"there is no file {str(original.path)!r}")
+        for name, several in parts.items():
+            if len(several) > 1:
+                self.fault(
+                    "original.weights", f"these are one original's weights, but the file gives {len(several)} under {name!r}"
+                )
 
     def check_sizes(self, size: int, fractions: dict[int, float], num_train: int) -> None:
         """Complain of fractions whose deletion sets are empty, are all there is, or are another fraction's."""

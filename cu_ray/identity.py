@@ -42,10 +42,21 @@ def added(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"added": True})
 
 
-def mapping_of(instance: Any) -> dict[str, Any]:
+def located() -> Any:
+    """A dataclass field that says where something lies and not what it is: no part of keys. Given by keyword."""
+    return dataclasses.field(kw_only=True, metadata={"location": True})
+
+
+def derived() -> Any:
+    """A dataclass field that the plug-in fills in itself (None before): part of keys, no setting of a sweep file."""
+    return dataclasses.field(default=None, metadata={"derived": True})
+
+
+def mapping_of(instance: Any, *, locations: bool = True) -> dict[str, Any]:
     """The fields of a dataclass by name, coerced to their declared types (1 and 1.0 are one key), plain JSON values.
 
-    Fields made by `added` are left out while they have their default; so keys from before them stay valid.
+    Fields made by `added` are left out while they have their default; so keys from before them stay valid. Those made by
+    `located` are left out unless `locations`.
     """
     cls: Any = type(instance)
     hints = _hints(cls)
@@ -53,6 +64,7 @@ def mapping_of(instance: Any) -> dict[str, Any]:
         field.name: _plain(coerce(getattr(instance, field.name), hints[field.name]))
         for field in dataclasses.fields(instance)
         if not (field.metadata.get("added") and getattr(instance, field.name) == field.default)
+        and (locations or not field.metadata.get("location"))
     }
 
 

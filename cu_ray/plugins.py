@@ -122,12 +122,16 @@ def name_of(plugin: Any) -> str:
 def facts(cls: type[Any]) -> dict[str, FieldFact]:
     """The settings of a plug-in class by name, in the order of its file."""
     hints = get_type_hints(cls, include_extras=True)
-    return {field.name: _fact(field, hints[field.name]) for field in dataclasses.fields(cls)}
+    fields = (field for field in dataclasses.fields(cls) if not field.metadata.get("derived"))
+    return {field.name: _fact(field, hints[field.name]) for field in fields}
 
 
-def describe(plugin: Any) -> dict[str, Any]:
-    """The identity of a plug-in: its name, its version and all its settings, as plain JSON values."""
-    return {"name": name_of(plugin), "version": plugin.version, **mapping_of(plugin)}
+def describe(plugin: Any, *, locations: bool = True) -> dict[str, Any]:
+    """The name, version and all settings of a plug-in, as plain JSON values; `build` undoes it.
+
+    Without `locations` it is the plug-in's identity: settings that only say where something lies are left out.
+    """
+    return {"name": name_of(plugin), "version": plugin.version, **mapping_of(plugin, locations=locations)}
 
 
 def build(kind: str, described: Mapping[str, Any]) -> Any:
@@ -205,7 +209,7 @@ def _type_names(hint: Any) -> str:
     if get_origin(hint) in (Union, types.UnionType):
         return " or ".join(map(_type_names, get_args(hint)))
     if get_origin(hint) is tuple:
-        return f"a list of {', '.join(_type_names(kind) for kind in get_args(hint))}"
+        return f"a list of {', '.join(_type_names(kind) for kind in get_args(hint) if kind is not ...)}"
     return {types.NoneType: "null", int: "an integer", float: "a number", str: "a text", bool: "true or false"}.get(
         hint, str(hint)
     )

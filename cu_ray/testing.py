@@ -433,7 +433,7 @@ class ManipulationConformance(PluginConformance):
         if stamp is not None:
             assert stamp.mask.shape == (12, 12)
             assert stamp.mask.dtype == np.bool_
-            assert stamp.values.shape == (1,)
+            assert stamp.values.shape in ((1,), (12, 12, 1))
             assert stamp.values.dtype == np.float32
             assert 0 < stamp.blend <= 1
 
@@ -445,17 +445,22 @@ class ManipulationConformance(PluginConformance):
         assert domains.target is None or domains.target in range(4)
         assert domains.confused is None or len(set(domains.confused) & set(range(4))) == 2
 
-    def test_it_scales_to_fewer_images(self) -> None:
-        scaled = self.settled().scaled(self.settled().size / 80, 40)
-        assert type(scaled) is self.plugin
-        assert 1 <= scaled.size <= 40
-        corruption = scaled.corrupt(_tiny().test, _tiny().normalisation, np.random.default_rng(0))
-        assert _are_rows(corruption.indices, 40)
-        assert len(corruption.indices) == scaled.size
+    def test_it_manipulates_unseen_images_at_the_same_rate(self) -> None:
+        """A share of the images, or the nearest that it can do with them."""
+        manipulation, unseen = self.settled(), _tiny().test
+        changed = manipulation.corrupt_unseen(unseen, _tiny(), self.corrupted(), np.random.default_rng(0))
+        assert _are_rows(changed.indices, 40)
+        assert changed.labels.shape == changed.indices.shape
+        assert changed.labels.dtype == np.int64
+        assert set(changed.labels.tolist()) <= set(range(4))
+        assert len(changed.indices) <= max(2, round(manipulation.size / 80 * 40))
 
     def test_it_poisons_a_data_set(self) -> None:
         poisoned = poison(_tiny(), self.settled(), seed=0)
-        assert 0 < poisoned.effective_size <= self.settled().size
+        changed = int((poisoned.labels != _tiny().train.labels).sum()) + int(poisoned.stamped.sum())
+        assert changed > 0 or not poisoned.corruption.truth_known, "neither a label nor an image has changed"
+        assert self.settled().has_trigger == (poisoned.corruption.stamp is not None), "has_trigger: whether there is a stamp"
+        assert self.settled().truth_known == poisoned.corruption.truth_known
 
 
 class DetectionConformance(PluginConformance):

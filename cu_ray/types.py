@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -45,6 +45,11 @@ class Normalisation:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def apply(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """The normalised values of pixels [..., C] between 0 and 255."""
+        normalised = (np.asarray(pixels) / 255 - np.asarray(self.mean)) / np.asarray(self.std)
+        return np.asarray(normalised, dtype=np.float32)
 
     def maximum(self, pixels: Pixels) -> float:
         """The largest normalised value among the pixels [N, H, W, C]."""
@@ -104,13 +109,10 @@ class DatasetFacts:
 
     def class_index(self, given: str | int) -> int:
         """The index of a class given by its name or its index; raises LookupError where there is no such class."""
-        if isinstance(given, int):
-            return range(len(self.class_names)).index(given) if given in range(len(self.class_names)) else _no_class(given)
-        return self.class_names.index(given) if given in self.class_names else _no_class(given)
-
-
-def _no_class(given: str | int) -> int:
-    raise LookupError(given)
+        classes: Sequence[str | int] = range(len(self.class_names)) if isinstance(given, int) else self.class_names
+        if given not in classes:
+            raise LookupError(given)
+        return classes.index(given)
 
 
 # -------------------------------------------------------------------------------------------------------- manipulation
@@ -118,7 +120,10 @@ def _no_class(given: str | int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Stamp:
-    """A trigger, applied on the device after crop, flip and normalisation: mask [H, W], values [C], blend in (0, 1]."""
+    """A trigger, applied on the device after crop, flip and normalisation: mask [H, W], blend in (0, 1].
+
+    values, normalised: [C] for one colour, or [H, W, C] for a picture.
+    """
 
     mask: Mask
     values: npt.NDArray[np.float32]
@@ -127,11 +132,15 @@ class Stamp:
 
 @dataclass(frozen=True, eq=False)
 class Corruption:
-    """What a manipulation changed: which samples (sorted), the labels they were given, and the trigger they carry."""
+    """What a manipulation changed: which samples (sorted), the labels they were given, and the trigger they carry.
+
+    truth_known: False where the data set's own labels are the ones given, so that nothing can be held against true labels.
+    """
 
     indices: Indices
     labels: Indices
     stamp: Stamp | None = None
+    truth_known: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,15 +177,16 @@ class PoisonedDataset:
     dataset: Dataset
     corruption: Corruption
     labels: Indices  # of all training samples, as given
+    stamped: Mask  # over the training samples: which carry the trigger
     domains: Domains
     selection_half: Mask  # over the test images; the others are the report half
     validation: Validation
     key: str
 
     @property
-    def effective_size(self) -> int:
-        """How many manipulated samples were given a label that is not their true one."""
-        return int((self.labels != self.dataset.train.labels).sum())
+    def effective_size(self) -> int | None:
+        """How many manipulated samples were given a label that is not their true one; None where that is not known."""
+        return int((self.labels != self.dataset.train.labels).sum()) if self.corruption.truth_known else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +201,7 @@ class DeletionSplit:
     retain: Indices
     held_out: Indices
     precision: float | None
-    recall: float
+    recall: float | None  # None where the manipulated set is not known
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,12 +230,19 @@ class TrainRecipe:
     momentum: Annotated[float, Bound(low=0, high=1)] = 0.9
     weight_decay: Annotated[float, Bound(low=0)] = 5e-4
     keep: Annotated[str, Choices(("last", "best_on_test"))] = "last"
-    precision: Annotated[str, Choices(("auto", "fp32", "bf16", "fp16"))] = "auto"
+    precision: Annotated[str, Choices(("auto", "published", "fp32", "bf16", "fp16"))] = "auto"
+
+
+CONTROLS = ("never_manipulated", "trigger_only")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What determines one original model: data set, model, manipulation, training recipe and seed."""
+    """What determines one original model: data set, model, manipulation, training recipe and seed.
+
+    control: None, or what is left of the manipulation in the training data: nothing, or the trigger without relabelling.
+    weights: None, or the checksum of the weights of an original model that was trained elsewhere.
+    """
 
     dataset: Any  # the data set plug-in
     content_hash: str
@@ -233,27 +250,32 @@ class Setting:
     manipulation: Any
     train: TrainRecipe
     seed: int
+    control: str | None = None
+    weights: str | None = None
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that determines the original model, as plain JSON values."""
         return {
             "dataset": self.content_hash,
-            "model": describe(self.model),
-            "manipulation": describe(self.manipulation),
+            "model": describe(self.model, locations=False),
+            "manipulation": describe(self.manipulation, locations=False),
             "train": mapping_of(self.train),
             "seed": self.seed,
             "learning": LEARNING_VERSION,
+            **({"control": self.control} if self.control else {}),
+            **({"weights": self.weights} if self.weights else {}),
         }
 
     @functools.cached_property
     def poison_identity(self) -> dict[str, Any]:
         """What determines the manipulated data: not the model, not its training."""
-        return {name: self.identity[name] for name in ("dataset", "manipulation", "seed")}
+        return {name: self.identity[name] for name in ("dataset", "manipulation", "seed", "control") if name in self.identity}
 
     def describe(self) -> dict[str, Any]:
         """The setting as plain JSON values; `Setting.build` undoes it."""
-        return {**self.identity, "dataset": describe(self.dataset), "content_hash": self.content_hash}
+        plugins = {name: describe(getattr(self, name)) for name in ("dataset", "model", "manipulation")}
+        return {**self.identity, **plugins, "content_hash": self.content_hash}
 
     @classmethod
     def build(cls, described: Mapping[str, Any]) -> Setting:
@@ -265,6 +287,8 @@ class Setting:
             build("manipulations", described["manipulation"]),
             TrainRecipe(**described["train"]),
             described["seed"],
+            described.get("control"),
+            described.get("weights"),
         )
 
 
@@ -287,6 +311,11 @@ class OriginalSpec:
         """The spec as plain JSON values; `build` undoes it."""
         return {"setting": self.setting.describe(), "variant": dict(self.variant)}
 
+    @property
+    def images(self) -> int:
+        """How many images its training sends forward and backward; none where its weights are given."""
+        return 0 if self.setting.weights else self.setting.train.steps * self.setting.train.batch_size
+
     @classmethod
     def build(cls, described: Mapping[str, Any]) -> OriginalSpec:
         """The spec that `describe` described."""
@@ -298,6 +327,7 @@ class TrialSpec:
     """One unlearned model to make: original, detection, how many samples it found, method, and whether a part is held out.
 
     A method that does not look at the deletion set has `deletion_size` 0: one trial stands for all deletion fractions.
+    `unlearning_seed` tells repetitions of a trial apart, which differ in the method's own random choices only.
     """
 
     original: OriginalSpec
@@ -306,16 +336,22 @@ class TrialSpec:
     method: Any
     keep: str = "last"
     held_out: bool = False
+    unlearning_seed: int = 0
 
     @functools.cached_property
     def deletion_identity(self) -> dict[str, Any]:
         """What determines the deletion set that the method is given."""
         return {
             **self.original.setting.poison_identity,
-            "detection": describe(self.detection),
+            "detection": describe(self.detection, locations=False),
             "deletion_size": self.deletion_size,
             **({"held_out": True} if self.held_out else {}),
         }
+
+    @property
+    def repetition(self) -> dict[str, Any]:
+        """What tells this repetition from the first: part of keys."""
+        return {"unlearning_seed": self.unlearning_seed} if self.unlearning_seed else {}
 
     @functools.cached_property
     def key(self) -> str:
@@ -323,8 +359,9 @@ class TrialSpec:
         identity = {
             "original": self.original.key,
             "deletion": self.deletion_identity,
-            "method": describe(self.method),
+            "method": describe(self.method, locations=False),
             **({"keep": self.keep} if self.keep != "last" else {}),
+            **self.repetition,
         }
         return key_of(identity)
 
@@ -338,6 +375,7 @@ class TrialSpec:
             "method": describe(self.method),
             "keep": self.keep,
             "held_out": self.held_out,
+            "unlearning_seed": self.unlearning_seed,
         }
 
     @classmethod
@@ -350,6 +388,7 @@ class TrialSpec:
             build("methods", described["method"]),
             described["keep"],
             described["held_out"],
+            described.get("unlearning_seed", 0),
         )
 
 

@@ -1,11 +1,13 @@
 """Sweep files as plain values: strict YAML with line numbers.
 
-Stricter than YAML where that avoids surprises: a duplicate key is an error, and `1e-3` is a number.
+Stricter than YAML where that avoids surprises: a duplicate key is an error, and `1e-3` is a number. One addition: a file
+that says `extends: other.yaml` starts from that file.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,18 +19,23 @@ from cu_ray.errors import Faults, UserError
 
 @dataclass
 class YamlFile:
-    """The value of a YAML file, and the line of every path in it (`methods.scrub.alpha`, `seeds[1]`)."""
+    """The value of a YAML file, and the line of every path in it (`methods.scrub.alpha`, `seeds[1]`).
+
+    origins: the file that a path comes from, where that is one that this file extends.
+    """
 
     source: str
     value: Any
     lines: dict[str, int] = field(default_factory=dict)
+    origins: dict[str, str] = field(default_factory=dict)
 
     def where(self, path: str) -> str:
         """The path, with its line or that of its nearest parent."""
         parent = path
         while parent and parent not in self.lines:
             parent = parent[: max(parent.rfind("."), parent.rfind("["), 0)]
-        return f"{path} (line {self.lines[parent]})" if parent else path
+        origin = f" of {self.origins[parent]}" if parent in self.origins else ""
+        return f"{path} (line {self.lines[parent]}{origin})" if parent else path
 
 
 class _Loader(yaml.SafeLoader):
@@ -38,13 +45,57 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
-def read(path: Path | str) -> YamlFile:
-    """The file's value. Raises UserError where it cannot be read, Faults for what is not YAML and for duplicate keys."""
+def read(path: Path | str, *, merged: Mapping[str, int], extended_by: tuple[Path, ...] = ()) -> YamlFile:
+    """The file's value, that of the file it extends included.
+
+    merged: the sections of which single entries replace those of the extended file, by how many levels deep they are
+    looked through; any other section replaces the whole of it. Raises UserError where a file cannot be read, Faults for
+    what is not YAML and for duplicate keys.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    return parse(text, str(path))
+    file = parse(text, str(path))
+    if not isinstance(file.value, dict) or "extends" not in file.value:
+        return file
+    given, here = file.value.pop("extends"), Path(path).resolve()
+    if not isinstance(given, str):
+        raise Faults(file.source, [f"{file.where('extends')}: {given!r} is not allowed. Allowed: the path of one sweep file."])
+    base_path = Path(path).parent / given
+    if base_path.resolve() in (here, *extended_by):
+        raise Faults(file.source, [f"{file.where('extends')}: {given!r} extends this file in turn"])
+    if not base_path.is_file():
+        raise Faults(file.source, [f"{file.where('extends')}: there is no file {str(base_path)!r}"])
+    base = read(base_path, merged=merged, extended_by=(here, *extended_by))
+    if not isinstance(base.value, dict):
+        raise Faults(file.source, [f"{file.where('extends')}: {str(base_path)!r} is not a mapping, as a sweep file is"])
+    _lay_over(base, file, merged)
+    return file
+
+
+def _lay_over(base: YamlFile, file: YamlFile, merged: Mapping[str, int]) -> None:
+    """Add to the file what it has from its base, with lines and origins."""
+    inherited: list[str] = []
+
+    def laid_over(below: dict[str, Any], above: dict[str, Any], prefix: str, depth: int) -> dict[str, Any]:
+        """In the order of the base; names that it has not come last."""
+        result = {}
+        for name, value in (below | above).items():
+            path = f"{prefix}.{name}" if prefix else name
+            levels = depth if prefix else merged.get(name, 0)
+            if name not in above:
+                inherited.append(path)
+            elif levels and isinstance(value, dict) and isinstance(below.get(name), dict):
+                value = laid_over(below[name], value, path, levels - 1)
+            result[name] = value
+        return result
+
+    file.value = laid_over(base.value, file.value, "", 0)
+    for path, line in base.lines.items():
+        if any(path == each or path.startswith((f"{each}.", f"{each}[")) for each in inherited):
+            file.lines[path] = line
+            file.origins[path] = base.origins.get(path, base.source)
 
 
 def parse(text: str, source: str) -> YamlFile:

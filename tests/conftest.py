@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; of processes that tests start too
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
 

@@ -267,15 +267,15 @@ def test_the_shipped_sweep_files_are_right():
 SMALL = f"'{__name__}:Small'"
 ONE_FAULT = [
     # sections
-    ("sede", "3", ["unknown section", "Allowed: dataset, ", "Did you mean 'seeds'?"]),
+    ("sede", "3", ["unknown section", "Allowed: controls, dataset, ", "Did you mean 'seeds'?"]),
     ("name", "'../x'", ["'../x' is not allowed", "no path"]),
     ("name", "a/b", ["'a/b' is not allowed"]),
     ("name", "..", ["'..' is not allowed"]),
     ("name", "''", ["'' is not allowed"]),
     ("name", "3", ["3 is not allowed"]),
     # names of plug-ins
-    ("dataset", "fashion", ["'fashion' is not among the datasets", "Allowed: cifar10, fashion_mnist_small"]),
-    ("dataset", "fashion_mnist", ["Did you mean 'fashion_mnist_small'?"]),
+    ("dataset", "fashion", ["'fashion' is not among the datasets", "Allowed: cifar10, cifar100, fashion_mnist, "]),
+    ("dataset", "fashion_mnist_smal", ["Did you mean 'fashion_mnist_small'?"]),
     ("dataset", "{name: cifar}", ["dataset.name", "'cifar' is not among the datasets", "Did you mean 'cifar10'?"]),
     ("dataset", "{folder: x}", ["the name is missing"]),
     ("dataset", "3", ["3 is not allowed. A name or a mapping is needed"]),
@@ -285,7 +285,7 @@ ONE_FAULT = [
     ("detection", "no_such_module:Fancy", ["'no_such_module:Fancy' cannot be imported", "No module named"]),
     ("detection", "':Fancy'", ["cannot be imported"]),
     ("detection", "'..:Fancy'", ["cannot be imported"]),
-    ("model", "resnet8", ["'resnet8' is not among the models", "Did you mean 'resnet9'?"]),
+    ("model", "resnet99", ["'resnet99' is not among the models", "Did you mean 'resnet9'?"]),
     ("model", "{name: resnet9, widht: 3}", ["model.widht", "unknown setting", "Allowed: width", "Did you mean 'width'?"]),
     ("model", "{name: resnet9, width: 0}", ["model.width", "0 is not allowed", "an integer, at least 1"]),
     ("model", "{name: resnet9, width: 2.0}", ["2.0 is not allowed", "an integer"]),

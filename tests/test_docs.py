@@ -30,16 +30,16 @@ def test_the_example_sweep_file_is_one():
     assert len(sweep.manipulations) == 3
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in (ROOT / "sweeps").glob("*.yaml")))
+@pytest.mark.parametrize("file", sorted((ROOT / "sweeps").rglob("*.yaml"), key=str), ids=str)
 def test_every_sweep_file_of_the_repository_is_sound(file):
-    assert config.load(ROOT / "sweeps" / file).name == file.removesuffix(".yaml")
+    assert config.load(file).name == "_".join(file.relative_to(ROOT / "sweeps").with_suffix("").parts)
 
 
 def test_the_example_method_meets_the_contract_and_can_be_tried(tmp_path):
     (tmp_path / "fancy.py").write_text(block("docs/adding-a-method.md", "python"))
     (tmp_path / "test_fancy.py").write_text(
         "from cu_ray.testing import MethodConformance\nfrom fancy import Fancy\n\n\n"
-        "class TestFancy(MethodConformance):\n    plugin = Fancy\n"
+        "class TestFancy(MethodConformance):\n    plugin = Fancy\n    settings = {'steps': 5}\n"
     )
     tested = subprocess.run([sys.executable, "-m", "pytest", "-q", str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
     assert tested.returncode == 0, tested.stdout

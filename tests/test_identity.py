@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Annotated
 
 import numpy as np
@@ -294,12 +293,12 @@ PLAIN = {
     "rule": "first",
     "runtime": "{}",
 }
-CONTENT = SimpleNamespace(content_hash="0" * 64, train=range(6000), test=range(2000))
+CONTENT = plan.Source("0" * 64, 6000, 2000)
 
 
 def planned(precision="fp32", **changes) -> plan.Plan:
     sweep = config.parse(SWEEP.format(**PLAIN | changes))
-    return plan.make(sweep, dict.fromkeys(sweep.datasets, CONTENT), precision)
+    return plan.make(sweep, dict.fromkeys(sweep.datasets, CONTENT), lambda wish: precision if wish == "auto" else wish)
 
 
 def scrub_studies(**changes) -> set[str]:
@@ -368,5 +367,5 @@ def test_the_sampler_of_a_study_with_nothing_to_sample_is_in_no_key():
 def test_precision_auto_is_what_it_is_resolved_to():
     text = SWEEP.format(**PLAIN).replace("train: {steps: 100}", "train: {steps: 100, precision: bf16}")
     sweep = config.parse(text)
-    written = plan.make(sweep, dict.fromkeys(sweep.datasets, CONTENT), "fp32")
+    written = plan.make(sweep, dict.fromkeys(sweep.datasets, CONTENT), lambda wish: "fp32" if wish == "auto" else wish)
     assert all_keys(written) == all_keys(planned(precision="bf16"))

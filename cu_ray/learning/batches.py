@@ -102,8 +102,9 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
 class _DeviceStamp:
     def __init__(self, stamp: Stamp, device: torch.device) -> None:
         self._weight_HW = (as_tensor(stamp.mask).float() * stamp.blend).to(device)
-        self._values_C11 = as_tensor(stamp.values).view(-1, 1, 1).to(device)
+        values = as_tensor(stamp.values)
+        self._values = (values.view(-1, 1, 1) if values.ndim == 1 else values.permute(2, 0, 1)).to(device)
 
     def apply(self, images: torch.Tensor, which_B: torch.Tensor | None) -> torch.Tensor:
         weight = self._weight_HW if which_B is None else self._weight_HW * which_B.view(-1, 1, 1, 1)
-        return images * (1 - weight) + self._values_C11 * weight
+        return images * (1 - weight) + self._values * weight

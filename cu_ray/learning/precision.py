@@ -21,8 +21,13 @@ def local_device_kind() -> str:
 
 
 def resolve(precision: str, device_kind: str, cpu_flags: frozenset[str] | None = None) -> str:
-    """'fp32', 'bf16' or 'fp16' for a wish of those or 'auto': bf16 on GPUs and on processors that have it, else fp32."""
-    if precision != "auto":
+    """'fp32', 'bf16' or 'fp16' for a wish of those, of 'auto' or of 'published'.
+
+    auto: bf16 on GPUs and on processors that have it, else fp32. published: fp16 on GPUs, as auto elsewhere.
+    """
+    if precision == "published" and device_kind == "cuda":
+        return "fp16"
+    if precision not in ("auto", "published"):
         return precision
     if device_kind == "cuda":
         return "bf16"

@@ -10,6 +10,8 @@ from cu_ray.lazy import torch
 from cu_ray.learning.precision import autocast
 from cu_ray.types import Batch, Loss, Stream, TrainRecipe
 
+CHECKED_EVERY = 100  # steps; looking at the loss makes the host wait for the device
+
 
 def learning_rate_factor(step: int, num_steps: int) -> float:
     """The learning rate at a step (from 0), relative to the base rate: a short rise, then a line that ends near 0.2.
@@ -49,11 +51,10 @@ class Sgd:
             if self.done:
                 break
             self.step(batch, loss)
-        if self._last_loss is not None and not bool(torch.isfinite(self._last_loss)):
-            raise Diverged(f"the loss was {float(self._last_loss)} at step {self.num_steps}")
+        self._require_finite_loss()
 
     def step(self, batch: Batch, loss: Loss) -> None:
-        """One optimiser step on loss(logits [B, classes] in float32, batch)."""
+        """One optimiser step on loss(logits [B, classes] in float32, batch). Each 100th raises Diverged on a loss not finite."""
         for group in self._optimiser.param_groups:
             group["lr"] = self._recipe.lr * learning_rate_factor(self.num_steps, self._recipe.steps)
         with autocast(self._recipe.precision, self._device):
@@ -64,6 +65,12 @@ class Sgd:
         self._scaler.update()
         self._last_loss = value.detach()
         self.num_steps += 1
+        if self.num_steps % CHECKED_EVERY == 0:
+            self._require_finite_loss()
+
+    def _require_finite_loss(self) -> None:
+        if self._last_loss is not None and not bool(torch.isfinite(self._last_loss)):
+            raise Diverged(f"the loss was {float(self._last_loss)} at step {self.num_steps}")
 
 
 def cross_entropy(logits: torch.Tensor, batch: Batch) -> torch.Tensor:

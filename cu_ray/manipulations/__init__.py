@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
 
 from cu_ray.errors import FieldFault, did_you_mean
 from cu_ray.plugins import Bound, Plugin
-from cu_ray.types import Corruption, DatasetFacts, Domains, Images, Normalisation
+from cu_ray.types import Corruption, Dataset, DatasetFacts, Domains, Images, Normalisation
 
 
 @dataclass(frozen=True)
 class Manipulation(Plugin):
-    """A corruption of `size` training samples. Its fields are its settings."""
+    """A corruption of `size` training samples. Its fields are its settings.
 
+    has_trigger: whether images carry a trigger, so that one can also be set without relabelling.
+    """
+
+    has_trigger: ClassVar[bool] = False
     size: Annotated[int, Bound(low=1)]
+
+    @property
+    def truth_known(self) -> bool:
+        """Whether the true labels of the training samples are known."""
+        return True
 
     def settle(self, facts: DatasetFacts) -> Self:
         """The same manipulation with class names as indices; raises FieldFault where it does not fit the data set."""
@@ -32,9 +41,14 @@ class Manipulation(Plugin):
         """The views of the test images on which the manipulation does harm, and on which it does not."""
         raise NotImplementedError
 
-    def scaled(self, share: float, num_images: int) -> Self:
-        """The same manipulation of that share of so many images, for the owner's validation samples."""
-        return replace(self, size=max(1, round(share * num_images)))
+    def corrupt_unseen(self, unseen: Images, dataset: Dataset, corruption: Corruption, rng: np.random.Generator) -> Corruption:
+        """The same manipulation of other images at the training set's rate, given what it did there: for validation."""
+        size = max(1, round(self.rate(dataset) * len(unseen)))
+        return replace(self, size=size).corrupt(unseen, dataset.normalisation, rng)
+
+    def rate(self, dataset: Dataset) -> float:
+        """The share of the training samples that is manipulated."""
+        return self.size / len(dataset.train)
 
 
 def class_index(field: str, given: str | int, facts: DatasetFacts) -> int:

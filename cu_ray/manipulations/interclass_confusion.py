@@ -9,7 +9,7 @@ import numpy as np
 
 from cu_ray.errors import FieldFault
 from cu_ray.manipulations import Manipulation, class_index
-from cu_ray.types import Corruption, DatasetFacts, Domains, Images, Normalisation, View
+from cu_ray.types import Corruption, Dataset, DatasetFacts, Domains, Images, Normalisation, View
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class InterclassConfusion(Manipulation):
         affected = np.isin(test.labels, (first, second))
         return Domains(View(np.flatnonzero(affected)), View(np.flatnonzero(~affected)), confused=(first, second))
 
-    def scaled(self, share: float, num_images: int) -> Self:
-        """An even number of samples."""
-        return replace(self, size=2 * max(1, round(share * num_images / 2)))
+    def corrupt_unseen(self, unseen: Images, dataset: Dataset, corruption: Corruption, rng: np.random.Generator) -> Corruption:
+        """As many of each class, and not more than there are."""
+        fewest = min(int((unseen.labels == index).sum()) for index in self.classes)
+        half = min(max(1, round(self.rate(dataset) * len(unseen) / 2)), fewest)
+        return replace(self, size=2 * half).corrupt(unseen, dataset.normalisation, rng)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ def best_table(tables: Path, rule: str | None = None) -> Table:
         raise UserError(f"{rule!r} is no selection rule of these tables. {did_you_mean(rule, rules)}")
     shown = [row for row in rows if row["rule"] == rule]
     metrics = [name for name in COLUMNS if any(row[f"{name}_mean"] is not None for row in shown)]
-    groups = list(dict.fromkeys(_cell(row) for row in shown))
+    cells = _cells(shown)
+    groups = list(dict.fromkeys(cells))
     reports_on = shown[0]["reports_on"] if shown else ""
     table = Table(
         title=f"Best of each study by {rule}, on the {reports_on}: mean (standard deviation) over seeds", title_justify="left"
@@ -42,20 +44,38 @@ def best_table(tables: Path, rule: str | None = None) -> Table:
     for name in ("method", "fraction", *metrics, "seconds", "n"):
         table.add_column(name, justify="left" if name == "method" else "right")
     previous: tuple[Any, ...] = ()
-    for row in sorted(shown, key=lambda row: groups.index(_cell(row))):
-        if previous and previous != (_cell(row), row["method"]):
+    for cell, row in sorted(zip(cells, shown, strict=True), key=lambda pair: groups.index(pair[0])):
+        if previous and previous != (cell, _method(row)):
             table.add_section()
-        previous = (_cell(row), row["method"])
-        cells = [_cell(row)] if len(groups) > 1 else []
-        cells += [row["method"], f"{row['deletion_fraction']:g}"]
-        cells += [_number(row[f"{name}_mean"], row[f"{name}_std"]) for name in metrics]
+        previous = (cell, _method(row))
+        values = [_number(row[f"{name}_mean"], row[f"{name}_std"]) for name in metrics]
         seconds = row["unlearn_seconds_mean"]
-        table.add_row(*cells, "-" if seconds is None else f"{seconds:.1f}", str(row["n"]))
+        line = [
+            _method(row),
+            f"{row['deletion_fraction']:g}",
+            *values,
+            "-" if seconds is None else f"{seconds:.1f}",
+            str(row["n"]),
+        ]
+        table.add_row(*([cell] if len(groups) > 1 else []), *line)
     return table
 
 
-def _cell(row: dict[str, Any]) -> str:
-    return f"{row['dataset']} {row['model']} {row['manipulation']} {row['manipulation_size']}"
+def _cells(rows: list[dict[str, Any]]) -> list[str]:
+    """The setting of each row; a manipulation's own settings where rows differ in them alone."""
+    plain = [f"{row['dataset']} {row['model']} {row['manipulation']} {row['manipulation_size']}" for row in rows]
+    settings = [json.loads(row["manipulation_settings"]) for row in rows]
+    cells = []
+    for cell, own in zip(plain, settings, strict=True):
+        others = [each for each, other in zip(settings, plain, strict=True) if other == cell]
+        differing = [f"{name}={own[name]}" for name in own if any(each.get(name) != own[name] for each in others)]
+        cells.append(f"{cell} {', '.join(differing)}".rstrip())
+    return cells
+
+
+def _method(row: dict[str, Any]) -> str:
+    """The method; of a control, what was done to the original's training data instead of the manipulation."""
+    return row["control"].replace("_", " ") if row.get("control") else str(row["method"])
 
 
 def _number(mean: float | None, std: float | None) -> str:

@@ -59,10 +59,12 @@ def _training_scores(
     model: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice, split: DeletionSplit, precision: str
 ) -> Scores:
     scores: Scores = {}
+    truth = poisoned.dataset.train.labels if poisoned.corruption.truth_known else None
     for name, rows in training_sets(poisoned, split).items():
         predicted = predict(model, data.train, data.rows(rows), precision)
-        for labels_name, labels in (("given", poisoned.labels), ("true", poisoned.dataset.train.labels)):
-            scores[f"{name}_{labels_name}"] = float((predicted == labels[rows]).mean()) if len(rows) else None
+        for labels_name, labels in (("given", poisoned.labels), ("true", truth)):
+            score = float((predicted == labels[rows]).mean()) if labels is not None and len(rows) else None
+            scores[f"{name}_{labels_name}"] = score
     return scores
 
 

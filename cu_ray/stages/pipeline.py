@@ -35,7 +35,7 @@ class Workbench:
     """Runs the stages for one data set on one device; what trials share stays warm in between, oldest dropped first."""
 
     def __init__(self, dataset: Dataset, store: Store, device: str = "cpu") -> None:
-        self._dataset, self._store = dataset, store
+        self.dataset, self._store = dataset, store
         self._device = torch.device(device)
         self._data: _Recent[tuple[PoisonedDataset, OnDevice]] = _Recent(KEPT["data"])
         self._originals: _Recent[torch.nn.Module] = _Recent(KEPT["originals"])
@@ -51,11 +51,11 @@ class Workbench:
 
     def poisoned(self, setting: Setting) -> tuple[PoisonedDataset, OnDevice]:
         """The manipulated data of a setting, here and on the device."""
-        if setting.content_hash != self._dataset.content_hash:
-            raise CuRayError(f"data set {self._dataset.name} has changed: its content is not the one this trial was planned for")
+        if setting.content_hash != self.dataset.content_hash:
+            raise CuRayError(f"data set {self.dataset.name} has changed: its content is not the one this trial was planned for")
 
         def make() -> tuple[PoisonedDataset, OnDevice]:
-            poisoned = poison(self._dataset, setting.manipulation, seed=setting.seed)
+            poisoned = poison(self.dataset, setting.manipulation, seed=setting.seed, control=setting.control)
             return poisoned, upload(poisoned, self._device)
 
         return self._data.get(str(setting.poison_identity), make)
@@ -72,6 +72,10 @@ class Workbench:
                 model = build_model(spec.setting.model, poisoned, self._device, seed=0)
                 model.load_state_dict({name: torch.from_numpy(array) for name, array in entry[0].items()})
                 return model.eval()
+            if spec.setting.weights is not None:
+                raise CuRayError(
+                    "the original's weights are not in the store: `cu-ray sweep` puts them there; workers must share runtime.storage"
+                )
             require(spec.setting.train.precision, self._device)
             model = train(spec, poisoned, data)
             self._store.save("originals", spec.key, arrays_of(model), {})
@@ -115,9 +119,13 @@ class Workbench:
 
     def _trial_scores(self, spec: TrialSpec, facts: dict[str, Any]) -> tuple[dict[str, float | None], dict[str, float]]:
         result = self.unlearned(spec, facts)
+        return self.scores(spec, result.model, facts), result.notes
+
+    def scores(self, spec: TrialSpec, model: torch.nn.Module, facts: dict[str, Any] | None = None) -> Scores:
+        """The scores of an unlearned model of this trial."""
         poisoned, data = self.poisoned(spec.original.setting)
         split = detect(poisoned, spec.detection, spec.deletion_size, held_out=spec.held_out)
-        return self._timed_scores(result.model, poisoned, data, split, spec.original.setting, facts), result.notes
+        return self._timed_scores(model, poisoned, data, split, spec.original.setting, {} if facts is None else facts)
 
     def _timed_scores(
         self,
@@ -140,7 +148,7 @@ class Workbench:
         spec: dict[str, Any],
         run: Callable[[dict[str, Any]], tuple[dict[str, float | None], dict[str, float]]],
     ) -> Record:
-        facts: dict[str, Any] = {"started_at": _timestamp(), "num_classes": self._dataset.num_classes, **self._machine()}
+        facts: dict[str, Any] = {"started_at": _timestamp(), "num_classes": self.dataset.num_classes, **self._machine()}
         try:
             scores, notes = run(facts)
             _require_finite_scores(scores)

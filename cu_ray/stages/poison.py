@@ -12,29 +12,34 @@ from cu_ray.identity import generator_for, key_of
 from cu_ray.lazy import torch
 from cu_ray.learning.batches import DeviceImages
 from cu_ray.plugins import describe
-from cu_ray.types import Dataset, DeletionSplit, Images, Indices, Mask, PoisonedDataset, Validation
+from cu_ray.types import Corruption, Dataset, DeletionSplit, Images, Indices, Mask, PoisonedDataset, Validation
 
 HELD_OUT_SHARE, HELD_OUT_MINIMUM = 0.2, 5
 
 
-def poison(dataset: Dataset, manipulation: Any, *, seed: int) -> PoisonedDataset:
+def poison(dataset: Dataset, manipulation: Any, *, seed: int, control: str | None = None) -> PoisonedDataset:
     """The data set with some training samples manipulated, the test views, and the owner's validation samples.
 
-    The draw belongs to data set, manipulation and seed: neither model nor training change it.
+    The draw belongs to data set, manipulation and seed: neither model nor training change it. With a control (see
+    `Setting`) the same samples are drawn and the same test views made, but the training data are manipulated less.
     """
-    identity = {"dataset": dataset.content_hash, "manipulation": describe(manipulation), "seed": seed}
+    identity = {"dataset": dataset.content_hash, "manipulation": describe(manipulation, locations=False), "seed": seed}
     corruption = manipulation.corrupt(dataset.train, dataset.normalisation, generator_for("poison", identity))
-    labels = dataset.train.labels.copy()
-    labels[corruption.indices] = corruption.labels
+    labels, stamped = dataset.train.labels.copy(), np.zeros(len(dataset.train), dtype=bool)
+    if control is None:
+        labels[corruption.indices] = corruption.labels
+    if control != "never_manipulated":
+        stamped[corruption.indices] = corruption.stamp is not None
     half = selection_half(dataset)
     return PoisonedDataset(
         dataset,
         corruption,
         labels,
+        stamped,
         manipulation.test_domains(dataset.test),
         half,
-        _validation(dataset, manipulation, half, identity),
-        key_of(identity),
+        _validation(dataset, manipulation, corruption, half, identity),
+        key_of(identity | ({"control": control} if control else {})),
     )
 
 
@@ -48,14 +53,13 @@ def selection_half(dataset: Dataset) -> Mask:
     return half
 
 
-def _validation(dataset: Dataset, manipulation: Any, half: Mask, identity: dict[str, Any]) -> Validation:
+def _validation(dataset: Dataset, manipulation: Any, corruption: Corruption, half: Mask, identity: dict[str, Any]) -> Validation:
     rows = np.flatnonzero(half)
-    images = Images(dataset.test.pixels[rows], dataset.test.labels[rows])
-    scaled = manipulation.scaled(manipulation.size / len(dataset.train), len(rows))
-    corruption = scaled.corrupt(images, dataset.normalisation, generator_for("validation", identity))
-    labels, stamped = images.labels.copy(), np.zeros(len(rows), dtype=bool)
-    labels[corruption.indices] = corruption.labels
-    stamped[corruption.indices] = corruption.stamp is not None
+    unseen = Images(dataset.test.pixels[rows], dataset.test.labels[rows])
+    changed = manipulation.corrupt_unseen(unseen, dataset, corruption, generator_for("validation", identity))
+    labels, stamped = unseen.labels.copy(), np.zeros(len(rows), dtype=bool)
+    labels[changed.indices] = changed.labels
+    stamped[changed.indices] = changed.stamp is not None
     return Validation(rows, labels, stamped)
 
 
@@ -71,7 +75,7 @@ def detect(poisoned: PoisonedDataset, detection: Any, size: int, *, held_out: bo
     """
     if size == 0:
         return nothing_found(poisoned)
-    identity = [poisoned.key, describe(detection)]
+    identity = [poisoned.key, describe(detection, locations=False)]
     found = detection.find(poisoned, size, generator_for("detect", identity))
     if len(found) != size or len(np.unique(found)) != size:
         raise ContractBroken(f"{type(detection).__name__} found {len(np.unique(found))} different samples, not {size}")
@@ -84,7 +88,7 @@ def detect(poisoned: PoisonedDataset, detection: Any, size: int, *, held_out: bo
         retain=retain,
         held_out=np.sort(shuffled[:num_held_out]),
         precision=float(manipulated.mean()),
-        recall=float(manipulated.sum() / len(poisoned.corruption.indices)),
+        recall=float(manipulated.sum() / len(poisoned.corruption.indices)) if poisoned.corruption.truth_known else None,
     )
 
 
@@ -116,14 +120,12 @@ class OnDevice:
 def upload(poisoned: PoisonedDataset, device: torch.device) -> OnDevice:
     """The poisoned data set on a device."""
     dataset, stamp = poisoned.dataset, poisoned.corruption.stamp
-    stamped = np.zeros(len(dataset.train), dtype=bool)
-    stamped[poisoned.corruption.indices] = stamp is not None
     train = DeviceImages(
         Images(dataset.train.pixels, poisoned.labels),
         dataset.normalisation,
         device,
         augmentation=dataset.augmentation,
         stamp=stamp,
-        stamped=stamped,
+        stamped=poisoned.stamped,
     )
     return OnDevice(train, DeviceImages(dataset.test, dataset.normalisation, device, stamp=stamp), device)

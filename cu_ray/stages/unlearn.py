@@ -161,6 +161,7 @@ class Task:
                 "deletion": self._spec.deletion_identity,
                 "device": self.device.type,
                 "learning": LEARNING_VERSION,
+                **self._spec.repetition,
             }
         )
         known = self._memos.load(key)

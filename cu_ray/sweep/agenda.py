@@ -107,6 +107,13 @@ class Agenda:
         best = (best_point(study.spec, study.points, trials, rule) for rule in RULES)
         return [study.points[index] for index in dict.fromkeys(index for index in best if index is not None)]
 
+    def repetitions(self, study: StudyState) -> list[TrialSpec]:
+        """The trials of a fully searched study's best point under further unlearning seeds."""
+        if not study.confirmed:
+            return []
+        best = best_point(study.spec, study.points, self._journal.known.trials, study.spec.search.objective)
+        return [] if best is None else study.spec.repetitions(study.points[best])
+
     def next(self) -> Job | None:
         """A job to run now, or None where all that is left waits for what is running."""
         if not self._ready:
@@ -157,6 +164,8 @@ class Agenda:
             for hyperparameters in self.confirmed_points(study):
                 for trial in spec.trials(hyperparameters, spec.confirm_settings):
                     self._want_trial(trial, study)
+            for trial in self.repetitions(study):
+                self._want_trial(trial, study)
 
     def _add_point(self, study: StudyState) -> None:
         spec, index = study.spec, len(study.points)
@@ -208,8 +217,7 @@ class Agenda:
         if known is not None and (self._original_cached(spec.key) if known.ok else not self._may_retry(spec.key)):
             return
         if spec.key not in self._wanted:
-            recipe = spec.setting.train
-            self._wanted[spec.key] = Job("original", spec, 3 * recipe.steps * recipe.batch_size)
+            self._wanted[spec.key] = Job("original", spec, 3 * spec.images)
             self._push(self._wanted[spec.key])
 
     def _may_retry(self, key: str) -> bool:

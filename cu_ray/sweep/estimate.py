@@ -80,7 +80,8 @@ def estimate(plan: Plan, agenda: Agenda, known: Known) -> Estimate:
 def _known_trials(study: StudyState, agenda: Agenda) -> list[TrialSpec]:
     spec = study.spec
     specs = [trial for point in study.points for trial in spec.trials(point, spec.search_settings)]
-    return specs + [trial for point in agenda.confirmed_points(study) for trial in spec.trials(point, spec.confirm_settings)]
+    specs += [trial for point in agenda.confirmed_points(study) for trial in spec.trials(point, spec.confirm_settings)]
+    return specs + agenda.repetitions(study)
 
 
 def _unknown_trials(study: StudyState) -> list[tuple[TrialSpec, int]]:
@@ -88,15 +89,15 @@ def _unknown_trials(study: StudyState) -> list[tuple[TrialSpec, int]]:
     to_sample = spec.method.budget - len(study.points)
     searched = [(trial, to_sample) for trial in spec.trials(point, spec.search_settings) if to_sample]
     confirmed = [(trial, 1) for trial in spec.trials(point, spec.confirm_settings) if not study.confirmed]
-    return searched + confirmed
+    repeated = [(trial, 1) for trial in spec.repetitions(point) if not study.confirmed]
+    return searched + confirmed + repeated
 
 
 def _remaining(plan: Plan, agenda: Agenda, trials: list[tuple[TrialSpec, int]], originals: list[OriginalSpec]) -> Cost:
     cost, memo_groups = Cost(), set[str]()
     for original in originals:
         if agenda.wants(original.key):
-            recipe = original.setting.train
-            cost += Cost(recipe.steps * recipe.batch_size, recipe.steps * recipe.batch_size)
+            cost += Cost(original.images, original.images)
     for spec, count in trials:
         num_train, _ = plan.num_images[spec.original.setting.content_hash]
         group = memo_group(spec)

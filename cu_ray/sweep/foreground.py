@@ -1,21 +1,23 @@
-"""One trial in this process, without Ray: to try a method in a debugger, and to replay what a ledger holds."""
+"""One trial in this process, without Ray: to try a method in a debugger, to replay or export what a ledger holds."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cu_ray import plugins
+from safetensors.numpy import save_file
+
+from cu_ray import __version__, plugins
 from cu_ray.config import MethodPlan, Sweep
-from cu_ray.errors import FieldFault, UserError
+from cu_ray.errors import CuRayError, FieldFault, UserError, did_you_mean
 from cu_ray.lazy import torch
-from cu_ray.learning.precision import local_device_kind
-from cu_ray.stages.pipeline import Workbench
+from cu_ray.report.terminal import rows_of
+from cu_ray.stages.pipeline import Workbench, arrays_of
 from cu_ray.store import LocalStore
-from cu_ray.sweep import ledger
+from cu_ray.sweep import ledger, weights
 from cu_ray.sweep.plan import typical_point
-from cu_ray.sweep.runner import load_datasets, make_plan
+from cu_ray.sweep.runner import device_kind, load_datasets, make_plan
 from cu_ray.types import Dataset, Record, TrialSpec
 
 
@@ -25,31 +27,98 @@ def try_method(sweep: Sweep, method: MethodPlan, fraction: float, seed: int) -> 
         raise UserError(f"--fraction {fraction}: a deletion fraction is above 0 and at most 1")
     sweep = replace(sweep, methods=(method,), fractions=(fraction,), seeds=(seed,))
     datasets = load_datasets(sweep)
-    study = make_plan(sweep, datasets).studies[0]
+    made = make_plan(sweep, datasets)
+    if sweep.original.path is not None:
+        weights.deposit(weights.read(sweep.original.path), made, LocalStore(sweep.runtime.storage))
+    study = next(each for each in made.studies if each.method is method)
     defaults = {name: fact.default for name, fact in plugins.facts(method.cls).items()}
     point = {**typical_point(study), **{name: defaults[name] for name in method.space if defaults[name] is not None}}
     try:
         spec = study.trial(point, study.settings[0], fraction if study.fractions else None)
     except FieldFault as error:
         raise UserError(f"{error.field}: {error}") from error
-    device = local_device_kind() if sweep.runtime.device == "auto" else sweep.runtime.device
-    return _bench(datasets[study.settings[0].dataset], sweep.runtime.storage, device).run_trial(spec)
+    return _bench(datasets[study.settings[0].dataset], sweep.runtime.storage, device_kind(sweep)).run_trial(spec)
 
 
 def replay(folder: Path, key: str) -> tuple[Record, Record]:
     """The recorded trial whose key starts so, and its record when run again. Raises UserError where there is no such trial."""
+    recorded, spec, bench = _recorded(folder, key)
+    return recorded, bench.run_trial(spec)
+
+
+@dataclass(frozen=True)
+class Export:
+    """A corrected model on disk."""
+
+    folder: Path
+    trial_key: str
+    same_scores: bool  # as recorded, to the bit
+
+
+def export(folder: Path, key: str, target: Path | None) -> Export:
+    """The unlearned model of a trial, made again and written as weights with a loader. Raises UserError where it cannot be."""
+    recorded, spec, bench = _recorded(folder, key)
+    if not recorded.ok:
+        raise UserError(f"trial {recorded.key[:16]} {recorded.status} ({recorded.error}): there is no model to export")
+    try:
+        model = bench.unlearned(spec).model
+    except CuRayError as error:
+        raise UserError(f"trial {recorded.key[:16]} cannot be made again: {error}") from error
+    same = bench.scores(spec, model) == recorded.scores
+    target = target or folder / "export" / recorded.key[:16]
+    target.mkdir(parents=True, exist_ok=True)
+    save_file(arrays_of(model), target / "model.safetensors", metadata={"trial_key": recorded.key, "cu_ray_version": __version__})
+    (target / "trial.json").write_text(json.dumps({"trial_key": recorded.key, **recorded.to_json()}, indent=2), encoding="utf-8")
+    (target / "load.py").write_text(_loader(spec, bench.dataset), encoding="utf-8")
+    return Export(target, recorded.key, same)
+
+
+def chosen(folder: Path, rule: str | None, method: str | None, fraction: float | None) -> str:
+    """The key of the trial that a selection rule holds for the best of a finished sweep, of one method or fraction if given.
+
+    Controls are no candidates: they are there to compare with. Raises UserError where no trial was chosen.
+    """
+    rows = [row for row in rows_of(folder / "tables") if row["trial_keys"] and row["score"] is not None and not row["control"]]
+    rule = rule or next((row["search_objective"] for row in rows if row["search_objective"]), "oracle_validation")
+    for name, wish in (("rule", rule), ("method", method), ("deletion_fraction", fraction)):
+        there = list(dict.fromkeys(row[name] for row in rows))
+        rows = [row for row in rows if wish is None or row[name] == wish]
+        if not rows:
+            raise UserError(f"{folder} has nothing chosen with {name} {wish!r}. {did_you_mean(str(wish), map(str, there))}")
+    best = max(rows, key=lambda row: row["score"])
+    return str(best["trial_keys"][0])
+
+
+def _loader(spec: TrialSpec, dataset: Dataset) -> str:
+    setting, normalisation = spec.original.setting, dataset.normalisation
+    described = {name: value for name, value in plugins.describe(setting.model).items() if name not in ("name", "version")}
+    cls = type(setting.model)
+    settings = ", ".join(f"{name}={value!r}" for name, value in described.items())
+    return (
+        f"# images: float32 [B, {dataset.image_shape[2]}, {dataset.image_shape[0]}, {dataset.image_shape[1]}], "
+        f"(pixel / 255 - {list(normalisation.mean)}) / {list(normalisation.std)} by channel\n"
+        f"# classes: {', '.join(dataset.class_names)}\n"
+        "from pathlib import Path\n\n"
+        "from safetensors.torch import load_file\n\n"
+        f"from {cls.__module__} import {cls.__name__}\n\n"
+        f"model = {cls.__name__}({settings}).build({dataset.image_shape}, {dataset.num_classes})\n"
+        'model.load_state_dict(load_file(Path(__file__).with_name("model.safetensors")))\n'
+        "model.eval()\n"
+    )
+
+
+def _recorded(folder: Path, key: str) -> tuple[Record, TrialSpec, Workbench]:
+    """The one recorded trial whose key starts so, its spec and the workbench to make it again."""
     known = ledger.read(folder / "ledger").trials
     found = [record for each, record in known.items() if each.startswith(key)]
     if len(found) != 1:
         raise UserError(f"{len(found)} of the {len(known)} trials in {folder} have a key that starts with {key!r}; one is needed")
     spec = TrialSpec.build(found[0].spec)
     if spec.key != found[0].key:
-        raise UserError(
-            f"trial {key} was made by other versions of its plug-ins: it cannot be replayed with the code installed here"
-        )
+        raise UserError(f"trial {key} was made by other versions of its plug-ins: the code installed here cannot make it again")
     status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
     dataset = spec.original.setting.dataset.load()
-    return found[0], _bench(dataset, status["storage"], status["device"]).run_trial(spec)
+    return found[0], spec, _bench(dataset, status["storage"], status["device"])
 
 
 def _bench(dataset: Dataset, storage: str, device: str) -> Workbench:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from cu_ray.config import INDEPENDENT_SAMPLERS, MethodPlan, Options, SearchSection, Space, Sweep
 from cu_ray.identity import key_of
+from cu_ray.methods.no_unlearning import NoUnlearning
 from cu_ray.plugins import describe, name_of
 from cu_ray.stages.poison import deletion_size, num_held_out_of
 from cu_ray.types import Cost, Dataset, OriginalSpec, Setting, Sizes, TrialSpec
@@ -30,6 +31,7 @@ class StudySpec:
     fractions: tuple[float, ...]
     method: MethodPlan
     search: SearchSection
+    unlearning_seeds: int = 1
 
     @functools.cached_property
     def key(self) -> str:
@@ -46,7 +48,7 @@ class StudySpec:
         setting = self.settings[0].identity
         return {
             **{name: setting[name] for name in setting if name != "seed"},
-            "detection": describe(self.detection),
+            "detection": describe(self.detection, locations=False),
             "deletion_sizes": [self.size(fraction) for fraction in self.fractions],
             "method": [name_of(self.method.cls), self.method.cls.version],
             "fixed": dict(self.method.fixed),
@@ -85,6 +87,20 @@ class StudySpec:
     def size(self, fraction: float) -> int:
         """How many samples the deletion set has at a fraction."""
         return deletion_size(fraction, self.settings[0].manipulation.size)
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether its trials have random choices of their own."""
+        return bool(self.method.cls.uses_deletion_set)
+
+    def repetitions(self, hyperparameters: Hyperparameters) -> list[TrialSpec]:
+        """A point's trials on the first reported setting under the further unlearning seeds."""
+        setting = self.report_settings[0]
+        return [
+            replace(self.trial(hyperparameters, setting, fraction), unlearning_seed=seed)
+            for seed in range(1, self.unlearning_seeds if self.repeatable else 1)
+            for fraction in self.fractions
+        ]
 
     def original(self, setting: Setting) -> OriginalSpec:
         """The original model that a trial on this setting starts from."""
@@ -128,25 +144,59 @@ class Plan:
         return list({spec.key: spec for spec in specs}.values())
 
 
-def make(sweep: Sweep, datasets: Mapping[Any, Dataset], precision: str) -> Plan:
-    """The plan of a sweep, given its loaded data sets and the precision that `auto` means here."""
-    studies = []
+@dataclass(frozen=True)
+class Source:
+    """What a plan must know of a data set: its identity and its sizes."""
+
+    content_hash: str
+    num_train: int
+    num_test: int
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Source:
+        """That of a loaded data set."""
+        return cls(dataset.content_hash, len(dataset.train), len(dataset.test))
+
+    @classmethod
+    def expected(cls, dataset: Any) -> Source:
+        """That of a data set plug-in whose images are not here: its content is not known, so nothing counts as done."""
+        facts = dataset.facts()
+        return cls(f"{name_of(dataset)}, not loaded", facts.num_train, facts.num_test)
+
+
+def make(sweep: Sweep, sources: Mapping[Any, Source], precision: Callable[[str], str], weights: str | None = None) -> Plan:
+    """The plan of a sweep.
+
+    precision: what a wish (`auto`, ...) comes to where it will run; weights: the checksum of those that the sweep gives.
+    """
+    studies: list[StudySpec] = []
     for dataset, model, train in _combinations(sweep):
-        recipe = replace(train, precision=precision) if train.precision == "auto" else train
+        recipe = replace(train, precision=precision(train.precision))
         for manipulation in [each for owner, each in sweep.manipulations if owner == dataset]:
             settings = tuple(
-                Setting(dataset, datasets[dataset].content_hash, model, manipulation, recipe, seed) for seed in sweep.seeds
+                Setting(dataset, sources[dataset].content_hash, model, manipulation, recipe, seed, weights=weights)
+                for seed in sweep.seeds
             )
+            studies += _controls(sweep, settings)
             for detection in sweep.detections:
                 for method in sweep.methods:
                     studies += [
-                        StudySpec(shared, detection, fractions, method, sweep.search)
+                        StudySpec(shared, detection, fractions, method, sweep.search, sweep.controls.unlearning_seeds)
                         for fractions in _scopes(sweep, method)
                         for shared in _shared(sweep, method, settings)
                     ]
-    sizes = {each.content_hash: (len(each.train), len(each.test)) for each in datasets.values()}
+    sizes = {each.content_hash: (each.num_train, each.num_test) for each in sources.values()}
     unique = {study.key: study for study in studies}
     return Plan(sweep.name, tuple(unique.values()), sizes, sweep.fractions)
+
+
+def _controls(sweep: Sweep, settings: tuple[Setting, ...]) -> Iterator[StudySpec]:
+    """A study for each control that the settings' manipulation has: its original model as it is."""
+    manipulation, nothing_done = settings[0].manipulation, MethodPlan(NoUnlearning, {}, {}, None, "grid", 1, "last")
+    for control in sweep.controls.originals:
+        if manipulation.truth_known and (control == "never_manipulated" or manipulation.has_trigger):
+            less = tuple(replace(setting, control=control, weights=None) for setting in settings)
+            yield StudySpec(less, sweep.detections[0], (), nothing_done, sweep.search)
 
 
 def _combinations(sweep: Sweep) -> Iterator[tuple[Any, Any, Any]]:
@@ -191,7 +241,8 @@ def memo_group(spec: TrialSpec) -> str | None:
     if fields is None:
         return None
     shared = {name: getattr(spec.method, name) for name in fields}
-    return key_of([spec.original.key, spec.deletion_identity, name_of(spec.method), spec.method.version, shared])
+    identity = [spec.original.key, spec.deletion_identity, name_of(spec.method), spec.method.version, shared]
+    return key_of([*identity, spec.repetition] if spec.repetition else identity)
 
 
 def _middle(space: Space) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import platform
@@ -22,8 +23,8 @@ from cu_ray.config import Sweep
 from cu_ray.errors import FieldFault, RayStopped, UserError
 from cu_ray.learning.precision import local_device_kind, resolve
 from cu_ray.stages.poison import poison
-from cu_ray.store import LocalStore
-from cu_ray.sweep import cluster, ledger, plan, tables
+from cu_ray.store import LocalStore, checksum
+from cu_ray.sweep import cluster, ledger, plan, tables, weights
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
 from cu_ray.types import Dataset
@@ -43,29 +44,40 @@ class Outcome:
 
 
 def load_datasets(sweep: Sweep) -> dict[Any, Dataset]:
-    """The data sets of a sweep. Raises UserError where one is missing."""
+    """The data sets of a sweep, downloaded where need be. Raises UserError where one is missing."""
     return {dataset: dataset.load() for dataset in sweep.datasets}
 
 
 def make_plan(sweep: Sweep, datasets: Mapping[Any, Dataset]) -> plan.Plan:
-    """The sweep's plan.
+    """The sweep's plan. Of data sets that are not loaded it knows the sizes only: nothing of theirs counts as done.
 
-    Raises UserError where the images themselves do not allow a manipulation.
+    Raises UserError where the images themselves do not allow a manipulation, or given weights are not those of the model.
     """
     for dataset, manipulation in sweep.manipulations:
         try:
-            poison(datasets[dataset], manipulation, seed=sweep.seeds[0])
+            if dataset in datasets:
+                poison(datasets[dataset], manipulation, seed=sweep.seeds[0])
         except FieldFault as error:
             raise UserError(f"{sweep.source}: manipulation.{error.field}: {error}") from error
-    return plan.make(sweep, datasets, resolve("auto", _device_kind(sweep)))
+    sources = {
+        each: plan.Source.of(datasets[each]) if each in datasets else plan.Source.expected(each) for each in sweep.datasets
+    }
+    precision = functools.partial(resolve, device_kind=device_kind(sweep))
+    if sweep.original.path is None:
+        return plan.make(sweep, sources, precision)
+    given = weights.read(sweep.original.path)
+    made = plan.make(sweep, sources, precision, checksum(given, {}))
+    weights.require_fit(given, made)
+    return made
 
 
-def preview(sweep: Sweep) -> Estimate:
-    """What the sweep comes to and what of it is done. Starts nothing and writes nothing."""
-    made = make_plan(sweep, load_datasets(sweep))
+def preview(sweep: Sweep) -> tuple[Estimate, list[str]]:
+    """What the sweep comes to and what of it is done; the data sets that are not here. Starts, downloads and writes nothing."""
+    made = make_plan(sweep, {dataset: dataset.load() for dataset in sweep.datasets if dataset.is_here()})
     known = ledger.read(sweep.folder / "ledger")
     journal = ReadOnlyJournal(known)
-    return estimate(made, Agenda(made, journal, original_cached=_cached_in(sweep)), journal.known)
+    absent = [plugins.name_of(dataset) for dataset in sweep.datasets if not dataset.is_here()]
+    return estimate(made, Agenda(made, journal, original_cached=_cached_in(sweep)), journal.known), absent
 
 
 def run(sweep: Sweep, console: Console, *, retry_failed: bool = False) -> Outcome:
@@ -86,6 +98,8 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool) -> Outcome:
     made = make_plan(sweep, datasets)
     _require_writable("results", sweep.folder, "Give another place with --output.")
     _require_writable("original models", Path(sweep.runtime.storage).expanduser(), "Give another place as runtime.storage.")
+    if sweep.original.path is not None:
+        weights.deposit(weights.read(sweep.original.path), made, LocalStore(sweep.runtime.storage))
     with ledger.Ledger(sweep.folder / "ledger") as journal:
         _warn_of_changed_code(made, journal, console)
         agenda = Agenda(made, journal, original_cached=_cached_in(sweep), retry_failed=retry_failed)
@@ -161,12 +175,12 @@ class _Work:
         from cu_ray.sweep.searcher import AgendaSearcher, Housekeeping
         from cu_ray.sweep.trainable import StageTrainable
 
-        resources, slots = cluster.shape(self.sweep.runtime, _device_kind(self.sweep))
+        resources, slots = cluster.shape(self.sweep.runtime, device_kind(self.sweep))
         trainable = tune.with_parameters(
             StageTrainable,
             datasets={each.content_hash: ray.put(each) for each in self.datasets.values()},
             storage=str(Path(self.sweep.runtime.storage).expanduser()),
-            device=_device_kind(self.sweep),
+            device=device_kind(self.sweep),
             import_path=[str(Path(self.sweep.source).resolve().parent), os.getcwd()],
         )
         before = self.estimate()
@@ -212,7 +226,8 @@ def _at_most_every(seconds: float, act: Callable[[], object]) -> Callable[[], No
     return now_and_then
 
 
-def _device_kind(sweep: Sweep) -> str:
+def device_kind(sweep: Sweep) -> str:
+    """What the sweep runs on: 'cpu' or 'cuda'."""
     return local_device_kind() if sweep.runtime.device == "auto" else sweep.runtime.device
 
 
@@ -256,7 +271,7 @@ def _write_status(sweep: Sweep, counts: Estimate, *, running: bool) -> None:
         "host": platform.node(),
         "updated_at": time.time(),
         "storage": str(Path(sweep.runtime.storage).expanduser().resolve()),
-        "device": _device_kind(sweep),
+        "device": device_kind(sweep),
         **counts.to_json(),
     }
     temporary = sweep.folder / f".status.{os.getpid()}.tmp"

@@ -57,6 +57,8 @@ _SETTING = {
     "model": pa.string(),
     "manipulation": pa.string(),
     "manipulation_size": pa.int64(),
+    "manipulation_settings": pa.string(),
+    "control": pa.string(),
     "train": pa.string(),
 }
 _MACHINE = {
@@ -92,6 +94,7 @@ def _trials_schema(rows: list[Row]) -> pa.Schema:
             "deletion_fraction": pa.float64(),
             "deletion_size": pa.int64(),
             "held_out": pa.bool_(),
+            "unlearning_seed": pa.int64(),
             "detection_precision": pa.float64(),
             "detection_recall": pa.float64(),
             "effective_size": pa.int64(),
@@ -210,10 +213,12 @@ def _facts(kind: str, name: str) -> dict[str, FieldFact]:
 def _setting_columns(sweep: str, setting: Mapping[str, Any]) -> Row:
     return {
         "sweep": sweep,
-        "dataset": setting["dataset"]["name"],
+        "dataset": _compact("datasets", setting["dataset"]),
         "model": _compact("models", setting["model"]),
         "manipulation": setting["manipulation"]["name"],
         "manipulation_size": setting["manipulation"]["size"],
+        "manipulation_settings": json.dumps(_settings_of("manipulations", setting["manipulation"]), sort_keys=True),
+        "control": setting.get("control"),
         "train": json.dumps(setting["train"], sort_keys=True),
         "precision": setting["train"]["precision"],
         "seed": setting["seed"],
@@ -236,6 +241,7 @@ def _trial_row(sweep: str, record: Record, study: StudySpec | None) -> Row:
         "deletion_fraction": size / setting["manipulation"]["size"] if size else None,
         "deletion_size": size,
         "held_out": spec["held_out"],
+        "unlearning_seed": spec.get("unlearning_seed", 0),
         "hyperparameters": json.dumps(hyperparameters, sort_keys=True),
         **{f"hp_{name}": value for name, value in hyperparameters.items()},
         "keep": spec["keep"],
@@ -257,9 +263,11 @@ def _original_row(sweep: str, record: Record) -> Row:
 
 
 def _trial_keys(study: StudySpec, known: Known) -> set[str]:
-    confirmations = (trial for point in _points(study, known) for trial in study.trials(point, study.confirm_settings))
+    points = _points(study, known)
+    further = [trial for point in points for trial in study.trials(point, study.confirm_settings)]
+    further += [trial for point in points for trial in study.repetitions(point)]
     searched = (key for point in known.points.get(study.key, {}).values() for key in point.trial_keys)
-    return {*searched, *(trial.key for trial in confirmations)}
+    return {*searched, *(trial.key for trial in further)}
 
 
 def _hyperparameters(study: StudySpec, known: Known, index: int) -> Row:
@@ -360,6 +368,14 @@ def _compact(kind: str, described: Mapping[str, Any]) -> str:
     defaults = {name: fact.default for name, fact in _facts(kind, described["name"]).items()}
     settings = [f"{name}={described[name]}" for name, default in defaults.items() if described.get(name) != default]
     return str(described["name"]) + (f"({', '.join(settings)})" if settings else "")
+
+
+def _settings_of(kind: str, described: Mapping[str, Any]) -> Row:
+    """The settings of a plug-in that a sweep file can give, the size apart, those at their default included."""
+    known = _facts(kind, described["name"])
+    defaults = {name: fact.default for name, fact in known.items() if not fact.required}
+    given = {name: value for name, value in described.items() if name in known}
+    return {name: value for name, value in (defaults | given).items() if name != "size"}
 
 
 def _fitting(value: Any, kind: pa.DataType) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, ClassVar
 
 import numpy as np
@@ -22,6 +23,7 @@ from cu_ray.metrics.acc_corr import AccCorr
 from cu_ray.models.resnet9 import ResNet9
 from cu_ray.plugins import Bound, Search
 from cu_ray.types import Corruption, Cost
+from tests.datasets import own
 
 SUITES = {
     "methods": testing.MethodConformance,
@@ -31,15 +33,37 @@ SUITES = {
     "models": testing.ModelConformance,
     "metrics": testing.MetricConformance,
 }
+DATA = Path(__file__).parent.parent / "data"
 VARIANTS = {  # besides the defaults
     "exact_unlearning": [{}, {"k": 1}, {"k": 4}],
     "catastrophic_forgetting": [{}, {"k": 2}],
     "scrub": [{"msteps": 3}, {"msteps": 6, "steps": 9}, {"msteps": 7, "steps": 9}],  # a pass over both sets takes 6 steps
     "ssd": [{}, {"selection_share": None, "selection_weight": 2.0, "importance_batch_size": 7}],
+    "backdoor": [{}, {"position": "top_left", "value": 0.5, "patch": 2}, {"clean_label": True, "target": 1}],
+    "blended_backdoor": [{}, {"clean_label": True, "blend": 1.0}],
     "interclass_confusion": [{"classes": (1, 3)}],
+    "from_file": [
+        {"file": str(DATA / "incident.csv")},
+        {"file": str(DATA / "incident.csv"), "affected_classes": ("north", 2), "target": "west"},
+        {"file": str(DATA / "identified.csv")},
+    ],
+    "image_folder": [{"folder": "own/pictures"}, {"folder": "own/pictures", "side": 4, "grey": True, "flip": True}],
+    "npz": [{"file": "own/images.npz"}, {"file": "own/images.npz", "crop_padding": 2}],
+    "parquet": [{"file": "own/images.parquet"}],
     "resnet9": [{"width": 2}, {"width": 3}],
+    "wide_resnet": [{"depth": 10, "width": 1}],
+    "cifar_resnet": [{"width": 2}, {"depth": 8, "width": 3}],
+    "resnet18": [{"width": 2}],
+    "vit": [{"depth": 2, "width": 8, "heads": 2}, {"patch": 4, "depth": 1, "width": 6, "heads": 3, "mlp_ratio": 1}],
 }
-EMBEDDED = ("fashion_mnist_small",)
+EMBEDDED = ("fashion_mnist_small", "image_folder", "npz", "parquet")
+
+
+@pytest.fixture(autouse=True)
+def own_images(tmp_path, monkeypatch):
+    """The files that the data sets of one's own read."""
+    own.write_all(tmp_path / "own")
+    monkeypatch.chdir(tmp_path)
 
 
 def suites_of_the_folders():

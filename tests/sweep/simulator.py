@@ -48,7 +48,12 @@ def dataset() -> Dataset:
 @functools.cache
 def _planned(text: str) -> Plan:
     parsed = config.parse(text)
-    return plans.make(parsed, {each: dataset() for each in parsed.datasets}, "fp32")
+    return plans.make(parsed, dict.fromkeys(parsed.datasets, plans.Source.of(dataset())), as_fp32)
+
+
+def as_fp32(wish: str) -> str:
+    """What `precision` comes to, whatever the processor."""
+    return "fp32" if wish == "auto" else wish
 
 
 def sweep_file(methods: dict[str, Any], **sections: Any) -> str:
