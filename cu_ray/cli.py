@@ -105,6 +105,8 @@ def sweep(
     counts = outcome.estimate
     if counts.trials_done:
         out.print(best_table(outcome.tables))
+    for remark in outcome.remarks:
+        out.print(Text(f"Note: {remark}."))
     out.print(Text(f"Tables: {outcome.tables}/{{trials,originals,best,curves}}.parquet"), soft_wrap=True)
     if outcome.interrupted:
         out.print(f"Interrupted: {counts.trials_done} of {counts.trials} trials are done. The same command goes on from there.")

@@ -24,7 +24,7 @@ from cu_ray.selection import RULES
 from cu_ray.types import CONTROLS, DatasetFacts, TrainRecipe
 from cu_ray.yaml_file import YamlFile
 
-SAMPLERS = ("tpe", "random", "qmc", "grid")
+SAMPLERS = ("tpe", "random", "qmc", "gp", "nsga2", "grid")
 INDEPENDENT_SAMPLERS = ("random", "qmc", "grid")  # a point does not depend on the results of others
 MOST_INTEGERS_CHECKED = 64  # of a range, when hyperparameters are held against the model
 SECTIONS = (
@@ -209,8 +209,10 @@ class _Reader:
         self.faults: list[str] = []
 
     def fault(self, path: str, message: str) -> Any:
-        """Complain; None stands for what could not be read."""
-        self.faults.append(f"{self.file.where(path)}: {message}" if path else message)
+        """Complain, of the same only once; None stands for what could not be read."""
+        complaint = f"{self.file.where(path)}: {message}" if path else message
+        if complaint not in self.faults:
+            self.faults.append(complaint)
 
     def sweep(self) -> Sweep:
         top = self.file.value
@@ -509,9 +511,7 @@ class _Reader:
                 for model in models:
                     method.check(model.layers_per_block())
             except FieldFault as error:
-                message = f"{self.file.where(f'{path}.{error.field}')}: {error}"
-                if message not in self.faults:
-                    self.faults.append(message)
+                self.fault(f"{path}.{error.field}", str(error))
 
     def settled(
         self,

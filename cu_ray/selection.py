@@ -13,51 +13,68 @@ from cu_ray.types import Scores
 
 REM_PROXY_FLOOR = 0.2
 
-Score = Callable[[Scores, int], float | None]
+Parts = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A rule's name, its score of (a trial's scores, number of classes), and how it reports."""
+    """A rule's name, the two parts of its score (of a trial's scores and the number of classes), and how it reports."""
 
     name: str
     summary: str
-    score: Score
+    parts: Callable[[Scores, int], Parts | None]  # correction and utility, both to be maximised; None where unknown
+    combine: Callable[[Parts], float]
     reports: str = "report_"  # prefix of the columns that it reports
     uses_test_labels: bool = True
     held_out: bool = False  # scores the trial in which a part of the deletion set was kept back from the method
 
+    def score(self, scores: Scores, num_classes: int) -> float | None:
+        """The number to maximise; None where the rule has none."""
+        parts = self.parts(scores, num_classes)
+        return None if parts is None else self.combine(parts)
 
-def _mean_of(prefix: str) -> Score:
-    def score(scores: Scores, num_classes: int) -> float | None:
+
+def _mean(parts: Parts) -> float:
+    return (parts[0] + parts[1]) / 2
+
+
+def _product(parts: Parts) -> float:
+    return parts[1] * parts[0]
+
+
+def _accuracies(prefix: str) -> Callable[[Scores, int], Parts | None]:
+    def parts(scores: Scores, num_classes: int) -> Parts | None:
         corr, retain = scores.get(f"{prefix}acc_corr"), scores.get(f"{prefix}acc_retain")
-        return None if corr is None or retain is None else (corr + retain) / 2
+        return None if corr is None or retain is None else (corr, retain)
 
-    return score
+    return parts
 
 
-def _defender(scores: Scores, num_classes: int) -> float | None:
+def _defender(scores: Scores, num_classes: int) -> Parts | None:
     validation, held_out = scores.get("validation_given"), scores.get("held_out_given")
-    return None if validation is None or held_out is None else validation * (1 - max(held_out, 1 / num_classes))
+    return None if validation is None or held_out is None else (1 - max(held_out, 1 / num_classes), validation)
 
 
-def _rem_proxy(scores: Scores, num_classes: int) -> float | None:
+def _rem_proxy(scores: Scores, num_classes: int) -> Parts | None:
     retain, deletion = scores.get("retain_given"), scores.get("deletion_given")
-    return None if retain is None or deletion is None else retain * (1 - max(deletion, REM_PROXY_FLOOR))
+    return None if retain is None or deletion is None else (1 - max(deletion, REM_PROXY_FLOOR), retain)
 
 
 RULES = {
     rule.name: rule
     for rule in (
         Rule(
-            "published", "mean of acc_corr and acc_retain on the whole test set, reported on the same", _mean_of(""), reports=""
+            "published", "mean of acc_corr and acc_retain on the whole test set, reported on the same", _accuracies(""), _mean, ""
         ),
-        Rule("oracle", "the same, chosen and reported on the report half: an upper bound", _mean_of("report_")),
-        Rule("oracle_validation", "the same, chosen on the selection half, reported on the report half", _mean_of("val_")),
+        Rule("oracle", "the same, chosen and reported on the report half: an upper bound", _accuracies("report_"), _mean),
+        Rule(
+            "oracle_validation", "the same, chosen on the selection half, reported on the report half", _accuracies("val_"), _mean
+        ),
         Rule(
             "defender",
             "only what the owner has: validation accuracy x (1 - accuracy on a held-out fifth of the deletion set)",
             _defender,
+            _product,
             uses_test_labels=False,
             held_out=True,
         ),
@@ -65,6 +82,7 @@ RULES = {
             "rem_proxy",
             "acc(retain set) x (1 - max(acc(deletion set), 0.2)), labels as given (arXiv 2505.17730)",
             _rem_proxy,
+            _product,
             uses_test_labels=False,
         ),
     )

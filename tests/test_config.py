@@ -413,7 +413,7 @@ ONE_FAULT = [
     (
         "search",
         "{sampler: pte}",
-        ["search.sampler", "'pte' is not allowed", "Allowed: grid, qmc, random, tpe", "Did you mean 'tpe'?"],
+        ["search.sampler", "'pte' is not allowed", "Allowed: gp, grid, nsga2, qmc, random, tpe", "Did you mean 'tpe'?"],
     ),
     ("search", "{sampelr: tpe}", ["search.sampelr", "unknown setting", "Did you mean 'sampler'?"]),
     ("search", "{objective: orakle}", ["search.objective", "'orakle' is not allowed", "Did you mean 'oracle'?"]),

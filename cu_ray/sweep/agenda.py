@@ -12,13 +12,13 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
-from cu_ray.selection import RULES
+from cu_ray.selection import RULES, Parts
 from cu_ray.sweep import sampling
 from cu_ray.sweep.ledger import Known, PointRecord
 from cu_ray.sweep.plan import Hyperparameters, Plan, StudySpec, memo_group, trial_cost
-from cu_ray.types import OriginalSpec, Record, TrialSpec
+from cu_ray.types import OriginalSpec, Record, Scores, TrialSpec
 
 
 class Journal(Protocol):
@@ -51,7 +51,7 @@ class StudyState:
     spec: StudySpec
     points: list[Hyperparameters] = field(default_factory=list)
     trial_keys: list[tuple[str, ...]] = field(default_factory=list)
-    results: list[float | None] = field(default_factory=list)  # of the first points, in order; None: failed
+    results: list[sampling.Result] = field(default_factory=list)  # of the first points, in order; None: failed
     confirmed: bool = False
 
 
@@ -171,7 +171,7 @@ class Agenda:
         spec, index = study.spec, len(study.points)
         written = self._journal.known.points.get(spec.key, {}).get(index)
         if written is not None:
-            hyperparameters: Hyperparameters = {name: _frozen(value) for name, value in written.hyperparameters.items()}
+            hyperparameters: Hyperparameters = written.values
         else:
             known = study.results[: sampling.results_needed(spec, index)]
             hyperparameters = sampling.point(spec, index, study.points, known)
@@ -191,7 +191,8 @@ class Agenda:
             if any(key in self._wanted for key in study.trial_keys[index]):
                 return
             rule = study.spec.search.objective
-            study.results.append(point_score(study.spec, study.points[index], self._journal.known.trials, rule))
+            judge = point_parts if study.spec.num_objectives == 2 else point_score
+            study.results.append(judge(study.spec, study.points[index], self._journal.known.trials, rule))
 
     # ------------------------------------------------------------------------------------------------------------- jobs
 
@@ -273,16 +274,39 @@ def point_score(spec: StudySpec, hyperparameters: Hyperparameters, trials: dict[
     Over the search seeds the mean, over the fractions the mean or the least.
     """
     rule = RULES[rule_name]
+    return _over_trials(spec, hyperparameters, trials, rule.held_out, rule.score)
+
+
+def point_parts(spec: StudySpec, hyperparameters: Hyperparameters, trials: dict[str, Record], rule_name: str) -> Parts | None:
+    """The two parts of a rule's score, each taken over the point's trials as `point_score` takes the whole."""
+    rule = RULES[rule_name]
+
+    def part(place: int) -> float | None:
+        def judge(scores: Scores, num_classes: int) -> float | None:
+            parts = rule.parts(scores, num_classes)
+            return None if parts is None else parts[place]
+
+        return _over_trials(spec, hyperparameters, trials, rule.held_out, judge)
+
+    correction, utility = part(0), part(1)
+    return None if correction is None or utility is None else (correction, utility)
+
+
+def _over_trials(
+    spec: StudySpec,
+    hyperparameters: Hyperparameters,
+    trials: dict[str, Record],
+    held_out: bool,
+    judge: Callable[[Scores, int], float | None],
+) -> float | None:
     by_seed = []
     for setting in spec.search_settings:
         by_fraction = []
         for fraction in spec.fractions or (None,):
-            if rule.held_out and not spec.holds_out_at(fraction):
+            if held_out and not spec.holds_out_at(fraction):
                 return None
-            record = trials.get(spec.trial(hyperparameters, setting, fraction, held_out=rule.held_out).key)
-            if record is None or not record.ok:
-                return None
-            score = rule.score(record.scores, record.facts["num_classes"])
+            record = trials.get(spec.trial(hyperparameters, setting, fraction, held_out=held_out).key)
+            score = judge(record.scores, record.facts["num_classes"]) if record is not None and record.ok else None
             if score is None:
                 return None
             by_fraction.append(score)
@@ -301,7 +325,3 @@ def best_point(spec: StudySpec, points: Sequence[Hyperparameters], trials: dict[
     scores = [point_score(spec, point, trials, rule_name) for point in points]
     ranked = [(score, -index) for index, score in enumerate(scores) if score is not None]
     return -max(ranked)[1] if ranked else None
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value

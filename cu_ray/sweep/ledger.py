@@ -35,6 +35,11 @@ class PointRecord:
     hyperparameters: dict[str, Any]
     trial_keys: tuple[str, ...]
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """The hyperparameters as a method takes them: lists, as JSON has them, are tuples."""
+        return {name: _frozen(value) for name, value in self.hyperparameters.items()}
+
 
 @dataclass
 class Known:
@@ -45,12 +50,21 @@ class Known:
     points: dict[str, dict[int, PointRecord]] = field(default_factory=dict)
     code: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def points_of(self, study_key: str, budget: int) -> list[dict[str, Any]]:
+        """The hyperparameters of a study's points in order, as far as the budget goes."""
+        written = self.points.get(study_key, {})
+        return [written[index].values for index in sorted(written) if index < budget]
+
     def add(self, record: Record | PointRecord) -> None:
         """Take a record in; a later record of the same key replaces an earlier one."""
         if isinstance(record, PointRecord):
             self.points.setdefault(record.study_key, {})[record.index] = record
         else:
             (self.originals if record.kind == "original" else self.trials)[record.key] = record
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 
 class Ledger:

@@ -70,6 +70,11 @@ class StudySpec:
         return self.searched and self.method.sampler not in INDEPENDENT_SAMPLERS
 
     @property
+    def num_objectives(self) -> int:
+        """How many numbers a point is judged by while searching: nsga2 weighs a rule's two parts against one another."""
+        return 2 if self.searched and self.method.sampler == "nsga2" else 1
+
+    @property
     def search_settings(self) -> tuple[Setting, ...]:
         """The settings whose seeds score a point."""
         return self.settings[:1] if self.search.seeds == "first" and self.method.has_choice else self.settings

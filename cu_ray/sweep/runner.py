@@ -24,7 +24,7 @@ from cu_ray.errors import FieldFault, RayStopped, UserError
 from cu_ray.learning.precision import local_device_kind, resolve
 from cu_ray.stages.poison import poison
 from cu_ray.store import LocalStore, checksum
-from cu_ray.sweep import cluster, ledger, plan, tables, weights
+from cu_ray.sweep import cluster, ledger, plan, remarks, tables, weights
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
 from cu_ray.types import Dataset
@@ -41,6 +41,7 @@ class Outcome:
     num_failed: int  # of all trials and originals of the plan, also those from earlier runs
     interrupted: bool
     tables: Path
+    remarks: list[str]
 
 
 def load_datasets(sweep: Sweep) -> dict[Any, Dataset]:
@@ -118,7 +119,8 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool) -> Outcome:
             raise RayStopped(f"Ray stopped before the sweep was done: see {work.log}. The same command goes on.")
         originals = [journal.known.originals[spec.key] for spec in made.originals() if spec.key in journal.known.originals]
         num_failed = counts.trials_failed + sum(not record.ok for record in originals)
-        return Outcome(counts, sum(agenda.finished.values()), num_failed, interrupted, sweep.folder / "tables")
+        said = remarks.remarks(made, journal.known)
+        return Outcome(counts, sum(agenda.finished.values()), num_failed, interrupted, sweep.folder / "tables", said)
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,7 @@ class _Work:
         trainable = tune.with_parameters(
             StageTrainable,
             datasets={each.content_hash: ray.put(each) for each in self.datasets.values()},
-            storage=str(Path(self.sweep.runtime.storage).expanduser()),
+            storage=str(Path(self.sweep.runtime.storage).expanduser().resolve()),
             device=device_kind(self.sweep),
             import_path=[str(Path(self.sweep.source).resolve().parent), os.getcwd()],
         )

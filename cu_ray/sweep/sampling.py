@@ -21,12 +21,20 @@ from cu_ray.sweep.plan import Hyperparameters, StudySpec
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 
+Result = float | tuple[float, float] | None  # a score, or two objectives, or a failure
 
-def point(study: StudySpec, index: int, earlier: Sequence[Hyperparameters], results: Sequence[float | None]) -> dict[str, Any]:
+POPULATION = 16  # of a generation of nsga2
+GENERATION = "NSGAIISampler:generation"
+COMPLETE = TrialState.COMPLETE
+# TPE learns to keep away from pruned points; told as failed they are forgotten, and it returns to where they were
+FAILED = {"tpe": TrialState.PRUNED, "gp": TrialState.FAIL, "nsga2": TrialState.FAIL}
+
+
+def point(study: StudySpec, index: int, earlier: Sequence[Hyperparameters], results: Sequence[Result]) -> dict[str, Any]:
     """The hyperparameters of point `index` (from 0).
 
-    earlier: those of points 0 to index - 1. results: the scores of points 0 to index - lag, None for a failed one; samplers
-    that learn are told these, in this order, and see the other points as still running.
+    earlier: those of points 0 to index - 1. results: of points 0 to index - lag, None for a failed one; samplers that learn
+    are told these, in this order, and see the other points as still running.
     """
     method = study.method
     if method.points is not None:
@@ -44,17 +52,28 @@ def results_needed(study: StudySpec, index: int) -> int:
     return max(0, index - study.search.lag + 1) if study.adaptive else 0
 
 
-def _ask(study: StudySpec, index: int, earlier: Sequence[Hyperparameters], results: Sequence[float | None]) -> dict[str, Any]:
+def _ask(study: StudySpec, index: int, earlier: Sequence[Hyperparameters], results: Sequence[Result]) -> dict[str, Any]:
     spaces = study.method.space
     if study.method.sampler == "qmc":
         return _sobol(study, index)
     distributions = {name: _distribution(space) for name, space in spaces.items()}
-    optuna_study = optuna.create_study(sampler=_sampler(study, index), direction="maximize")
+    optuna_study = optuna.create_study(sampler=_sampler(study, index), directions=["maximize"] * study.num_objectives)
+    generations = _generations(results, study.search.lag) if study.method.sampler == "nsga2" else ()
     for number, hyperparameters in enumerate(earlier if study.adaptive else ()):
-        score = results[number] if number < len(results) else None
-        state = TrialState.RUNNING if number >= len(results) else TrialState.FAIL if score is None else TrialState.COMPLETE
-        params = {name: _encoded(space, hyperparameters[name]) for name, space in spaces.items()}
-        optuna_study.add_trial(create_trial(state=state, value=score, params=params, distributions=distributions))
+        told = results[number] if number < len(results) else None
+        optuna_study.add_trial(
+            create_trial(
+                state=TrialState.RUNNING
+                if number >= len(results)
+                else FAILED[study.method.sampler]
+                if told is None
+                else COMPLETE,
+                values=None if told is None else told if isinstance(told, tuple) else (told,),
+                params={name: _encoded(space, hyperparameters[name]) for name, space in spaces.items()},
+                distributions=distributions,
+                system_attrs={GENERATION: generations[number]} if number < len(generations) else None,
+            )
+        )
     asked = optuna_study.ask(distributions)
     return {name: _decoded(space, asked.params[name]) for name, space in spaces.items()}
 
@@ -63,9 +82,26 @@ def _sampler(study: StudySpec, index: int) -> optuna.samplers.BaseSampler:
     seed = seed_for("sampler", study.sampling_key, index) % 2**32
     if study.method.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
+    if study.method.sampler == "nsga2":
+        return optuna.samplers.NSGAIISampler(seed=seed, population_size=POPULATION)
+    if study.method.sampler == "gp":
+        return optuna.samplers.GPSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+
+
+def _generations(results: Sequence[Result], lag: int) -> list[int]:
+    """The generation of each point: a new one begins where enough of the last were known to have succeeded."""
+    generations: list[int] = []
+    succeeded: list[int] = []  # by generation
+    for number in range(len(results)):
+        if number >= lag and results[number - lag] is not None:
+            succeeded[generations[number - lag]] += 1
+        if not succeeded or succeeded[-1] >= POPULATION:
+            succeeded.append(0)
+        generations.append(len(succeeded) - 1)
+    return generations
 
 
 def _sobol(study: StudySpec, index: int) -> dict[str, Any]:

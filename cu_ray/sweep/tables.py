@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import os
 import uuid
 from collections.abc import Iterable, Mapping
@@ -20,6 +22,7 @@ from cu_ray.selection import RULES
 from cu_ray.sweep.agenda import best_point, point_score
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.plan import Plan, StudySpec
+from cu_ray.sweep.remarks import edges_of
 from cu_ray.types import LEARNING_VERSION, Record
 
 SCHEMA_VERSION = 1
@@ -35,6 +38,7 @@ def write(folder: Path, plan: Plan, known: Known) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     studies = {key: study for study in plan.studies for key in _trial_keys(study, known)}
     trials = [_trial_row(plan.name, record, studies.get(record.key)) for record in known.trials.values()]
+    _mark_pareto(trials)
     originals = [_original_row(plan.name, record) for record in known.originals.values()]
     searches: dict[str, list[StudySpec]] = {}  # studies that differ in their seed only are one search
     for study in plan.studies:
@@ -114,6 +118,7 @@ def _trials_schema(rows: list[Row]) -> pa.Schema:
             "unlearn_seconds_spent": pa.float64(),
             **_MACHINE,
             "search_objective": pa.string(),
+            "pareto": pa.bool_(),
             "pool_adaptive": pa.bool_(),
             "uses_test_labels": pa.bool_(),
             "stale": pa.bool_(),
@@ -153,6 +158,7 @@ def _best_schema() -> pa.Schema:
             "score": pa.float64(),
             "points": pa.list_(pa.int64()),
             "hyperparameters": pa.list_(pa.string()),
+            "at_edge": pa.list_(pa.string()),
             "n": pa.int64(),
             "seeds": pa.list_(pa.int64()),
             **metrics,
@@ -257,28 +263,40 @@ def _trial_row(sweep: str, record: Record, study: StudySpec | None) -> Row:
     }
 
 
+def _mark_pareto(rows: list[Row]) -> None:
+    """Say of each point's trial whether none of the same study, seed and fraction is better in both accuracies."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        judged = row["status"] == "ok" and row["study_key"] and not row["held_out"] and not row["unlearning_seed"]
+        if judged and row["val_acc_corr"] is not None and row["val_acc_retain"] is not None:
+            groups.setdefault((row["study_key"], row["seed"], row["deletion_size"]), []).append(row)
+    for group in groups.values():
+        best = -math.inf  # of acc_retain, among those with a higher acc_corr
+        ordered = sorted(group, key=lambda row: (-row["val_acc_corr"], -row["val_acc_retain"]))
+        for _, equal in itertools.groupby(ordered, key=lambda row: row["val_acc_corr"]):
+            tied = list(equal)
+            for row in tied:
+                row["pareto"] = row["val_acc_retain"] == tied[0]["val_acc_retain"] > best
+            best = max(best, tied[0]["val_acc_retain"])
+
+
 def _original_row(sweep: str, record: Record) -> Row:
     row = {**_setting_columns(sweep, record.spec["setting"]), "original_key": record.key, "status": record.status}
     return {**row, "error": record.error, **record.scores, **record.facts}
 
 
 def _trial_keys(study: StudySpec, known: Known) -> set[str]:
-    points = _points(study, known)
+    points = known.points_of(study.key, study.method.budget)
     further = [trial for point in points for trial in study.trials(point, study.confirm_settings)]
     further += [trial for point in points for trial in study.repetitions(point)]
     searched = (key for point in known.points.get(study.key, {}).values() for key in point.trial_keys)
     return {*searched, *(trial.key for trial in further)}
 
 
-def _hyperparameters(study: StudySpec, known: Known, index: int) -> Row:
-    values = known.points[study.key][index].hyperparameters
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
 def _best_rows(plan: Plan, search_key: str, studies: list[StudySpec], known: Known) -> list[Row]:
     """A row for each rule and deletion fraction, over the studies of one search: one, or one a seed."""
     first = studies[0]
-    points = {study.key: _points(study, known) for study in studies}
+    points = {study.key: known.points_of(study.key, study.method.budget) for study in studies}
     keys = {key for study in studies for key in _trial_keys(study, known)}
     finished = [known.trials[key] for key in keys if key in known.trials]
     shared = _setting_columns(plan.name, first.settings[0].describe()) | {
@@ -305,6 +323,9 @@ def _best_rows(plan: Plan, search_key: str, studies: list[StudySpec], known: Kno
             "score": summarise(scores).mean,
             "points": [index for _, index in chosen],
             "hyperparameters": [json.dumps(points[study.key][index], sort_keys=True) for study, index in chosen],
+            "at_edge": sorted(
+                {f"{name} {edge}" for study, index in chosen for name, edge in edges_of(study, points[study.key][index]).items()}
+            ),
         }
         for fraction in first.fractions or plan.fractions:
             specs = [
@@ -316,12 +337,6 @@ def _best_rows(plan: Plan, search_key: str, studies: list[StudySpec], known: Kno
             sizes = {"deletion_fraction": fraction, "deletion_size": first.size(fraction)}
             rows.append(by_choice | sizes | _over_seeds(records, rule.reports))
     return rows
-
-
-def _points(study: StudySpec, known: Known) -> list[Row]:
-    """The points made so far, as far as the budget goes."""
-    written = known.points.get(study.key, {})
-    return [_hyperparameters(study, known, index) for index in sorted(written) if index < study.method.budget]
 
 
 def _over_seeds(records: list[Record], prefix: str) -> Row:

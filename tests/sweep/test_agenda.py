@@ -156,6 +156,16 @@ def test_a_driver_that_dies_between_a_failed_original_and_its_dependents_writes_
         assert [record.status for record in journal.known.trials.values()] == ["failed"] * 3
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2"])
+def test_points_of_a_sampler_that_learns_depend_neither_on_workers_nor_on_order(sampler):
+    made = one_study(given={"trials": 24, "sampler": sampler})
+    alone, _ = run(made)
+    others = [run(made, workers=workers, seed=seed, outcome=fails_sometimes(0.0))[0] for workers, seed in ((5, 9), (8, 1))]
+    assert all(points_of(other, made) == points_of(alone, made) for other in others)
+    _, trace = run(made, alone)
+    assert trace.started == []
+
+
 def test_tpe_points_follow_the_results():
     made = one_study(given={"trials": 16})
     one, _ = run(made)
@@ -280,7 +290,7 @@ def test_raising_trials_runs_only_what_is_new():
     assert points_of(continued, many)[0][:11] == points_of(known, few)[0]
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "gp", "nsga2"])
 def test_lowering_trials_runs_nothing(sampler):
     known, _ = run(one_study(given={"trials": 8, "sampler": sampler}, seeds=[0, 1], search={"seeds": "all"}))
     _, trace = run(one_study(given={"trials": 3, "sampler": sampler}, seeds=[0, 1], search={"seeds": "all"}), known)
@@ -293,7 +303,7 @@ def test_lowering_trials_confirms_at_most_what_is_now_best():
     assert {trial.original.setting.seed for trial in trace.trials} <= {1, 2}
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+@pytest.mark.parametrize("sampler", ["tpe", "random", "qmc", "gp", "nsga2"])
 def test_adding_a_fraction_runs_only_that_fraction(sampler):
     few, many = (
         one_study(given={"trials": 4, "sampler": sampler}, deletion_fractions=fractions) for fractions in ([0.5], [0.1, 0.5])

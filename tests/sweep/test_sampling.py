@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from cu_ray.sweep import sampling
 from tests.sweep.simulator import SCRUB, plan
 
-SEARCHED = ("tpe", "random", "qmc")
+SEARCHED = ("tpe", "random", "qmc", "gp", "nsga2")
 RANGES = {
     "alpha": {"low": 0.001, "high": 10, "log": True},
     "lr": {"low": 0.01, "high": 0.02},
@@ -40,9 +40,14 @@ def drawn(study, count: int, score=lambda point: None) -> list[dict]:
     """The first points of a study whose results are those of a function."""
     points: list[dict] = []
     for index in range(count):
-        results = [score(point) for point in points[: sampling.results_needed(study, index)]]
+        results = [told(study, score(point)) for point in points[: sampling.results_needed(study, index)]]
         points.append(sampling.point(study, index, points, results))
     return points
+
+
+def told(study, score):
+    """The result of a point: the same number twice for a sampler of two objectives."""
+    return (score, score) if score is not None and study.num_objectives == 2 else score
 
 
 # --------------------------------------------------------------------------------------------------------------- ranges
@@ -120,7 +125,7 @@ def test_without_anything_to_search_there_is_one_point():
 def test_the_same_question_has_the_same_answer(sampler):
     study = ranged(sampler)
     points = drawn(study, 14, lambda point: point["lr"])
-    again = sampling.point(study, 13, points[:13], [point["lr"] for point in points[:10]])
+    again = sampling.point(study, 13, points[:13], [told(study, point["lr"]) for point in points[:10]])
     assert again == points[13]
 
 
@@ -170,19 +175,19 @@ class Spy(optuna.samplers.RandomSampler):
 
 
 @pytest.fixture
-def told(monkeypatch) -> list:
+def tpe_told(monkeypatch) -> list:
     seen: list = []
     monkeypatch.setattr(optuna.samplers, "TPESampler", lambda **how: Spy(seen, **how))
     return seen
 
 
-def test_tpe_is_told_results_in_order_failures_as_failures_and_the_rest_as_running(told):
+def test_tpe_is_told_results_in_order_failures_as_the_worst_and_the_rest_as_running(tpe_told):
     earlier = [{"alpha": 1.0 + index} for index in range(5)]
     sampling.point(study_of("scrub", SCRUB), 5, earlier, [0.25, None])
-    ((how, trials),) = told
+    ((how, trials),) = tpe_told
     assert trials == [
         (TrialState.COMPLETE, 0.25, 1.0),
-        (TrialState.FAIL, None, 2.0),
+        (TrialState.PRUNED, None, 2.0),  # below every score; a FAIL would be forgotten
         (TrialState.RUNNING, None, 3.0),
         (TrialState.RUNNING, None, 4.0),
         (TrialState.RUNNING, None, 5.0),
@@ -190,18 +195,18 @@ def test_tpe_is_told_results_in_order_failures_as_failures_and_the_rest_as_runni
     assert how["constant_liar"] is True
 
 
-def test_each_ask_has_a_seed_of_its_own(told):
+def test_each_ask_has_a_seed_of_its_own(tpe_told):
     study = study_of("scrub", SCRUB)
     for index in (0, 1, 0):
         sampling.point(study, index, [{"alpha": 1.0}] * index, [])
-    first, second, again = (how["seed"] for how, _ in told)
+    first, second, again = (how["seed"] for how, _ in tpe_told)
     assert first == again != second
 
 
-def test_options_are_told_by_their_place(told):
+def test_options_are_told_by_their_place(tpe_told):
     study = study_of("catastrophic_forgetting", {"k": [4, None, 2]})
     sampling.point(study, 2, [{"k": None}, {"k": 2}], [0.5])
-    ((_, trials),) = told
+    ((_, trials),) = tpe_told
     assert [place for _, _, place in trials] == [1, 2]
 
 
@@ -233,6 +238,48 @@ def test_tpe_concentrates_near_the_optimum_and_random_does_not():
             distances.append(distance(points[20:]))
             assert sampler == "random" or max(map(closeness, points)) > -0.01
     assert np.mean(far["tpe"]) < 0.7 * np.mean(far["random"])
+
+
+def test_tpe_keeps_away_from_where_points_fail():
+    failing = {"tpe": 0, "random": 0}
+    for sampler in failing:
+        for fraction in (0.1, 0.5, 1.0):
+            study = study_of("scrub", {**SCRUB, "sampler": sampler}, deletion_fractions=[fraction])
+            points = drawn(study, 40, lambda point: None if point["alpha"] > 1 else math.log10(point["alpha"]))
+            failing[sampler] += sum(point["alpha"] > 1 for point in points[10:])
+    assert failing["tpe"] < 2 * failing["random"]  # the best is at the edge; were failures forgotten, most points would fall beyond
+
+
+def test_gp_finds_the_optimum_with_few_points():
+    points = drawn(study_of("scrub", {**SCRUB, "sampler": "gp"}), 18, closeness)
+    assert max(map(closeness, points)) > -1e-3
+    assert distance(points[13:]) < 0.5 * distance(points[:10])
+
+
+def test_nsga2_spreads_over_the_front_of_two_objectives():
+    """Correction rises with alpha and utility falls with it: a front. Both fall with the distance of the temperature from 3."""
+
+    def objectives(point) -> tuple[float, float]:
+        exponent, off = math.log10(point["alpha"]), abs(point["temperature"] - 3)
+        return exponent - 5 * off, -exponent - 5 * off
+
+    ranges = {"alpha": RANGES["alpha"], "temperature": {"low": 1.0, "high": 5.0}}
+    study = study_of("scrub", {**SCRUB, **ranges, "sampler": "nsga2"})
+    points: list[dict] = []
+    for index in range(112):
+        results = [objectives(point) for point in points[: sampling.results_needed(study, index)]]
+        points.append(sampling.point(study, index, points, results))
+    off = [abs(point["temperature"] - 3) for point in points]
+    assert np.mean(off[80:]) < 0.7  # 1 for random ones
+    late = [math.log10(point["alpha"]) for point in points[80:]]
+    assert min(late) < -2 < 0 < max(late)
+
+
+def test_generations_of_nsga2_begin_when_enough_of_the_last_are_known_to_have_succeeded():
+    population, lag = sampling.POPULATION, 4
+    assert sampling._generations([(0.5, 0.5)] * 40, lag) == [0] * (population + lag - 1) + [1] * (population + lag - 1) + [2] * 2
+    failing = [None if number % 2 else (0.5, 0.5) for number in range(40)]
+    assert sampling._generations(failing, lag).index(1) == 2 * (population - 1) + lag
 
 
 def test_tpe_goes_where_the_score_is_high_not_low():

@@ -1,0 +1,72 @@
+"""What a reader of a sweep's results should know before trusting them: searches whose ranges were badly placed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from cu_ray.config import Options, Space
+from cu_ray.plugins import name_of
+from cu_ray.sweep.agenda import best_point
+from cu_ray.sweep.ledger import Known
+from cu_ray.sweep.plan import Hyperparameters, Plan, StudySpec
+from cu_ray.types import Record
+
+NEAR = 0.02  # of a range: closer to its end is at its edge
+
+
+def remarks(plan: Plan, known: Known) -> list[str]:
+    """A line for each method and hyperparameter whose best value lies at an edge, and for methods that changed nothing."""
+    searched, unchanged, edges = Counter[str](), Counter[str](), Counter[tuple[str, str, str]]()
+    for study in plan.studies:
+        points = known.points_of(study.key, study.method.budget)
+        trials = [trial.key for point in points for trial in study.trials(point, study.search_settings)]
+        if not study.method.has_choice or len(points) < study.method.budget or not known.trials.keys() >= set(trials):
+            continue
+        method = name_of(study.method.cls)
+        searched[method] += 1
+        unchanged[method] += _changed_nothing([known.trials[key] for key in trials])
+        best = best_point(study, points, known.trials, study.search.objective)
+        for name, edge in edges_of(study, points[best]).items() if best is not None else ():
+            edges[method, name, edge] += 1
+    lines = [
+        f"{method}: no point changed the model in {count} of {searched[method]} studies: its ranges do not fit"
+        for method, count in unchanged.items()
+        if count
+    ]
+    return lines + [
+        f"{method}: the best {name} lies at the {edge} end of its range in {count} of {searched[method]} studies"
+        for (method, name, edge), count in edges.items()
+    ]
+
+
+def edges_of(study: StudySpec, hyperparameters: Hyperparameters) -> dict[str, str]:
+    """The searched hyperparameters that lie at an end of their range: 'lower' or 'upper' by name.
+
+    Of listed values only numbers have ends, and only three or more are a range.
+    """
+    found = {}
+    for name, space in study.method.space.items() if study.method.points is None else ():
+        place = _place(space, hyperparameters[name])
+        if place is not None and (place <= NEAR or place >= 1 - NEAR):
+            found[name] = "lower" if place <= NEAR else "upper"
+    return found
+
+
+def _place(space: Space, value: Any) -> float | None:
+    """Where in its space a value lies, from 0 to 1; None where that has no meaning."""
+    if isinstance(space, Options):
+        numbers = [each for each in space.values if isinstance(each, (int, float)) and not isinstance(each, bool)]
+        few = len(numbers) < 3 or len(numbers) < len(space.values)
+        return None if few else sorted(numbers).index(value) / (len(numbers) - 1)
+    if space.log:
+        return math.log(value / space.low) / math.log(space.high / space.low)
+    return float((value - space.low) / (space.high - space.low))
+
+
+def _changed_nothing(trials: Sequence[Record]) -> bool:
+    """Whether trials succeeded and none of them changed a parameter."""
+    shares = [record.facts.get("changed_share") for record in trials if record.ok]
+    return bool(shares) and not any(shares)
