@@ -1,8 +1,13 @@
-"""The commands: parse, call, print. Exit codes: 0 all done, 1 some trials failed, 2 wrong use, 130 interrupted."""
+"""The commands: parse, call, print.
+
+Exit codes: 0 all done, 1 some trials failed, 2 wrong use, 3 the time limit came first, 130 interrupted.
+"""
 
 from __future__ import annotations
 
 import json
+import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -92,16 +97,26 @@ def load_sweep(file: str, only: tuple[str, ...], seeds: str, output: str | None,
 @sweep_options
 @click.option("--address", help="the Ray cluster to join, instead of starting Ray here (also RAY_ADDRESS)")
 @click.option("--workers", type=click.IntRange(min=1), help="how many trials run at once at most")
-@click.option("--retry-failed", is_flag=True, help="run failed trials again")
+@click.option("--retry-failed", is_flag=True, help="run failed trials again, and methods that were set aside")
+@click.option("--time-limit", help="start nothing more after this time, like 8h, 90m or 1h30m; exit code 3 if not all was done")
 def sweep(
-    file: str, only: tuple[str, ...], seeds: str, output: str | None, address: str | None, workers: int | None, retry_failed: bool
+    file: str,
+    only: tuple[str, ...],
+    seeds: str,
+    output: str | None,
+    address: str | None,
+    workers: int | None,
+    retry_failed: bool,
+    time_limit: str | None,
 ) -> None:
     """Run the sweep of FILE, or what of it is not done yet."""
     from cu_ray.report.terminal import best_table
     from cu_ray.sweep import runner
 
     out = console()
-    outcome = runner.run(load_sweep(file, only, seeds, output, address=address, workers=workers), out, retry_failed=retry_failed)
+    seconds = math.inf if time_limit is None else seconds_of(time_limit)
+    wanted = load_sweep(file, only, seeds, output, address=address, workers=workers)
+    outcome = runner.run(wanted, out, retry_failed=retry_failed, seconds=seconds)
     counts = outcome.estimate
     if counts.trials_done:
         out.print(best_table(outcome.tables))
@@ -111,9 +126,23 @@ def sweep(
     if outcome.interrupted:
         out.print(f"Interrupted: {counts.trials_done} of {counts.trials} trials are done. The same command goes on from there.")
         sys.exit(130)
+    for method, reason in outcome.set_aside.items():
+        out.print(Text(f"{method} was set aside after {reason}. --retry-failed takes it up again."), soft_wrap=True)
+    if outcome.time_is_up:
+        out.print(f"Time is up: {counts.trials_done} of {counts.trials} trials are done. The same command goes on from there.")
+        sys.exit(3)
     if outcome.num_failed:
         out.print(f"{outcome.num_failed} failed: see the columns status and error; --retry-failed runs them again.")
         sys.exit(1)
+
+
+def seconds_of(time: str) -> float:
+    """The seconds of a time like 8h, 90m, 1h30m or 45s. Raises UserError for anything else."""
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", time)
+    if not time or found is None:
+        raise UserError(f"--time-limit {time}: hours, minutes and seconds are needed, like 8h, 90m, 1h30m or 45s")
+    hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return 3600 * hours + 60 * minutes + seconds
 
 
 @main.command()

@@ -109,6 +109,7 @@ class SearchSection:
     aggregate: Annotated[str, Choices(("mean", "min"))] = "mean"
     seeds: Annotated[str, Choices(("first", "all", "each"))] = "first"
     lag: Annotated[int, Bound(low=1)] = 4
+    warm_start: Annotated[str, Choices(("none", "neighbour"))] = "none"
     defender: bool = False  # also run each point with a part of the deletion set held out, so that this rule can choose
 
     @property
@@ -127,6 +128,7 @@ class RuntimeSection:
     output: str = "results"
     storage: str = "~/.cache/cu-ray"
     address: str | None = None
+    max_failures: Annotated[int, Bound(low=1)] = 10  # of one kind, after which a method is set aside
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from cu_ray.plugins import name_of
 from cu_ray.selection import RULES, Parts
 from cu_ray.sweep import sampling
+from cu_ray.sweep.breaker import Breaker
 from cu_ray.sweep.ledger import Known, PointRecord
 from cu_ray.sweep.plan import Hyperparameters, Plan, StudySpec, memo_group, trial_cost
 from cu_ray.types import OriginalSpec, Record, Scores, TrialSpec
@@ -59,9 +61,16 @@ class Agenda:
     """The jobs of a plan, given what the journal already holds."""
 
     def __init__(
-        self, plan: Plan, journal: Journal, *, original_cached: Callable[[str], bool], retry_failed: bool = False
+        self,
+        plan: Plan,
+        journal: Journal,
+        *,
+        original_cached: Callable[[str], bool],
+        retry_failed: bool = False,
+        max_failures: int = 10,
     ) -> None:
         self.plan, self._journal, self._original_cached = plan, journal, original_cached
+        self._breaker = Breaker(max_failures, () if retry_failed else journal.known.trials.values())
         self._retry_failed = retry_failed
         self._ready: list[tuple[tuple[int, int, int], Job]] = []
         self._order = itertools.count()
@@ -76,6 +85,7 @@ class Agenda:
         self._retried: set[str] = set()
         self.finished: Counter[str] = Counter()  # statuses of what was run here
         self.studies = [StudyState(spec) for spec in plan.studies]
+        self._states = {study.spec.key: study for study in self.studies}
         for study in self.studies:
             self._advance(study)
         self._take_in_failures()
@@ -84,6 +94,11 @@ class Agenda:
     def done(self) -> bool:
         """Whether nothing is left to be run."""
         return not self._wanted
+
+    @property
+    def set_aside(self) -> dict[str, str]:
+        """The methods that are not run any more because they keep failing, and why."""
+        return self._breaker.reasons
 
     @property
     def running(self) -> list[Job]:
@@ -116,11 +131,12 @@ class Agenda:
 
     def next(self) -> Job | None:
         """A job to run now, or None where all that is left waits for what is running."""
-        if not self._ready:
-            return None
-        _, job = heapq.heappop(self._ready)
-        self._running[job.key] = job
-        return job
+        while self._ready:
+            _, job = heapq.heappop(self._ready)
+            if job.key in self._wanted:  # not set aside meanwhile
+                self._running[job.key] = job
+                return job
+        return None
 
     def give_back(self, job: Job) -> None:
         """Take back a job whose worker died, to be handed out again."""
@@ -144,8 +160,11 @@ class Agenda:
         if record.kind == "original" and not record.ok:
             self._fail_dependents(record)
         for job in self._waiting.pop(record.key, []):
-            self._offer(job)
+            if job.key in self._wanted:
+                self._offer(job)
         if record.kind == "trial":
+            if self._breaker.hear(record):
+                self._drop(record.spec["method"]["name"])
             self._release_memo(record.key)
             for study in self._listeners.pop(record.key, []):
                 self._advance(study)
@@ -154,8 +173,10 @@ class Agenda:
 
     def _advance(self, study: StudyState) -> None:
         """Take in the study's results, make the points that these allow, then confirm the best."""
-        self._collect(study)
         spec = study.spec
+        if name_of(spec.method.cls) in self.set_aside or (spec.neighbour and not self._states[spec.neighbour.key].confirmed):
+            return
+        self._collect(study)
         while len(study.points) < spec.method.budget and len(study.results) >= sampling.results_needed(spec, len(study.points)):
             self._add_point(study)
             self._collect(study)
@@ -166,6 +187,9 @@ class Agenda:
                     self._want_trial(trial, study)
             for trial in self.repetitions(study):
                 self._want_trial(trial, study)
+            for follower in self.studies:
+                if follower.spec.neighbour and follower.spec.neighbour.key == spec.key:
+                    self._advance(follower)
 
     def _add_point(self, study: StudyState) -> None:
         spec, index = study.spec, len(study.points)
@@ -174,7 +198,8 @@ class Agenda:
             hyperparameters: Hyperparameters = written.values
         else:
             known = study.results[: sampling.results_needed(spec, index)]
-            hyperparameters = sampling.point(spec, index, study.points, known)
+            warm = self._warm_start(study) if index == 0 else None
+            hyperparameters = warm or sampling.point(spec, index, study.points, known)
         trials = spec.trials(hyperparameters, spec.search_settings)
         keys = tuple(trial.key for trial in trials)
         if written is None:
@@ -183,6 +208,14 @@ class Agenda:
         study.trial_keys.append(keys)
         for trial in trials:
             self._want_trial(trial, study)
+
+    def _warm_start(self, study: StudyState) -> Hyperparameters | None:
+        """The best point of the study's neighbour; None where it has none."""
+        if study.spec.neighbour is None:
+            return None
+        neighbour = self._states[study.spec.neighbour.key]
+        best = best_point(neighbour.spec, neighbour.points, self._journal.known.trials, neighbour.spec.search.objective)
+        return None if best is None else neighbour.points[best]
 
     def _collect(self, study: StudyState) -> None:
         """Score further points, in index order, as far as their trials are done."""
@@ -255,8 +288,18 @@ class Agenda:
         if group is not None:
             self._led.discard(group)
             self._warm.add(group)
-            for job in self._waiting.pop(group, []):
+            for job in self._waiting.pop(group, []):  # those set aside are passed over when they come up
                 self._push(job)
+
+    def _drop(self, method: str) -> None:
+        """Want nothing more of a method, nor the originals that nothing else waits for."""
+        for job in [job for key, job in self._wanted.items() if key not in self._running]:
+            if isinstance(job.spec, TrialSpec) and name_of(job.spec.method) == method:
+                del self._wanted[job.key]
+        needed = {job.spec.original.key for job in self._wanted.values() if isinstance(job.spec, TrialSpec)}
+        for key in [key for key, job in self._wanted.items() if job.kind == "original"]:
+            if key not in needed and key not in self._running:
+                del self._wanted[key]
 
     def _fail_dependents(self, original: Record) -> None:
         self._retried.add(original.key)

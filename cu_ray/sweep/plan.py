@@ -23,7 +23,8 @@ SEARCH_IDENTITY = ("objective", "scope", "aggregate", "seeds", "lag", "holds_out
 class StudySpec:
     """One hyperparameter search: a method on settings that differ in their seed only, on one deletion fraction or on several.
 
-    A method that does not look at the deletion set has no fractions: one trial a seed stands for all.
+    A method that does not look at the deletion set has no fractions: one trial a seed stands for all. With a neighbour,
+    the study on the next higher fraction, its first point is the best of that one.
     """
 
     settings: tuple[Setting, ...]  # by seed, the sweep's first seed first
@@ -32,6 +33,7 @@ class StudySpec:
     method: MethodPlan
     search: SearchSection
     unlearning_seeds: int = 1
+    neighbour: StudySpec | None = None
 
     @functools.cached_property
     def key(self) -> str:
@@ -57,6 +59,8 @@ class StudySpec:
             "keep": self.method.keep,
             "sampler": self.method.sampler if self.searched else None,
             "search": {name: getattr(self.search, name) for name in SEARCH_IDENTITY},
+            # its budget too: with another one its best point may be another
+            **({"neighbour": [self.neighbour.key, self.neighbour.method.budget]} if self.neighbour else {}),
         }
 
     @property
@@ -185,11 +189,11 @@ def make(sweep: Sweep, sources: Mapping[Any, Source], precision: Callable[[str],
             studies += _controls(sweep, settings)
             for detection in sweep.detections:
                 for method in sweep.methods:
-                    studies += [
-                        StudySpec(shared, detection, fractions, method, sweep.search, sweep.controls.unlearning_seeds)
-                        for fractions in _scopes(sweep, method)
+                    searches = [
+                        _search(sweep, StudySpec(shared, detection, (), method, sweep.search, sweep.controls.unlearning_seeds))
                         for shared in _shared(sweep, method, settings)
                     ]
+                    studies += [study for by_fraction in zip(*searches, strict=True) for study in by_fraction]
     sizes = {each.content_hash: (each.num_train, each.num_test) for each in sources.values()}
     unique = {study.key: study for study in studies}
     return Plan(sweep.name, tuple(unique.values()), sizes, sweep.fractions)
@@ -216,12 +220,18 @@ def _shared(sweep: Sweep, method: MethodPlan, settings: tuple[Setting, ...]) -> 
     return [(setting,) for setting in settings] if sweep.search.seeds == "each" and method.has_choice else [settings]
 
 
-def _scopes(sweep: Sweep, method: MethodPlan) -> list[tuple[float, ...]]:
-    if not method.cls.uses_deletion_set:
-        return [()]
+def _search(sweep: Sweep, study: StudySpec) -> list[StudySpec]:
+    """The study for each deletion fraction, or one for all of them, in the order of the sweep's fractions."""
+    if not study.method.cls.uses_deletion_set:
+        return [study]
     if sweep.search.scope == "across_fractions":
-        return [sweep.fractions]
-    return [(fraction,) for fraction in sweep.fractions]
+        return [replace(study, fractions=sweep.fractions)]
+    warm = sweep.search.warm_start == "neighbour" and study.searched and study.method.sampler != "grid"
+    by_fraction: dict[float, StudySpec] = {}
+    for fraction in sorted(sweep.fractions, reverse=True):
+        neighbour = list(by_fraction.values())[-1] if warm and by_fraction else None
+        by_fraction[fraction] = replace(study, fractions=(fraction,), neighbour=neighbour)
+    return [by_fraction[fraction] for fraction in sweep.fractions]
 
 
 def typical_point(study: StudySpec) -> Hyperparameters:

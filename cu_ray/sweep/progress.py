@@ -101,7 +101,9 @@ def describe(job: Job) -> str:
     assert isinstance(spec, TrialSpec)
     setting = spec.original.setting
     fraction = f", fraction {spec.deletion_size / setting.manipulation.size:g}" if spec.deletion_size else ""
-    return f"{name_of(spec.method)}{fraction}, seed {setting.seed}{', part held out' if spec.held_out else ''}"
+    further = [setting.control and setting.control.replace("_", " "), "part held out" if spec.held_out else None]
+    further += [f"unlearning seed {spec.unlearning_seed}" if spec.unlearning_seed else None]
+    return f"{name_of(spec.method)}{fraction}, seed {setting.seed}" + "".join(f", {each}" for each in further if each)
 
 
 def _clock(seconds: float) -> str:

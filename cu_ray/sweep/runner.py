@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import os
 import platform
 import shutil
@@ -41,7 +42,9 @@ class Outcome:
     num_failed: int  # of all trials and originals of the plan, also those from earlier runs
     interrupted: bool
     tables: Path
+    time_is_up: bool
     remarks: list[str]
+    set_aside: dict[str, str]
 
 
 def load_datasets(sweep: Sweep) -> dict[Any, Dataset]:
@@ -81,20 +84,20 @@ def preview(sweep: Sweep) -> tuple[Estimate, list[str]]:
     return estimate(made, Agenda(made, journal, original_cached=_cached_in(sweep)), journal.known), absent
 
 
-def run(sweep: Sweep, console: Console, *, retry_failed: bool = False) -> Outcome:
-    """Run what of the sweep is not done yet.
+def run(sweep: Sweep, console: Console, *, retry_failed: bool = False, seconds: float = math.inf) -> Outcome:
+    """Run what of the sweep is not done yet; after so many seconds nothing more is started.
 
     Raises UserError before any worker starts where something is wrong; RayStopped where Ray ends or the disk is full.
     """
     try:
-        return _run(sweep, console, retry_failed=retry_failed)
+        return _run(sweep, console, retry_failed=retry_failed, deadline=time.monotonic() + seconds)
     except OSError as error:
         reason = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
         message = f"stopped: {reason}. What is in {sweep.folder / 'ledger'} is kept; the same command goes on."
         raise RayStopped(message) from error
 
 
-def _run(sweep: Sweep, console: Console, *, retry_failed: bool) -> Outcome:
+def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float) -> Outcome:
     datasets = load_datasets(sweep)
     made = make_plan(sweep, datasets)
     _require_writable("results", sweep.folder, "Give another place with --output.")
@@ -103,11 +106,19 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool) -> Outcome:
         weights.deposit(weights.read(sweep.original.path), made, LocalStore(sweep.runtime.storage))
     with ledger.Ledger(sweep.folder / "ledger") as journal:
         _warn_of_changed_code(made, journal, console)
-        agenda = Agenda(made, journal, original_cached=_cached_in(sweep), retry_failed=retry_failed)
-        work = _Work(sweep, made, datasets, agenda, journal, console)
+        agenda = Agenda(
+            made,
+            journal,
+            original_cached=_cached_in(sweep),
+            retry_failed=retry_failed,
+            max_failures=sweep.runtime.max_failures,
+        )
+        work = _Work(sweep, made, datasets, agenda, journal, console, deadline)
         interrupted = False
         if agenda.done:
-            console.print(f"Nothing to do: all {work.estimate().trials} trials of {made.name} are done.")
+            counts = work.estimate()
+            if counts.trials_done == counts.trials:
+                console.print(f"Nothing to do: all {counts.trials} trials of {made.name} are done.")
         else:
             try:
                 with _signals_interrupt():
@@ -115,12 +126,14 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool) -> Outcome:
             except KeyboardInterrupt:
                 interrupted = True
         counts = work.write(running=False)
-        if not (interrupted or agenda.done):
+        time_is_up = not agenda.done and time.monotonic() > deadline
+        if not (interrupted or agenda.done or time_is_up):
             raise RayStopped(f"Ray stopped before the sweep was done: see {work.log}. The same command goes on.")
         originals = [journal.known.originals[spec.key] for spec in made.originals() if spec.key in journal.known.originals]
         num_failed = counts.trials_failed + sum(not record.ok for record in originals)
         said = remarks.remarks(made, journal.known)
-        return Outcome(counts, sum(agenda.finished.values()), num_failed, interrupted, sweep.folder / "tables", said)
+        num_run, folder = sum(agenda.finished.values()), sweep.folder / "tables"
+        return Outcome(counts, num_run, num_failed, interrupted, folder, time_is_up, said, agenda.set_aside)
 
 
 @dataclass(frozen=True)
@@ -133,6 +146,7 @@ class _Work:
     agenda: Agenda
     journal: ledger.Ledger
     console: Console
+    deadline: float
 
     @property
     def log(self) -> Path:
@@ -193,7 +207,7 @@ class _Work:
             tuner = tune.Tuner(
                 tune.with_resources(trainable, resources),
                 tune_config=tune.TuneConfig(
-                    search_alg=AgendaSearcher(self.agenda, progress.heard),
+                    search_alg=AgendaSearcher(self.agenda, progress.heard, self.deadline),
                     num_samples=-1,
                     max_concurrent_trials=slots,
                     reuse_actors=True,

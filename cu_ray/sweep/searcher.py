@@ -5,7 +5,9 @@ Tune pickles both into its own experiment folder. Nothing is read back from ther
 
 from __future__ import annotations
 
+import math
 import shutil
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -23,9 +25,9 @@ MAX_RETRIES = 3  # of a job whose worker died
 class AgendaSearcher(Searcher):
     """Hands out the agenda's jobs as Tune trials."""
 
-    def __init__(self, agenda: Agenda, heard: Callable[[Job, Record | None], None]) -> None:
+    def __init__(self, agenda: Agenda, heard: Callable[[Job, Record | None], None], deadline: float = math.inf) -> None:
         super().__init__()
-        self._agenda, self._heard = agenda, heard
+        self._agenda, self._heard, self._deadline = agenda, heard, deadline
         self._jobs: dict[str, Job] = {}  # by Tune's trial id
         self._deaths: Counter[str] = Counter()  # of workers, by the key of the job they were at
 
@@ -34,8 +36,8 @@ class AgendaSearcher(Searcher):
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next job; None where all that is left waits for a running one; FINISHED in the end."""
-        if self._agenda.done:
+        """The next job; None where all that is left waits for a running one; FINISHED in the end and after the deadline."""
+        if self._agenda.done or time.monotonic() > self._deadline:
             return str(Searcher.FINISHED)
         job = self._agenda.next()
         if job is None:

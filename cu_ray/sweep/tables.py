@@ -167,6 +167,7 @@ def _best_schema() -> pa.Schema:
             "images_backward_mean": pa.float64(),
             "num_points": pa.int64(),
             "num_points_planned": pa.int64(),
+            "coverage": pa.float64(),
             "num_trials_failed": pa.int64(),
             "sampler": pa.string(),
             "search_objective": pa.string(),
@@ -306,6 +307,8 @@ def _best_rows(plan: Plan, search_key: str, studies: list[StudySpec], known: Kno
         "detection": _compact("detections", describe(first.detection)),
         "num_points": sum(map(len, points.values())),
         "num_points_planned": sum(study.method.budget for study in studies),
+        "coverage": sum(_num_finished(study, points[study.key], known) for study in studies)
+        / sum(study.method.budget for study in studies),
         "num_trials_failed": sum(not record.ok for record in finished),
         "sampler": first.method.sampler if first.searched else None,
         "search_objective": first.search.objective if first.searched else None,
@@ -337,6 +340,11 @@ def _best_rows(plan: Plan, search_key: str, studies: list[StudySpec], known: Kno
             sizes = {"deletion_fraction": fraction, "deletion_size": first.size(fraction)}
             rows.append(by_choice | sizes | _over_seeds(records, rule.reports))
     return rows
+
+
+def _num_finished(study: StudySpec, points: list[Row], known: Known) -> int:
+    """How many points have all their trials done."""
+    return sum(all(trial.key in known.trials for trial in study.trials(point, study.search_settings)) for point in points)
 
 
 def _over_seeds(records: list[Record], prefix: str) -> Row:
@@ -381,7 +389,7 @@ def _is_stale(spec: Mapping[str, Any]) -> bool | None:
 def _compact(kind: str, described: Mapping[str, Any]) -> str:
     """A plug-in's name, with those of its settings that are not at their default: `resnet9(width=8)`."""
     defaults = {name: fact.default for name, fact in _facts(kind, described["name"]).items()}
-    settings = [f"{name}={described[name]}" for name, default in defaults.items() if described.get(name) != default]
+    settings = [f"{name}={described[name]}" for name, default in defaults.items() if described.get(name, default) != default]
     return str(described["name"]) + (f"({', '.join(settings)})" if settings else "")
 
 

@@ -179,6 +179,7 @@ def fails_sometimes(share: float, salt: str = "") -> Outcome:
 class Trace:
     """What happened: jobs in the order in which they were handed out, and in which they ended."""
 
+    agenda: Agenda
     started: list[Job] = field(default_factory=list)
     ended: list[Job] = field(default_factory=list)
 
@@ -236,7 +237,7 @@ def play(
     agenda: Agenda, *, workers: int = 1, seed: int = 0, kill_after: int | None = None, outcome: Outcome = record_of
 ) -> Trace:
     """Run an agenda to its end, or until so many jobs have ended: what runs then is lost. The seed draws who ends next."""
-    rng, pool, trace = random.Random(seed), Pool(agenda), Trace()
+    rng, pool, trace = random.Random(seed), Pool(agenda), Trace(agenda)
     while not agenda.done:
         while len(pool.running) < workers and (job := pool.start()) is not None:
             trace.started.append(job)

@@ -247,7 +247,9 @@ def test_tpe_keeps_away_from_where_points_fail():
             study = study_of("scrub", {**SCRUB, "sampler": sampler}, deletion_fractions=[fraction])
             points = drawn(study, 40, lambda point: None if point["alpha"] > 1 else math.log10(point["alpha"]))
             failing[sampler] += sum(point["alpha"] > 1 for point in points[10:])
-    assert failing["tpe"] < 2 * failing["random"]  # the best is at the edge; were failures forgotten, most points would fall beyond
+    assert (
+        failing["tpe"] < 2 * failing["random"]
+    )  # the best is at the edge; were failures forgotten, most points would fall beyond
 
 
 def test_gp_finds_the_optimum_with_few_points():
