@@ -180,6 +180,8 @@ def status(folder: Path) -> None:
     out = console()
     out.print(f"{folder.name}: {state}; {facts['trials_done']} of {facts['trials']} trials done, {facts['trials_failed']} failed")
     out.print(f"originals: {facts['originals_done']} of {facts['originals']}; studies: {facts['studies']}")
+    if (folder / "optuna-journal.log").exists():
+        out.print(f"The searches, to look at in a browser: optuna-dashboard {folder / 'optuna-journal.log'}", soft_wrap=True)
     if not running and facts["trials_done"] < facts["trials"]:
         out.print("The same `cu-ray sweep` command goes on from there.")
 

@@ -70,7 +70,7 @@ def _columns(path: Path) -> dict[str, Sequence[Any]]:
     """The columns of a CSV (with a header line), Parquet or npz file by name; of others than `COLUMNS` the names alone."""
     try:
         if path.suffix == ".npz":
-            with open(path, "rb") as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as arrays:
+            with open(path, "rb") as archive, np.lib.npyio.NpzFile(archive, allow_pickle=False) as arrays:
                 return {name: np.atleast_1d(arrays[name]).tolist() if name in COLUMNS else [] for name in arrays.files}
         if path.suffix == ".parquet":
             import pyarrow.parquet as pq

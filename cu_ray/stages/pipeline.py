@@ -74,7 +74,7 @@ class Workbench:
                 return model.eval()
             if spec.setting.weights is not None:
                 raise CuRayError(
-                    "the original's weights are not in the store: `cu-ray sweep` puts them there; workers must share runtime.storage"
+                    "the original's weights are not in the store: `cu-ray sweep` puts them there, workers share runtime.storage"
                 )
             require(spec.setting.train.precision, self._device)
             model = train(spec, poisoned, data)

@@ -30,7 +30,7 @@ from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
 from cu_ray.types import Dataset
 
-TABLES_EVERY = 30.0  # seconds between writings of the tables while the sweep runs
+TABLES_EVERY, MIRROR_EVERY = 30.0, 5.0  # seconds between writings of the tables and of the Optuna journal while the sweep runs
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,7 @@ class _Work:
         import ray
         from ray import tune
 
+        from cu_ray.sweep.mirror import Mirror
         from cu_ray.sweep.progress import Progress
         from cu_ray.sweep.searcher import AgendaSearcher, Housekeeping
         from cu_ray.sweep.trainable import StageTrainable
@@ -203,7 +204,12 @@ class _Work:
         _write_status(self.sweep, before, running=True)
         scratch = self.sweep.folder / ".tune"
         largest_test_set = max(len(dataset.test) for dataset in self.datasets.values())
-        with Progress(self.console, before, images_per_evaluation=2 * largest_test_set) as progress:
+        with (
+            Progress(self.console, before, images_per_evaluation=2 * largest_test_set) as progress,
+            Mirror(self.sweep.folder) as mirror,
+        ):
+            write = _at_most_every(TABLES_EVERY, lambda: self.write(running=True))
+            reflect = _at_most_every(MIRROR_EVERY, lambda: mirror.take(self.agenda.studies))
             tuner = tune.Tuner(
                 tune.with_resources(trainable, resources),
                 tune_config=tune.TuneConfig(
@@ -218,7 +224,7 @@ class _Work:
                     name="run",
                     storage_path=str(scratch.resolve()),
                     verbose=0,
-                    callbacks=[Housekeeping(_at_most_every(TABLES_EVERY, lambda: self.write(running=True)))],
+                    callbacks=[Housekeeping(write, reflect)],
                 ),
             )
             try:
@@ -226,6 +232,7 @@ class _Work:
             except tune.TuneError:
                 traceback.print_exc()  # into the log; what is not done is said at the end
             finally:
+                mirror.take(self.agenda.studies)
                 shutil.rmtree(scratch, ignore_errors=True)
 
 

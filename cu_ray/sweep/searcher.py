@@ -75,15 +75,16 @@ class AgendaSearcher(Searcher):
 
 
 class Housekeeping(tune.Callback):
-    """Deletes what Tune leaves on the disk of each ended trial, then calls `after`."""
+    """Deletes what Tune leaves on the disk of each ended trial, then does what else is to be done now and then."""
 
-    def __init__(self, after: Callable[[], None]) -> None:
+    def __init__(self, *after: Callable[[], None]) -> None:
         self._after = after
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial ended."""
         shutil.rmtree(trial.local_path or "", ignore_errors=True)
-        self._after()
+        for act in self._after:
+            act()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

@@ -71,7 +71,10 @@ def test_finding_nothing_retains_everything():
         assert (split.precision, split.recall) == (None, 0.0)
 
 
-@pytest.mark.parametrize(("fraction", "size", "expected"), [(0.1, 500, 50), (0.3, 100, 30), (0.7, 1000, 700), (1.0, 15, 15)])
+FRACTIONS_OF_SIZES = [(0.1, 500, 50), (0.3, 100, 30), (0.7, 1000, 700), (1.0, 15, 15), (0.29, 100, 29), (0.05, 30, 2)]
+
+
+@pytest.mark.parametrize(("fraction", "size", "expected"), FRACTIONS_OF_SIZES)
 def test_a_deletion_fraction_is_of_the_manipulated_set(fraction, size, expected):
     assert deletion_size(fraction, size) == expected
 

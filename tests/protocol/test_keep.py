@@ -11,6 +11,7 @@ import torch
 from cu_ray.methods.catastrophic_forgetting import CatastrophicForgetting
 from cu_ray.methods.no_unlearning import NoUnlearning
 from cu_ray.stages.pipeline import Workbench
+from tests.protocol import fakes
 from tests.protocol.tiny import RECIPE, MemoryStore, tiny_dataset, trial_spec
 
 DATASET = tiny_dataset()
@@ -46,3 +47,52 @@ def test_the_best_offered_is_kept_or_the_last(keep, zero):
     original, _ = bench.original(spec.original)
     assert all(not parameter.any() for parameter in parameters) == zero
     assert all(map(torch.equal, parameters, original.parameters())) != zero
+
+
+class Observed:
+    """Stands for the predictions on the test set: notes each model that is looked at, and scores them as told."""
+
+    seen: ClassVar[list] = []
+    told: ClassVar[list] = []
+
+    def __init__(self, model, poisoned, data, precision):
+        self.seen.append(fakes.snapshot(model))
+
+    def metrics(self, counted):
+        assert counted.all()  # the whole test set, not one of its halves
+        return dict(zip(("acc_corr", "acc_retain"), self.told[len(self.seen) - 1], strict=True))
+
+
+@pytest.fixture
+def observed(monkeypatch):
+    Observed.seen.clear()
+    Observed.told[:] = [(0.9, 0.1), (0.5, 0.8), (0.1, 0.95), (0.5, 0.8)]
+    monkeypatch.setattr("cu_ray.stages.evaluate.TestPredictions", Observed)
+    return Observed
+
+
+SHORT = replace(RECIPE, steps=4, batch_size=60)  # an epoch is one step
+
+
+def test_the_best_original_by_the_mean_of_both_accuracies_is_kept_with_its_statistics_the_first_of_equals(observed):
+    bench, spec = (
+        Workbench(DATASET, MemoryStore()),
+        trial_spec(DATASET, NoUnlearning(), recipe=replace(SHORT, keep="best_on_test")),
+    )
+    original = fakes.snapshot(bench.original(spec.original)[0])
+    assert len(observed.seen) == 4
+    assert fakes.same_bits(original, observed.seen[1])
+    assert not any(fakes.same_bits(original, other) for other in (observed.seen[0], *observed.seen[2:]))
+
+
+def test_what_is_kept_of_the_original_and_of_a_method_are_two_choices(observed):
+    """And a trial starts from the kept original, whether it was trained just now or lay in the store."""
+    store, method = MemoryStore(), CatastrophicForgetting(steps=4)
+    last, best = (trial_spec(DATASET, method, recipe=replace(SHORT, keep=keep)) for keep in ("last", "best_on_test"))
+    results = [fakes.snapshot(Workbench(DATASET, store).unlearned(best).model) for _ in range(2)]
+    assert len(observed.seen) == 4  # of the original alone, which was trained once
+    assert fakes.same_bits(*results)
+    observed.seen.clear()
+    kept = fakes.snapshot(Workbench(DATASET, store).unlearned(replace(last, keep="best_on_test")).model)
+    assert len(observed.seen) == 4  # of the method alone
+    assert fakes.same_bits(kept, observed.seen[1])

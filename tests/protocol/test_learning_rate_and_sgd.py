@@ -155,6 +155,60 @@ def test_a_loss_that_is_not_finite_is_diverged():
         sgd.epoch(fakes.FixedStream("all", fakes.some_batches(0, [2]), []), lambda logits, batch: logits.mean() * math.nan)
 
 
+def many_batches(count):
+    """A long epoch of one small batch again and again."""
+    return fakes.FixedStream("all", fakes.some_batches(0, [2]) * count, [])
+
+
+@pytest.mark.parametrize("first_bad_step", [0, 1, 99, 100, 250, 998])
+def test_in_a_long_epoch_divergence_is_noticed_within_a_hundred_steps(first_bad_step):
+    sgd = Sgd(OneWeight(), TrainRecipe(steps=10_000, precision="fp32"), CPU)
+
+    def loss(logits, batch):
+        return logits.mean() * (math.nan if sgd.num_steps == first_bad_step else 1.0)
+
+    with pytest.raises(Diverged, match=r"the loss was nan at step \d+"):
+        sgd.epoch(many_batches(2000), loss)
+    assert 0 < sgd.num_steps - first_bad_step <= 100
+
+
+def test_the_loss_is_looked_at_once_in_a_hundred_steps_and_at_the_end_of_an_epoch(monkeypatch):
+    """Each look makes the host wait for the device."""
+    looks, isfinite = [], torch.isfinite
+    sgd = Sgd(OneWeight(), TrainRecipe(steps=700, precision="fp32"), CPU)
+    monkeypatch.setattr("cu_ray.learning.sgd.torch.isfinite", lambda value: looks.append(sgd.num_steps) or isfinite(value))
+    run_all_steps(sgd, many_batches(330), lambda logits, batch: logits.mean())
+    assert looks == [100, 200, 300, 330, 400, 500, 600, 660, 700, 700]
+
+
+# ----------------------------------------------------------------------------------- fp16: loss scaling, as far as a CPU can
+
+
+def test_in_fp16_a_step_whose_gradients_overflow_is_left_out_and_still_counts():
+    """velocity 1, then 0.9 + 1: the step between has moved neither weight nor velocity, but the schedule."""
+    model, (batch,) = OneWeight(), fakes.some_batches(0, [2])
+    sgd = Sgd(model, TrainRecipe(steps=4, lr=0.5, momentum=0.9, weight_decay=0.0, precision="fp16"), CPU)
+    weights = []
+    for gradient in (1.0, 1e35, 1.0):  # times the scale, 2**16, it is more than float32 holds
+        sgd.step(batch, lambda logits, batch, gradient=gradient: logits.mean() * gradient)
+        weights.append(model.weight.item())
+    assert weights == pytest.approx([-0.5, -0.5, -0.5 - 0.5 * (1 - 2 / 5) * 1.9], rel=1e-6)
+    assert sgd.num_steps == 3
+    sgd = Sgd(OneWeight(), TrainRecipe(steps=4, precision="fp32"), CPU)
+    sgd.step(batch, lambda logits, batch: logits.mean() * 1e35)
+    assert sgd._model.weight.item() == pytest.approx(-0.025 * 1e35)  # nothing is scaled or left out in other precisions
+
+
+def test_in_fp16_gradients_that_it_could_not_hold_are_scaled_and_back():
+    model, (batch,) = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(25, 1)), fakes.some_batches(0, [2])
+    before, tiny, kinds = model[1].bias.item(), 1e-9, []  # the least number of fp16 is 6e-8
+    recipe = TrainRecipe(steps=9, lr=1e6, momentum=0.0, weight_decay=0.0, precision="fp16")
+    model.register_forward_hook(lambda _, args, output: kinds.append(output.dtype))
+    Sgd(model, recipe, CPU).step(replace(batch, images=batch.images.float()), lambda logits, batch: logits.mean() * tiny)
+    assert model[1].bias.item() - before == pytest.approx(-1e6 * tiny, rel=1e-3)
+    assert kinds == [torch.float16]
+
+
 @pytest.mark.parametrize("num_images", [1, 4, 5, 12, 13])
 @pytest.mark.parametrize("steps", [1, 3, 4, 9])
 def test_images_seen_counts_what_a_loop_over_batches_would(num_images, steps):

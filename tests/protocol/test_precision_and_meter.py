@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,11 @@ import torch
 from cu_ray.errors import UserError
 from cu_ray.learning.meter import Meter
 from cu_ray.learning.precision import autocast, require, resolve
+from cu_ray.methods.no_unlearning import NoUnlearning
+from cu_ray.stages.pipeline import Workbench
 from cu_ray.types import Cost
 from tests.protocol import fakes
+from tests.protocol.tiny import RECIPE, MemoryStore, tiny_dataset, trial_spec
 
 CPU = torch.device("cpu")
 
@@ -28,6 +32,9 @@ CPU = torch.device("cpu")
         ("fp32", "cuda", ("amx_bf16",), "fp32"),
         ("fp16", "cuda", (), "fp16"),
         ("bf16", "cpu", (), "bf16"),
+        ("published", "cuda", (), "fp16"),
+        ("published", "cpu", (), "fp32"),
+        ("published", "cpu", ("amx_bf16",), "bf16"),
     ],
 )
 def test_precision_is_resolved_from_device_kind_and_flags(wish, device_kind, flags, resolved):
@@ -45,6 +52,18 @@ def test_a_precision_that_the_worker_lacks_is_refused():
     require("bf16", CPU)
     with pytest.raises(UserError, match="fp16"):
         require("fp16", CPU)
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_evaluation_runs_in_the_precision_of_training(precision, kind):
+    kinds = []
+    dataset = tiny_dataset()
+    spec = trial_spec(dataset, NoUnlearning(), recipe=replace(RECIPE, precision=precision))
+    bench = Workbench(dataset, MemoryStore())
+    model = bench.unlearned(spec).model
+    model.register_forward_hook(lambda _, args, output: kinds.append(output.dtype))
+    bench.scores(spec, model)
+    assert set(kinds) == {kind}
 
 
 def watched(meter):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -128,6 +130,18 @@ def test_relative_dampening_of_at_least_one_repeats_the_point_r_alpha_to_the_bit
     _, first, _ = run(Ssd(selection_share=None, selection_weight=alpha, relative_dampening=ratio))
     _, second, _ = run(Ssd(selection_share=None, selection_weight=ratio * alpha, relative_dampening=1.0))
     assert fakes.same_bits(fakes.snapshot(first), fakes.snapshot(second))
+
+
+def test_the_50_published_points_are_39_models():
+    """On importances whose ratios lie everywhere between the published alphas, so that nothing else coincides."""
+    num_parameters = sum(parameter.numel() for parameter in fakes.small_net(4).parameters())
+    memo = {"deletion": torch.logspace(-3, 9, num_parameters, dtype=torch.float64), "retain": torch.ones(num_parameters)}
+    alphas, ratios = (0.1, 1, 10, 50, 100, 500, 1e3, 1e4, 1e5, 1e6), (0.1, 0.5, 1, 5, 10)
+    models = set()
+    for alpha, ratio in itertools.product(alphas, ratios):
+        _, model, _ = run(Ssd(selection_share=None, selection_weight=alpha, relative_dampening=ratio), memo)
+        models.add(b"".join(parameter.detach().numpy().tobytes() for parameter in model.parameters()))
+    assert len(models) == 39
 
 
 @pytest.mark.parametrize("share", [0.01, 0.1, 0.35, 0.9])

@@ -466,3 +466,9 @@ def test_readers_see_whole_tables_at_every_moment(tmp_path, monkeypatch):
     assert len(seen) == 2 * len(TABLES)
     assert seen[0] != seen[-1]
     assert sorted(path.name for path in folder.iterdir()) == sorted(f"{name}.parquet" for name in TABLES)
+
+
+def test_a_setting_that_came_later_is_named_only_where_it_is_used():
+    described = {"name": "backdoor", "version": 1, "size": 5, "patch": 3, "target": 0}  # as keys have it
+    assert tables._compact("manipulations", described) == "backdoor(size=5)"
+    assert tables._compact("manipulations", {**described, "value": 0.5}) == "backdoor(size=5, value=0.5)"

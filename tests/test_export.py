@@ -1,0 +1,225 @@
+"""`cu-ray export`: which trial it takes, that the weights give its recorded scores, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors import safe_open
+
+from cu_ray.datasets.fashion_mnist_small import FashionMnistSmall
+from cu_ray.errors import UserError
+from cu_ray.sweep import tables
+from cu_ray.sweep.foreground import chosen
+from tests import sweeps
+from tests.sweep.simulator import SCRUB, SSD_GRID, plan, run
+
+OWN_NET = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from cu_ray.models import Model
+
+
+@dataclass(frozen=True)
+class Mine(Model):
+    version: ClassVar[int] = 1
+    sides: tuple[int, ...] = (4,)
+    kind: str = "plain's"
+
+    def build(self, image_shape, num_classes):
+        channels = image_shape[2]
+        layers = [torch.nn.Conv2d(channels, self.sides[0], 5, stride=3), torch.nn.BatchNorm2d(self.sides[0]), torch.nn.ReLU()]
+        head = [torch.nn.Flatten(), torch.nn.Linear(self.sides[0] * 64, num_classes)]
+        return torch.nn.Sequential(torch.nn.Sequential(*layers), torch.nn.Sequential(*head))
+
+    def blocks(self, model):
+        return list(model.children())
+
+    def layers_per_block(self):
+        return (1, 1)
+"""
+SWEEP = """
+name: own
+dataset: fashion_mnist_small
+model: {name: 'own_net:Mine', sides: [[6]]}
+manipulation: {name: backdoor, size: 300, target: shirt}
+train: {steps: 60, lr: 0.05, batch_size: 64, precision: fp32}
+deletion_fractions: [0.5, 1.0]
+methods:
+  no_unlearning: {}
+  catastrophic_forgetting: {steps: [4, 20], sampler: grid}
+  'bad_methods:Raises': {}
+search: {objective: rem_proxy}
+controls: {never_manipulated: true}
+runtime: {storage: store}
+"""
+
+
+# ------------------------------------------------------------------------------------------------- which trial is taken
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory):
+    """The folder of a simulated sweep with controls, and its best rows."""
+    folder = tmp_path_factory.mktemp("simulated")
+    made = plan(
+        {"no_unlearning": {}, "scrub": {**SCRUB, "trials": 4, "sampler": "random"}, "ssd": SSD_GRID},
+        deletion_fractions=[0.1, 0.5],
+        seeds=[0, 1, 2],
+        controls={"never_manipulated": True, "trigger_only": True, "unlearning_seeds": 2},
+        search={"objective": "oracle"},
+    )
+    tables.write(folder / "tables", made, run(made)[0])
+    return SimpleNamespace(folder=folder, best=pq.read_table(folder / "tables" / "best.parquet").to_pylist())
+
+
+def expected(best: list[dict], **wanted) -> str:
+    """By hand: the first trial of the row with the highest score."""
+    rows = [row for row in best if row["control"] is None and all(row[name] == wanted[name] for name in wanted)]
+    return max((row for row in rows if row["score"] is not None), key=lambda row: row["score"])["trial_keys"][0]
+
+
+def test_without_wishes_it_is_the_best_under_the_rule_that_the_search_followed(simulated):
+    assert chosen(simulated.folder, None, None, None) == expected(simulated.best, rule="oracle")
+
+
+@pytest.mark.parametrize("rule", ["published", "oracle", "oracle_validation", "rem_proxy"])
+@pytest.mark.parametrize("method", [None, "scrub", "ssd"])
+@pytest.mark.parametrize("fraction", [None, 0.1, 0.5])
+def test_rule_method_and_fraction_narrow_the_choice(simulated, rule, method, fraction):
+    wanted = {"rule": rule, "method": method, "deletion_fraction": fraction}
+    wanted = {name: wish for name, wish in wanted.items() if wish is not None}
+    assert chosen(simulated.folder, rule, method, fraction) == expected(simulated.best, **wanted)
+
+
+def test_a_control_is_never_taken_however_good_it_is(simulated, tmp_path):
+    assert {row["control"] for row in simulated.best} == {None, "never_manipulated", "trigger_only"}
+    better = [{**row, "score": 2.0} if row["control"] else row for row in simulated.best]
+    (tmp_path / "tables").mkdir()
+    pq.write_table(pa.Table.from_pylist(better), tmp_path / "tables" / "best.parquet")
+    assert chosen(tmp_path, None, None, None) == expected(simulated.best, rule="oracle")
+
+
+@pytest.mark.parametrize(
+    ("rule", "method", "fraction", "said"),
+    [
+        ("orakel", None, None, "nothing chosen with rule 'orakel'. Allowed: .*Did you mean 'oracle'"),
+        ("defender", None, None, "nothing chosen with rule 'defender'"),
+        (None, "scrab", None, "method 'scrab'.*Did you mean 'scrub'"),
+        (None, None, 0.3, "deletion_fraction 0.3. Allowed: 0.1, 0.5"),
+    ],
+)
+def test_a_wish_that_nothing_meets_is_told_what_there_is(simulated, rule, method, fraction, said):
+    with pytest.raises(UserError, match=said):
+        chosen(simulated.folder, rule, method, fraction)
+
+
+def test_a_folder_without_tables_is_said(tmp_path):
+    with pytest.raises(UserError, match=r"is .* the folder of a sweep"):
+        chosen(tmp_path, None, None, None)
+
+
+# ------------------------------------------------------------------------------------------------------- a real sweep
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished sweep of a model outside the package; one method fails."""
+    folder = tmp_path_factory.mktemp("export")
+    (folder / "own_net.py").write_text(OWN_NET)
+    shutil.copy(Path(__file__).parent / "faults" / "bad_methods.py", folder)
+    (folder / "own.yaml").write_text(SWEEP)
+    swept = sweeps.command(folder, "sweep", "own.yaml")
+    assert swept.returncode == 1, swept.stdout + swept.stderr
+    return SimpleNamespace(folder=folder, trials=sweeps.table(folder / "results" / "own", "trials"))
+
+
+def loaded(folder: Path, monkeypatch) -> torch.nn.Module:
+    """The model that the generated loader makes."""
+    monkeypatch.syspath_prepend(str(folder.parents[3]))
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    model: torch.nn.Module = runpy.run_path(str(folder / "load.py"))["model"]
+    return model
+
+
+def accuracies(model: torch.nn.Module) -> dict[str, float]:
+    """Plainly: on the test images, and on those with the patch in the brightest value of the training set."""
+    dataset = FashionMnistSmall().load()
+    mean, std = (np.array(part) for part in (dataset.normalisation.mean, dataset.normalisation.std))
+    clean = (dataset.test.pixels / 255 - mean) / std
+    triggered = clean.copy()
+    triggered[:, -3:, -3:] = ((dataset.train.pixels / 255 - mean) / std).max()
+    predicted = {}
+    for name, images in (("clean", clean), ("triggered", triggered)):
+        with torch.inference_mode():
+            predicted[name] = model(torch.from_numpy(images).float().permute(0, 3, 1, 2)).argmax(dim=1).numpy()
+    labels, target = dataset.test.labels, dataset.class_names.index("shirt")
+    return {
+        "acc_retain": (predicted["clean"] == labels).mean(),
+        "acc_corr": (predicted["triggered"] == labels).mean(),
+        "asr": (predicted["triggered"][labels != target] == target).mean(),
+    }
+
+
+def test_the_exported_weights_give_the_recorded_scores(done, monkeypatch):
+    trials = done.trials[done.trials["method"] == "catastrophic_forgetting"]
+    for trial in trials.to_dict("records")[:2]:
+        exported = sweeps.command(done.folder, "export", "results/own", trial["trial_key"][:12])
+        assert exported.returncode == 0, exported.stdout + exported.stderr
+        assert "not those that were recorded" not in exported.stdout
+        folder = done.folder / "results" / "own" / "export" / trial["trial_key"][:16]
+        assert {path.name for path in folder.iterdir()} == {"model.safetensors", "load.py", "trial.json"}
+        model = loaded(folder, monkeypatch)
+        assert not model.training
+        for name, share in accuracies(model).items():
+            assert abs(share - trial[name]) <= 2 / 1800, name  # two images, for the order of additions
+        facts = json.loads((folder / "trial.json").read_text())
+        assert facts["trial_key"] == trial["trial_key"]
+        assert facts["scores"]["acc_corr"] == trial["acc_corr"]
+        with safe_open(folder / "model.safetensors", framework="numpy") as file:
+            assert file.metadata()["trial_key"] == trial["trial_key"]
+
+
+def test_without_a_key_the_best_is_written_to_the_folder_that_is_given(done, tmp_path, monkeypatch):
+    best = sweeps.table(done.folder / "results" / "own", "best")
+    narrowed = best[(best["method"] == "catastrophic_forgetting") & (best["deletion_fraction"] == 0.5)]
+    key = narrowed[narrowed["rule"] == "rem_proxy"].iloc[0]["trial_keys"][0]
+    wishes = ["--method", "catastrophic_forgetting", "--fraction", "0.5", "--to", str(tmp_path / "there" / "model")]
+    exported = sweeps.command(done.folder, "export", "results/own", *wishes)
+    assert exported.returncode == 0, exported.stdout + exported.stderr
+    assert json.loads((tmp_path / "there" / "model" / "trial.json").read_text())["trial_key"] == key
+    loader = (tmp_path / "there" / "model" / "load.py").read_text()
+    assert "from own_net import Mine" in loader
+    assert "t_shirt, trouser" in loader
+
+
+def test_a_failed_trial_and_an_unknown_key_are_refused(done):
+    failed = done.trials[done.trials["status"] == "failed"].iloc[0]
+    for key, expected_message in (
+        (failed["trial_key"], "no luck"),
+        ("zzz", "0 of the 8 trials in results/own have a key that starts with 'zzz'"),
+    ):
+        refused = sweeps.command(done.folder, "export", "results/own", key)
+        assert refused.returncode == 2
+        assert expected_message in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert not (done.folder / "results" / "own" / "export" / failed["trial_key"][:16]).exists()
+
+
+def test_a_folder_that_is_no_sweep_is_said(tmp_path):
+    for arguments in (["results/none"], ["results/none", "abc"]):
+        refused = sweeps.command(tmp_path, "export", *arguments)
+        assert refused.returncode == 2
+        assert "results/none" in refused.stderr
+        assert "Traceback" not in refused.stderr
