@@ -61,6 +61,9 @@ class AgendaSearcher(Searcher):
             record = Record(job.kind, job.key, job.spec.describe(), "failed", reason)
         else:
             record = unpack(result)
+        if record.key != job.key:  # it understood the job otherwise: what it made is not what was asked for
+            reason = f"its worker runs another version of cu-ray or of a plug-in ({record.facts.get('host', 'host unknown')})"
+            record = Record(job.kind, job.key, job.spec.describe(), "failed", reason)
         self._agenda.complete(record)
         self._heard(job, record)
 
