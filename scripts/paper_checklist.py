@@ -1,7 +1,10 @@
-"""Hold a sweep's tables to what the paper says: `python scripts/paper_checklist.py results/fashion_paper docs/fashion-paper`.
+"""Hold a sweep's tables to what the paper says.
 
-Prints Markdown: the recovered share (acc_corr - no unlearning) / (retraining at fraction 1 - no unlearning) of each method, in
-each cell and at each fraction, and which of the paper's claims hold by the thresholds below. Writes OUT.png and OUT.csv.
+    python scripts/paper_checklist.py results/fashion_paper results/fashion_noise docs/fashion-paper
+
+Prints Markdown: which of the paper's claims hold by the thresholds below; the recovered share (acc_corr - no unlearning) /
+(retraining at fraction 1 - no unlearning) of each method, in each cell and at each fraction; the controls; the noise floor.
+Writes OUT.png and OUT.csv.
 """
 
 from __future__ import annotations
@@ -97,6 +100,31 @@ def claims(mean: pd.DataFrame) -> list[tuple[str, str, str]]:
     ]
 
 
+def controls(folder: Path) -> pd.DataFrame:
+    """Mean scores on the report half of originals as they are: manipulated, with the trigger alone, never manipulated."""
+    trials = pd.read_parquet(folder / "tables" / "trials.parquet")
+    trials = trials[trials["method"] == "no_unlearning"].assign(control=lambda rows: rows["control"].fillna("manipulated"))
+    scores = ["report_acc_corr", "report_acc_retain", "report_asr", "report_confusion_rate"]
+    return trials.groupby(["manipulation", "manipulation_size", "control"])[scores].mean().reset_index()
+
+
+def noise(folder: Path) -> pd.DataFrame:
+    """Standard deviation of acc_corr and acc_retain over the unlearning seeds of one trial."""
+    trials = pd.read_parquet(folder / "tables" / "trials.parquet")
+    repeated = trials[trials["unlearning_seed"] > 0].groupby(["manipulation", "method", "hyperparameters"])["trial_key"].count()
+    trials = trials.set_index(["manipulation", "method", "hyperparameters"]).loc[repeated.index]
+    spread = trials.groupby(["manipulation", "method"])[["report_acc_corr", "report_acc_retain"]]
+    return spread.agg(["std", "count"]).reset_index()
+
+
+def printed(table: pd.DataFrame, header: list[str]) -> None:
+    """The table as Markdown."""
+    print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for row in table.itertuples(index=False):
+        cells = ["-" if pd.isna(cell) else f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row]
+        print(f"| {' | '.join(cells)} |")
+
+
 def draw(mean: pd.DataFrame, output: Path) -> None:
     """One panel a cell and metric, one line a method."""
     mpl.use("Agg")
@@ -116,7 +144,7 @@ def draw(mean: pd.DataFrame, output: Path) -> None:
     figure.savefig(output, dpi=130)
 
 
-def main(folder: Path, output: Path) -> None:
+def main(folder: Path, noise_folder: Path, output: Path) -> None:
     """Print the tables; write the figure and the numbers."""
     rows = recovered(chosen(folder))
     rows["place"] = rows["method"].map(list(COLOURS).index)
@@ -141,6 +169,11 @@ def main(folder: Path, output: Path) -> None:
             shares = " | ".join(f"{by_fraction.get(fraction, float('nan')):.2f}" for fraction in fractions)
             print(f"| {cell} | {method} | {shares} | {line['lost'].min():.3f} to {line['lost'].max():.3f} |")
 
+    printed(controls(folder), ["manipulation", "size", "original", "acc_corr", "acc_retain", "asr", "confusion_rate"])
+    floor = noise(noise_folder)
+    floor.columns = ["manipulation", "method", "corr", "n", "retain", "n2"]
+    printed(floor.drop(columns="n2"), ["manipulation", "method", "acc_corr", "n", "acc_retain"])
+
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:4]))
