@@ -1,4 +1,4 @@
-"""What Tune tells the searcher: records are taken in, jobs whose worker died are given back, other trials' records are not believed."""
+"""What Tune tells the searcher: records are taken in, jobs of dead workers given back, other trials' records not believed."""
 
 from __future__ import annotations
 
