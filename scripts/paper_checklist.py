@@ -18,8 +18,7 @@ import pandas as pd
 
 RULE = "oracle_validation"
 STAYS, WORKS = 0.5, 0.8  # a recovered share below the first: the harm stays; above the second: the method works
-MUCH = 0.2  # of accuracy
-LEAST_HARM = 0.05  # a cell in which retraining gains less than that tells nothing
+MUCH = 0.2  # of accuracy: an original that is harmed by less has hardly learned the manipulation, and shares of that say nothing
 CONVENTIONAL = ("catastrophic_forgetting", "scrub", "bad_teaching")
 COLOURS = {
     "no_unlearning": "#000000",
@@ -57,7 +56,7 @@ def recovered(rows: pd.DataFrame) -> pd.DataFrame:
     healed = rows[(rows["method"] == "retraining") & (rows["deletion_fraction"] == 1)].groupby(by)["acc_corr"].first()
     joined = rows.join(none.add_suffix("_none"), on=by).join(healed.rename("healed"), on=by)
     gain = joined["healed"] - joined["acc_corr_none"]
-    share = (joined["acc_corr"] - joined["acc_corr_none"]) / gain.where(gain >= LEAST_HARM)
+    share = (joined["acc_corr"] - joined["acc_corr_none"]) / gain.where(gain >= MUCH)
     return joined.assign(recovered=share, lost=joined["acc_retain_none"] - joined["acc_retain"], harm=gain)
 
 
