@@ -163,7 +163,7 @@ def main(folder: Path, noise_folder: Path, output: Path) -> None:
     print("\n| cell | method | " + " | ".join(f"{fraction:g}" for fraction in fractions) + " | acc_retain lost |")
     print("|---|---|" + "---|" * (len(fractions) + 1))
     for (cell, method), line in mean.groupby(["cell", "method"], sort=False):
-        if method != "no_unlearning":
+        if method != "no_unlearning" and line["recovered"].notna().any():
             by_fraction = line.set_index("deletion_fraction")["recovered"]
             shares = " | ".join(f"{by_fraction.get(fraction, float('nan')):.2f}" for fraction in fractions)
             print(f"| {cell} | {method} | {shares} | {line['lost'].min():.3f} to {line['lost'].max():.3f} |")
