@@ -88,6 +88,7 @@ def load_sweep(file: str, only: tuple[str, ...], seeds: str, output: str | None,
         further = [int(seed) for seed in seeds.lstrip("+").split(",") if seed]
     except ValueError:
         raise UserError(f"--seeds {seeds}: whole numbers are needed, like --seeds +3,4") from None
+    sys.path.append(str(Path(file).resolve().parent))  # plug-ins beside the sweep file
     sweep = config.load(file, only=only, seeds=further)
     changes = {name: value for name, value in {"output": output, **runtime}.items() if value is not None}
     return replace(sweep, runtime=replace(sweep.runtime, **changes))
@@ -131,7 +132,7 @@ def sweep(
     if outcome.time_is_up:
         out.print(f"Time is up: {counts.trials_done} of {counts.trials} trials are done. The same command goes on from there.")
         sys.exit(3)
-    if outcome.num_failed:
+    if outcome.num_failed or outcome.set_aside:
         out.print(f"{outcome.num_failed} failed: see the columns status and error; --retry-failed runs them again.")
         sys.exit(1)
 

@@ -122,7 +122,7 @@ class SearchSection:
 class RuntimeSection:
     """Where and with what a sweep runs: never part of a key."""
 
-    gpus_per_trial: Annotated[float | str, Choices(("auto",))] = "auto"
+    gpus_per_trial: Annotated[float | str, Choices(("auto",)), Bound(low=0, open_low=True)] = "auto"
     device: Annotated[str, Choices(("auto", "cpu", "cuda"))] = "auto"
     workers: Annotated[int | None, Bound(low=1)] = None
     output: str = "results"
@@ -187,7 +187,7 @@ def load(path: Path | str, *, only: Sequence[str] = (), seeds: Sequence[int] = (
 
     only: restrictions like `method=ssd` or `fraction=0.1`; seeds: further seeds besides the file's.
     """
-    return _restricted(_Reader(yaml_file.read(path, merged=MERGED)).sweep(), only, seeds)
+    return _restricted(_Reader(yaml_file.read(path, merged=MERGED, own=("name",))).sweep(), only, seeds)
 
 
 def parse(text: str, source: str = "sweep") -> Sweep:
@@ -668,8 +668,15 @@ def _restricted(sweep: Sweep, only: Sequence[str], seeds: Sequence[int]) -> Swee
         if given not in named[what]:
             raise UserError(f"--only {wish}: {given!r} is no {what} of {sweep.source}. {did_you_mean(given, named[what])}")
         chosen.setdefault(what, []).append(named[what][given])
+    search = sweep.search
+    if "fraction" in chosen and (search.scope == "across_fractions" or search.warm_start == "neighbour"):
+        setting = "scope: across_fractions" if search.scope == "across_fractions" else "warm_start: neighbour"
+        raise UserError(f"--only fraction: with search.{setting} a fraction's search depends on the others")
+    if "seed" in chosen and search.seeds == "first" and sweep.seeds[0] not in chosen["seed"]:
+        raise UserError(f"--only seed: with search.seeds: first the search is on seed {sweep.seeds[0]}, which must be among them")
     return replace(
         sweep,
+        controls=replace(sweep.controls, never_manipulated=False, trigger_only=False) if "method" in chosen else sweep.controls,
         methods=tuple(chosen.get("method", sweep.methods)),
         fractions=tuple(chosen.get("fraction", sweep.fractions)),
         seeds=tuple(dict.fromkeys([*chosen.get("seed", sweep.seeds), *seeds])),

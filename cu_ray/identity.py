@@ -52,6 +52,11 @@ def derived() -> Any:
     return dataclasses.field(default=None, metadata={"derived": True})
 
 
+def carried() -> Any:
+    """A derived field that only carries what another stands for in keys: no part of them."""
+    return dataclasses.field(default=None, metadata={"derived": True, "location": True})
+
+
 def mapping_of(instance: Any, *, locations: bool = True) -> dict[str, Any]:
     """The fields of a dataclass by name, coerced to their declared types (1 and 1.0 are one key), plain JSON values.
 

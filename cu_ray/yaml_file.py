@@ -7,7 +7,7 @@ that says `extends: other.yaml` starts from that file.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,14 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+$"), list("-+0123456789"))
 
 
-def read(path: Path | str, *, merged: Mapping[str, int], extended_by: tuple[Path, ...] = ()) -> YamlFile:
+def read(
+    path: Path | str, *, merged: Mapping[str, int], own: Collection[str] = (), extended_by: tuple[Path, ...] = ()
+) -> YamlFile:
     """The file's value, that of the file it extends included.
 
-    merged: the sections of which single entries replace those of the extended file, by how many levels deep they are
-    looked through; any other section replaces the whole of it. Raises UserError where a file cannot be read, Faults for
-    what is not YAML and for duplicate keys.
+    own: the sections that every file has for itself. merged: the sections of which single entries replace those of the
+    extended file, by how many levels deep they are looked through; any other section replaces the whole of it. Raises
+    UserError where a file cannot be read, Faults for what is not YAML and for duplicate keys.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -67,9 +69,10 @@ def read(path: Path | str, *, merged: Mapping[str, int], extended_by: tuple[Path
         raise Faults(file.source, [f"{file.where('extends')}: {given!r} extends this file in turn"])
     if not base_path.is_file():
         raise Faults(file.source, [f"{file.where('extends')}: there is no file {str(base_path)!r}"])
-    base = read(base_path, merged=merged, extended_by=(here, *extended_by))
+    base = read(base_path, merged=merged, own=own, extended_by=(here, *extended_by))
     if not isinstance(base.value, dict):
         raise Faults(file.source, [f"{file.where('extends')}: {str(base_path)!r} is not a mapping, as a sweep file is"])
+    base.value = {name: value for name, value in base.value.items() if name not in own}
     _lay_over(base, file, merged)
     return file
 

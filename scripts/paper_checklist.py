@@ -57,7 +57,8 @@ def recovered(rows: pd.DataFrame) -> pd.DataFrame:
     joined = rows.join(none.add_suffix("_none"), on=by).join(healed.rename("healed"), on=by)
     gain = joined["healed"] - joined["acc_corr_none"]
     share = (joined["acc_corr"] - joined["acc_corr_none"]) / gain.where(gain >= MUCH)
-    return joined.assign(recovered=share, lost=joined["acc_retain_none"] - joined["acc_retain"], harm=gain)
+    lost = (joined["acc_retain_none"] - joined["acc_retain"]).where(gain >= MUCH)
+    return joined.assign(recovered=share, lost=lost, harm=gain)
 
 
 def claims(mean: pd.DataFrame) -> list[tuple[str, str, str]]:
@@ -153,7 +154,7 @@ def main(folder: Path, noise_folder: Path, output: Path) -> None:
     scores = ["acc_corr", "acc_retain", "recovered", "lost", "harm"]
     mean = rows.groupby(by, sort=False)[scores].mean().reset_index()
     spread = rows.groupby(by, sort=False)[scores[:3]].std().add_suffix("_std").reset_index()
-    counts = rows.groupby(by, sort=False)["seed"].nunique().rename("n").reset_index()
+    counts = rows.groupby(by, sort=False).agg(n=("seed", "nunique"), n_recovered=("recovered", "count")).reset_index()
     mean.drop(columns="harm").merge(spread, on=by).merge(counts, on=by).round(4).to_csv(output.with_suffix(".csv"), index=False)
     draw(mean, output.with_suffix(".png"))
     fractions = sorted(mean["deletion_fraction"].dropna().unique())

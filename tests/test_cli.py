@@ -145,3 +145,24 @@ def test_a_full_disk_is_one_message_and_code_1(tmp_path, monkeypatch):
     assert "No space left on device" in result.output
     assert "the same command goes on" in result.output
     assert "Traceback" not in result.output
+
+
+def test_plugins_beside_the_sweep_file_are_found_from_any_folder(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "beside_it.py").write_text(
+        "from dataclasses import dataclass\nfrom typing import ClassVar\n"
+        "from cu_ray.methods.no_unlearning import NoUnlearning\n\n\n"
+        "@dataclass(frozen=True)\nclass Same(NoUnlearning):\n    version: ClassVar[int] = 1\n"
+    )
+    text = QUICKSTART.read_text().split("methods:")[0] + "methods: {beside_it:Same: {}}\n"
+    (tmp_path / "sub" / "mine.yaml").write_text(text)
+    done = sweeps.command(tmp_path, "plan", "sub/mine.yaml", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["by_method"] == {"beside_it:Same": 2}
+
+
+def test_no_share_of_a_gpu_is_refused(tmp_path):
+    (tmp_path / "none.yaml").write_text(QUICKSTART.read_text() + "runtime: {gpus_per_trial: 0}\n")
+    result = cu_ray("plan", str(tmp_path / "none.yaml"))
+    assert result.exit_code == 2
+    assert "runtime.gpus_per_trial" in result.output

@@ -626,7 +626,26 @@ def test_without_restrictions_everything_is_there(file):
 def test_methods_fractions_and_seeds_can_be_restricted(file):
     assert restricted(file, ["method=ssd"])[0] == ["ssd"]
     assert restricted(file, ["method=ssd,method=scrub", "fraction=0.5"])[:2] == (["ssd", "scrub"], (0.5,))
+    assert restricted(file, ["seed=0"])[2] == (0,)
+
+
+def test_a_restriction_that_would_make_other_searches_is_refused(file):
+    text = file.read_text()
+    with pytest.raises(UserError, match="the search is on seed 0"):
+        restricted(file, ["seed=1"])
+    file.write_text(f"{text}\nsearch: {{seeds: all}}\n")
     assert restricted(file, ["seed=1"])[2] == (1,)
+    for setting in ("scope: across_fractions", "warm_start: neighbour"):
+        file.write_text(f"{text}\nsearch: {{{setting}}}\n")
+        with pytest.raises(UserError, match=setting):
+            restricted(file, ["fraction=0.5"])
+
+
+def test_controls_belong_to_no_method(file):
+    file.write_text(file.read_text() + "\ncontrols: {never_manipulated: true, unlearning_seeds: 2}\n")
+    assert config.load(file).controls.originals == ("never_manipulated",)
+    only = config.load(file, only=["method=ssd"]).controls
+    assert (only.originals, only.unlearning_seeds) == ((), 2)
 
 
 @pytest.mark.parametrize("written", ["1", "1.0", "1.00"])

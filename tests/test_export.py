@@ -223,3 +223,13 @@ def test_a_folder_that_is_no_sweep_is_said(tmp_path):
         assert refused.returncode == 2
         assert "results/none" in refused.stderr
         assert "Traceback" not in refused.stderr
+
+
+def test_of_several_settings_none_is_taken_unasked(tmp_path):
+    made = plan({"scrub": {**SCRUB, "trials": 2}}, manipulation={"name": "backdoor", "size": [50, 100]})
+    known, _ = run(made)
+    tables.write(tmp_path / "tables", made, known)
+    with pytest.raises(UserError, match="has several settings") as caught:
+        chosen(tmp_path, None, None, None)
+    assert "backdoor 50" in str(caught.value)
+    assert "backdoor 100" in str(caught.value)

@@ -75,7 +75,7 @@ def test_a_file_that_only_extends_another_and_has_a_name_is_the_same_sweep(tmp_p
     ],
 )
 def test_single_entries_of_some_sections_are_replaced(tmp_path, section, given, expected):
-    child = load(tmp_path, base=BASE, child=f"extends: base.yaml\n{section}: {given}\n")
+    child = load(tmp_path, base=BASE, child=f"extends: base.yaml\nname: child\n{section}: {given}\n")
     got = asdict(child.trains[0] if section == "train" else getattr(child, section))
     assert {name: got[name] for name in expected} == expected
     base = everything(config.load(tmp_path / "base.yaml"))
@@ -96,7 +96,7 @@ def test_single_entries_of_some_sections_are_replaced(tmp_path, section, given, 
     ],
 )
 def test_other_sections_replace_the_whole(tmp_path, section, given):
-    child = load(tmp_path, base=BASE, child=f"extends: base.yaml\n{section}: {given}\n")
+    child = load(tmp_path, base=BASE, child=f"extends: base.yaml\nname: child\n{section}: {given}\n")
     lines = [line for line in BASE.splitlines() if not line.startswith(f"{section}:")]
     alone = load(tmp_path, alone="\n".join(lines) + f"\n{section}: {given}\n")
     assert everything(child) == everything(alone)
@@ -110,6 +110,7 @@ def test_hyperparameters_replace_single_ones_and_methods_keep_the_order_of_the_b
         base=BASE,
         child="""
 extends: base.yaml
+name: child
 methods:
   bad_teaching: {steps: 3}
   ssd: {selection_share: 0.2}
@@ -158,7 +159,9 @@ def test_a_fault_names_the_file_and_line_that_it_is_in(tmp_path):
 
 def test_what_is_replaced_cannot_be_at_fault(tmp_path):
     broken = BASE.replace("patch: 4", "patch: 40").replace("lr: 0.05", "lr: -1").replace("alpha: [0.1, 1]", "alpha: nothing")
-    child = "extends: base.yaml\nmanipulation: {name: backdoor, size: 5}\ntrain: {lr: 1}\nmethods: {scrub: {alpha: 1}}\n"
+    child = (
+        "extends: base.yaml\nname: child\nmanipulation: {name: backdoor, size: 5}\ntrain: {lr: 1}\nmethods: {scrub: {alpha: 1}}\n"
+    )
     assert load(tmp_path, base=broken, child=child + "deletion_fractions: [1.0]\n").trains[0].lr == 1
 
 
@@ -220,3 +223,7 @@ def test_a_base_that_cannot_be_read_is_one_message(tmp_path):
     (tmp_path / "base.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="cannot be read"):
         load(tmp_path, child="extends: base.yaml\n")
+
+
+def test_a_name_is_not_inherited_or_two_sweeps_would_share_a_folder(tmp_path):
+    assert faults_of(tmp_path, base=BASE, child="extends: base.yaml\nseeds: [7]\n") == ["the section 'name' is missing"]

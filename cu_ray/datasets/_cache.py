@@ -13,6 +13,8 @@ import fcntl
 import json
 import os
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,3 +160,18 @@ def _opened(path: Path) -> Kept:
 def _mapped(path: Path) -> Any:
     """A plain array on the mapped file: NumPy's memmap would be pickled into Ray as a class of its own."""
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+
+
+# what the readers of damaged files raise
+UNREADABLE = (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile)
+
+
+@contextlib.contextmanager
+def readable(source: str) -> Iterator[None]:
+    """A context in which errors of reading become a UserError that names the source; a full disk stays what it is."""
+    try:
+        yield
+    except UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
+            raise
+        raise UserError(f"{source}: cannot be read ({type(error).__name__}: {error}); is it damaged?") from error

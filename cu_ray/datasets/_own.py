@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from cu_ray.datasets import Dataset
-from cu_ray.datasets._cache import CACHE, Contents, kept, path_of
+from cu_ray.datasets._cache import CACHE, Contents, kept, path_of, readable
 from cu_ray.errors import UserError
 from cu_ray.plugins import Bound, name_of
 from cu_ray.types import Augmentation, DatasetFacts, Indices
@@ -27,6 +27,12 @@ class Own(Dataset):
     flip: bool = False
     cache: str = CACHE
 
+    def __post_init__(self) -> None:
+        """Paths are absolute from here on: trials are made again from other folders."""
+        for name in ("file", "folder"):
+            if hasattr(self, name):
+                object.__setattr__(self, name, str(Path(getattr(self, name)).expanduser().absolute()))
+
     def contents(self) -> Contents:
         """All but the images, and how to read these. Raises UserError where something is missing or does not fit."""
         raise NotImplementedError
@@ -37,14 +43,19 @@ class Own(Dataset):
 
     def facts(self) -> DatasetFacts:
         """Sizes, shape and classes, from headers, listings and labels."""
-        found = self.contents()
+        with readable(self._place()):
+            found = self.contents()
         return DatasetFacts(len(found.train.labels), len(found.test.labels), found.image_shape, found.class_names)
 
     def load(self) -> LoadedDataset:
         """The images, converted where that was not done before."""
-        images = kept(path_of(self.cache, name_of(self), self.identity()), lambda scratch: self.contents())
+        with readable(self._place()):
+            images = kept(path_of(self.cache, name_of(self), self.identity()), lambda scratch: self.contents())
         augmentation = Augmentation(self.crop_padding, self.flip)
         return LoadedDataset(name_of(self), images.class_names, images.normalisation, augmentation, images.train, images.test)
+
+    def _place(self) -> str:
+        return str(getattr(self, "file", None) or getattr(self, "folder", "the data set"))
 
 
 def existing(given: str, what: str) -> Path:

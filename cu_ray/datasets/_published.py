@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from cu_ray.datasets import Dataset
-from cu_ray.datasets._cache import CACHE, NO_SPACE, Contents, Part, kept, path_of
+from cu_ray.datasets._cache import CACHE, Contents, Part, kept, path_of, readable
 from cu_ray.datasets._download import DOWNLOADS, Archive, fetch
 from cu_ray.errors import UserError
 from cu_ray.plugins import name_of
 from cu_ray.types import Augmentation, DatasetFacts, Normalisation, Pixels
 from cu_ray.types import Dataset as LoadedDataset
-
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, zlib.error)  # what the readers of damaged files raise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +62,7 @@ class Published(Dataset):
         self.require()
         paths = fetch(self.archives, self._downloads(), self.title)
         source = f"{self.title} in {', '.join(map(str, paths))}"
-        with _readable(source):
+        with readable(source):
             train, test = self.read(paths, scratch)
         if (len(train.labels), len(test.labels)) != self.num_images:
             found, expected = f"{len(train.labels)} + {len(test.labels)}", f"{self.num_images[0]} + {self.num_images[1]}"
@@ -76,15 +72,5 @@ class Published(Dataset):
 
 
 def _each(blocks: Iterable[Pixels], source: str) -> Iterator[Pixels]:
-    with _readable(source):
+    with readable(source):
         yield from blocks
-
-
-@contextlib.contextmanager
-def _readable(source: str) -> Iterator[None]:
-    try:
-        yield
-    except UNREADABLE as error:
-        if isinstance(error, OSError) and error.errno in NO_SPACE:
-            raise
-        raise UserError(f"{source}: cannot be read ({type(error).__name__}: {error}); it must be as published") from error

@@ -9,7 +9,7 @@ from typing import ClassVar, Self
 import numpy as np
 
 from cu_ray.errors import FieldFault
-from cu_ray.identity import derived, located
+from cu_ray.identity import carried, derived, key_of, located
 from cu_ray.manipulations import Manipulation, class_index
 from cu_ray.manipulations._incident import packed, read, unpacked
 from cu_ray.types import Corruption, Dataset, DatasetFacts, Domains, Images, Normalisation, View
@@ -31,7 +31,8 @@ class FromFile(Manipulation):
     size: int = 0
     affected_classes: tuple[int | str, ...] | None = None
     target: int | str | None = None
-    samples: str | None = derived()  # what the file says, packed when it is read: workers need no file
+    content: str | None = derived()  # checksum of what the file says
+    samples: str | None = carried()  # what the file says, packed when it is read: workers need no file
     file: str = located()
 
     def settle(self, facts: DatasetFacts) -> Self:
@@ -45,7 +46,9 @@ class FromFile(Manipulation):
         )
         target = None if self.target is None else class_index("target", self.target, facts)
         file = str(Path(self.file).expanduser().absolute())
-        return replace(self, size=size, affected_classes=affected, target=target, samples=packed(incident), file=file)
+        content = key_of([incident.indices.tolist(), None if incident.labels is None else incident.labels.tolist()])
+        settled = replace(self, size=size, affected_classes=affected, target=target, file=file)
+        return replace(settled, content=content, samples=packed(incident))
 
     @property
     def truth_known(self) -> bool:

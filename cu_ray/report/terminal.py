@@ -33,7 +33,7 @@ def best_table(tables: Path, rule: str | None = None) -> Table:
         raise UserError(f"{rule!r} is no selection rule of these tables. {did_you_mean(rule, rules)}")
     shown = [row for row in rows if row["rule"] == rule]
     metrics = [name for name in COLUMNS if any(row[f"{name}_mean"] is not None for row in shown)]
-    cells = _cells(shown)
+    cells = cells_of(shown)
     groups = list(dict.fromkeys(cells))
     reports_on = shown[0]["reports_on"] if shown else ""
     table = Table(
@@ -61,7 +61,7 @@ def best_table(tables: Path, rule: str | None = None) -> Table:
     return table
 
 
-def _cells(rows: list[dict[str, Any]]) -> list[str]:
+def cells_of(rows: list[dict[str, Any]]) -> list[str]:
     """The setting of each row; a manipulation's own settings where rows differ in them alone."""
     plain = [f"{row['dataset']} {row['model']} {row['manipulation']} {row['manipulation_size']}" for row in rows]
     settings = [json.loads(row["manipulation_settings"]) for row in rows]

@@ -83,12 +83,13 @@ def detect(poisoned: PoisonedDataset, detection: Any, size: int, *, held_out: bo
     num_held_out = num_held_out_of(size) if held_out else 0
     shuffled = generator_for("hold out", identity, size).permutation(found) if num_held_out else found
     retain = np.setdiff1d(np.arange(len(poisoned.labels)), found)
+    known = poisoned.corruption.truth_known
     return DeletionSplit(
         deletion=np.sort(shuffled[num_held_out:]),
         retain=retain,
         held_out=np.sort(shuffled[:num_held_out]),
-        precision=float(manipulated.mean()),
-        recall=float(manipulated.sum() / len(poisoned.corruption.indices)) if poisoned.corruption.truth_known else None,
+        precision=float(manipulated.mean()) if known else None,
+        recall=float(manipulated.sum() / len(poisoned.corruption.indices)) if known else None,
     )
 
 

@@ -70,7 +70,16 @@ class Agenda:
         max_failures: int = 10,
     ) -> None:
         self.plan, self._journal, self._original_cached = plan, journal, original_cached
-        self._breaker = Breaker(max_failures, () if retry_failed else journal.known.trials.values())
+        versions = {name_of(study.method.cls): study.method.cls.version for study in plan.studies}
+        self._breaker = Breaker(
+            max_failures,
+            (
+                record
+                for record in journal.known.trials.values()
+                if versions.get(record.spec["method"]["name"]) == record.spec["method"]["version"]
+                and (record.ok or not retry_failed)
+            ),
+        )
         self._retry_failed = retry_failed
         self._ready: list[tuple[tuple[int, int, int], Job]] = []
         self._order = itertools.count()
@@ -133,7 +142,7 @@ class Agenda:
         """A job to run now, or None where all that is left waits for what is running."""
         while self._ready:
             _, job = heapq.heappop(self._ready)
-            if job.key in self._wanted:  # not set aside meanwhile
+            if job.key in self._wanted and job.key not in self._running:  # not set aside meanwhile
                 self._running[job.key] = job
                 return job
         return None

@@ -12,7 +12,7 @@ from cu_ray import __version__, plugins
 from cu_ray.config import MethodPlan, Sweep
 from cu_ray.errors import CuRayError, FieldFault, UserError, did_you_mean
 from cu_ray.lazy import torch
-from cu_ray.report.terminal import rows_of
+from cu_ray.report.terminal import cells_of, rows_of
 from cu_ray.stages.pipeline import Workbench, arrays_of
 from cu_ray.store import LocalStore
 from cu_ray.sweep import ledger, weights
@@ -85,6 +85,11 @@ def chosen(folder: Path, rule: str | None, method: str | None, fraction: float |
         rows = [row for row in rows if wish is None or row[name] == wish]
         if not rows:
             raise UserError(f"{folder} has nothing chosen with {name} {wish!r}. {did_you_mean(str(wish), map(str, there))}")
+    cells = list(dict.fromkeys(cells_of(rows)))
+    if len(cells) > 1:
+        raise UserError(
+            f"{folder} has several settings ({'; '.join(cells)}): give the key of a trial, from best.parquet"
+        )
     best = max(rows, key=lambda row: row["score"])
     return str(best["trial_keys"][0])
 
@@ -113,8 +118,11 @@ def _recorded(folder: Path, key: str) -> tuple[Record, TrialSpec, Workbench]:
     found = [record for each, record in known.items() if each.startswith(key)]
     if len(found) != 1:
         raise UserError(f"{len(found)} of the {len(known)} trials in {folder} have a key that starts with {key!r}; one is needed")
-    spec = TrialSpec.build(found[0].spec)
-    if spec.key != found[0].key:
+    try:
+        spec = TrialSpec.build(found[0].spec)
+    except (TypeError, FieldFault):  # settings that its plug-ins do not have any more
+        spec = None
+    if spec is None or spec.key != found[0].key:
         raise UserError(f"trial {key} was made by other versions of its plug-ins: the code installed here cannot make it again")
     status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
     dataset = spec.original.setting.dataset.load()

@@ -38,12 +38,15 @@ class StudySpec:
     @functools.cached_property
     def key(self) -> str:
         """The study key: everything but the budget that determines its points and what they are scored by."""
-        return key_of({**self._identity, "seeds": [setting.seed for setting in self.search_settings]})
+        # the neighbour's budget too: with another one its best point may be another
+        after = {"neighbour": [self.neighbour.key, self.neighbour.method.budget]} if self.neighbour else {}
+        return key_of({**self._identity, **after, "seeds": [setting.seed for setting in self.search_settings]})
 
     @functools.cached_property
     def sampling_key(self) -> str:
         """What its sampler is seeded by: not the seeds, so that points which no result has shaped stay when seeds are added."""
-        return key_of(self._identity)
+        after = {"neighbour": [self.neighbour.sampling_key, self.neighbour.method.budget]} if self.neighbour else {}
+        return key_of({**self._identity, **after})
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
@@ -59,8 +62,6 @@ class StudySpec:
             "keep": self.method.keep,
             "sampler": self.method.sampler if self.searched else None,
             "search": {name: getattr(self.search, name) for name in SEARCH_IDENTITY},
-            # its budget too: with another one its best point may be another
-            **({"neighbour": [self.neighbour.key, self.neighbour.method.budget]} if self.neighbour else {}),
         }
 
     @property
@@ -72,6 +73,11 @@ class StudySpec:
     def adaptive(self) -> bool:
         """Whether later points depend on the results of earlier ones."""
         return self.searched and self.method.sampler not in INDEPENDENT_SAMPLERS
+
+    @property
+    def flattered(self) -> bool:
+        """Whether its pool of points was drawn by what its objective says of them: it flatters other rules under that one."""
+        return self.adaptive or self.neighbour is not None
 
     @property
     def num_objectives(self) -> int:

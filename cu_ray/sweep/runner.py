@@ -76,7 +76,7 @@ def make_plan(sweep: Sweep, datasets: Mapping[Any, Dataset]) -> plan.Plan:
 
 
 def preview(sweep: Sweep) -> tuple[Estimate, list[str]]:
-    """What the sweep comes to and what of it is done; the data sets that are not here. Starts, downloads and writes nothing."""
+    """What the sweep comes to and what of it is done; the data sets that are not here. Starts and downloads nothing."""
     made = make_plan(sweep, {dataset: dataset.load() for dataset in sweep.datasets if dataset.is_here()})
     known = ledger.read(sweep.folder / "ledger")
     journal = ReadOnlyJournal(known)

@@ -256,8 +256,8 @@ def _trial_row(sweep: str, record: Record, study: StudySpec | None) -> Row:
         "error": record.error,
         "notes": json.dumps(record.notes, sort_keys=True),
         "stale": _is_stale(spec),
-        "search_objective": study.search.objective if study and study.searched else None,
-        "pool_adaptive": study.adaptive if study else None,
+        "search_objective": study.search.objective if study and study.method.has_choice else None,
+        "pool_adaptive": study.flattered if study else None,
         "uses_test_labels": _uses_test_labels(study, spec["keep"]) if study else None,
         **record.scores,
         **{name: value for name, value in record.facts.items() if name != "deletion_size"},
@@ -311,8 +311,8 @@ def _best_rows(plan: Plan, search_key: str, studies: list[StudySpec], known: Kno
         / sum(study.method.budget for study in studies),
         "num_trials_failed": sum(not record.ok for record in finished),
         "sampler": first.method.sampler if first.searched else None,
-        "search_objective": first.search.objective if first.searched else None,
-        "pool_adaptive": first.adaptive,
+        "search_objective": first.search.objective if first.method.has_choice else None,
+        "pool_adaptive": first.flattered,
     }
     rows = []
     for rule_name, rule in RULES.items():
@@ -322,7 +322,9 @@ def _best_rows(plan: Plan, search_key: str, studies: list[StudySpec], known: Kno
         by_choice = shared | {
             "rule": rule_name,
             "reports_on": "report half" if rule.reports else "whole test set",
-            "uses_test_labels": first.method.keep != "last" or (first.method.has_choice and rule.uses_test_labels),
+            "uses_test_labels": _uses_test_labels(first, first.method.keep)
+            if first.flattered
+            else first.method.keep != "last" or (first.method.has_choice and rule.uses_test_labels),
             "score": summarise(scores).mean,
             "points": [index for _, index in chosen],
             "hyperparameters": [json.dumps(points[study.key][index], sort_keys=True) for study, index in chosen],

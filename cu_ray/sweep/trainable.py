@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import sys
 from typing import Any
 
@@ -41,12 +42,15 @@ class StageTrainable(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """The job's record."""
         config = self._config
-        bench = self._bench(config["data"])
-        spec = json.loads(config["spec"])
-        if config["kind"] == "original":
-            record = bench.run_original(OriginalSpec.build(spec))
+        described = json.loads(config["spec"])
+        try:
+            spec = (OriginalSpec if config["kind"] == "original" else TrialSpec).build(described)
+        except Exception as error:  # a plug-in that is not on this machine, or another version of it
+            reason = f"{platform.node()} cannot build this job: {type(error).__name__}: {error}"
+            record = Record(config["kind"], config["key"], described, "failed", reason)
         else:
-            record = bench.run_trial(TrialSpec.build(spec))
+            bench = self._bench(config["data"])
+            record = bench.run_original(spec) if isinstance(spec, OriginalSpec) else bench.run_trial(spec)
         return {"record": json.dumps(record.to_json()), "done": True}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

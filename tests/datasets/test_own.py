@@ -340,3 +340,25 @@ def test_no_parquet_file(tmp_path):
     mixed = own.write_hugging_face(tmp_path / "mixed")
     pq.write_table(own.table(names=True, split=False, parts=("test",)), mixed / "test-00001-of-00002.parquet")
     assert_both_say(data("parquet", mixed), "column 'label' holds texts in some files and integers in others")
+
+
+def test_a_damaged_archive_is_one_message(tmp_path):
+    path = tmp_path / "mine.npz"
+    rng = np.random.default_rng(0)
+    arrays = {f"{part}_pixels": rng.integers(0, 256, (4000, 8, 8), dtype=np.uint8) for part in ("train", "test")}
+    np.savez(path, **arrays, train_labels=np.arange(4000) % 2, test_labels=np.arange(4000) % 2)
+    content = bytearray(path.read_bytes())
+    place = content.find(arrays["train_pixels"].tobytes()[-64:])
+    content[place + 5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="Bad CRC-32") as caught:
+        plugins.find("datasets", "npz")(file=str(path), cache=str(tmp_path / "cache")).load()
+    assert str(path) in str(caught.value)
+
+
+def test_a_relative_path_is_kept_as_an_absolute_one(tmp_path, monkeypatch):
+    """A trial is made again from another folder."""
+    monkeypatch.chdir(tmp_path)
+    for name, setting in (("npz", "file"), ("parquet", "file"), ("image_folder", "folder")):
+        dataset = plugins.find("datasets", name)(**{setting: "mine"})
+        assert plugins.describe(dataset)[setting] == str(tmp_path / "mine")

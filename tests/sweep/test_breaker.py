@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from cu_ray.methods.scrub import Scrub
 from cu_ray.plugins import name_of
 from cu_ray.sweep.breaker import Breaker, kind_of
 from cu_ray.types import Record
@@ -58,6 +59,26 @@ def test_originals_that_only_it_needs_are_not_trained():
     known, trace = run(only, outcome=scrub_fails)
     assert trace.agenda.done
     assert by_method(known)["scrub"] == 10
+
+
+def test_failures_of_another_version_do_not_count(monkeypatch):
+    known, _ = run(made(), outcome=scrub_fails)
+    monkeypatch.setattr(Scrub, "version", 2)
+    mended, trace = run(made(), known)
+    assert trace.agenda.set_aside == {}
+    assert sum(record.spec["method"]["version"] == 2 for record in mended.trials.values()) == 30 * 2 * 2
+
+
+def test_successes_count_also_when_failed_trials_are_retried():
+    def every_fourth_fails(job):
+        return scrub_fails(job) if int(job.key[:8], 16) % 4 == 0 else record_of(job)
+
+    known, _ = run(made(), outcome=every_fourth_fails)
+    failed = sum(not record.ok for record in known.trials.values())
+    assert failed > 10
+    _, trace = run(made(), known, outcome=every_fourth_fails, retry_failed=True)
+    assert trace.agenda.set_aside == {}
+    assert len(trace.trials) == failed
 
 
 def of(status, error=None, method="scrub"):

@@ -10,6 +10,7 @@ import pytest
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.searcher import MAX_RETRIES, AgendaSearcher
+from cu_ray.sweep.trainable import StageTrainable, pack, unpack
 from tests.sweep.simulator import SCRUB, agenda_of, plan, record_of
 
 METHODS = {"no_unlearning": {}, "scrub": {**SCRUB, "trials": 3}}
@@ -67,3 +68,16 @@ def test_after_the_deadline_nothing_more_is_handed_out():
     late = AgendaSearcher(agenda_of(plan(METHODS), ReadOnlyJournal(Known())), lambda job, record: None, deadline=0.0)
     assert late.suggest("first") == "FINISHED"
     assert not late._agenda.done
+
+
+def test_a_job_that_a_worker_cannot_build_is_a_failure_that_says_why(searcher):
+    """A plug-in that is not on its machine, or another version of it."""
+    ended(searcher, "original")
+    searcher.suggest("first")
+    job = pack(searcher._jobs["first"])
+    worker = StageTrainable.__new__(StageTrainable)
+    worker._config = job | {"spec": job["spec"].replace('"scrub"', '"scrubbed"').replace('"no_unlearning"', '"no_more"')}
+    record = unpack(worker.step())
+    assert (record.key, record.status) == (job["key"], "failed")
+    assert "cannot build this job: UserError: " in record.error
+    assert "Did you mean" in record.error

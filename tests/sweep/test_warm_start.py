@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
+from cu_ray.sweep import tables
 from cu_ray.sweep.agenda import best_point
 from tests.sweep.simulator import SCRUB, fails, plan, points_of, record_of, run
 
@@ -65,6 +67,24 @@ def test_it_is_identity_with_the_neighbours_budget_and_nothing_else_is():
     assert keys[0][1.0] == keys[1][1.0] == keys[2][1.0], "the highest fraction has no neighbour"
     assert len({each[0.5] for each in keys}) == 3
     assert len({each[0.1] for each in keys}) == 3
+
+
+def test_searches_on_each_seed_are_still_one_row_a_fraction(tmp_path):
+    planned = plan(
+        {"scrub": {**SCRUB, "trials": 4, "sampler": "random"}},
+        deletion_fractions=FRACTIONS,
+        seeds=[0, 1, 2],
+        search={"warm_start": "neighbour", "seeds": "each"},
+    )
+    known, _ = run(planned)
+    tables.write(tmp_path, planned, known)
+    best = pd.read_parquet(tmp_path / "best.parquet").query("rule == 'oracle'")
+    assert sorted(best["deletion_fraction"]) == sorted(FRACTIONS)
+    assert set(best["n"]) == {3}
+    assert set(best["num_points_planned"]) == {12}
+    by_fraction = best.set_index("deletion_fraction")
+    assert list(by_fraction.loc[[0.1, 0.5, 1.0], "pool_adaptive"]) == [True, True, False], "the neighbour's best is no chance"
+    assert list(by_fraction.loc[[0.1, 0.5, 1.0], "uses_test_labels"]) == [True, True, True]
 
 
 def test_grids_and_explicit_points_have_no_neighbour():
