@@ -139,6 +139,7 @@ def test_a_full_disk_is_one_message_and_code_1(tmp_path, monkeypatch):
     def full(self, values):
         raise OSError(28, "No space left on device")
 
+    monkeypatch.chdir(tmp_path)  # the file's storage is relative
     monkeypatch.setattr(Ledger, "_write", full)
     result = cu_ray("sweep", str(sweeps.small(tmp_path)), "--output", str(tmp_path / "results"))
     assert result.exit_code == 1
