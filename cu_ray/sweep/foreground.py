@@ -87,9 +87,7 @@ def chosen(folder: Path, rule: str | None, method: str | None, fraction: float |
             raise UserError(f"{folder} has nothing chosen with {name} {wish!r}. {did_you_mean(str(wish), map(str, there))}")
     cells = list(dict.fromkeys(cells_of(rows)))
     if len(cells) > 1:
-        raise UserError(
-            f"{folder} has several settings ({'; '.join(cells)}): give the key of a trial, from best.parquet"
-        )
+        raise UserError(f"{folder} has several settings ({'; '.join(cells)}): give the key of a trial, from best.parquet")
     best = max(rows, key=lambda row: row["score"])
     return str(best["trial_keys"][0])
 
