@@ -110,11 +110,6 @@ class Agenda:
         return self._breaker.reasons
 
     @property
-    def running(self) -> list[Job]:
-        """What was handed out and has not come back."""
-        return list(self._running.values())
-
-    @property
     def num_open(self) -> int:
         """How many jobs are known to be left, those running included; a search may add more."""
         return len(self._wanted)

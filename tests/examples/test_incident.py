@@ -22,7 +22,7 @@ def python(folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def test_the_corrected_model_takes_under_half_as_many_triggered_images_for_the_target(tmp_path):
+def test_the_corrected_model_takes_under_a_quarter_as_many_triggered_images_for_the_target(tmp_path):
     folder = tmp_path / "incident"
     shutil.copytree(EXAMPLE, folder)
     python(folder, "make_incident.py")
@@ -40,7 +40,7 @@ def test_the_corrected_model_takes_under_half_as_many_triggered_images_for_the_t
     clean = {name: float(share) for name, share in re.findall(r"(?m)^(\w+) .*clean: accuracy ([\d.]+)", said)}
     assert taken.keys() == {"original", "corrected"}
     assert taken["original"] > 0.5, "there is nothing to correct"
-    assert taken["corrected"] < taken["original"] / 2, said  # over five seeds .00 to .19 of .94
+    assert taken["corrected"] < taken["original"] / 4, said  # over five seeds .00 to .19 of .94
     assert clean["corrected"] > 0.6, said
 
     trials = pd.read_parquet(folder / "results" / "incident" / "tables" / "trials.parquet")

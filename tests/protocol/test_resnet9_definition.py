@@ -9,31 +9,16 @@ from cu_ray.errors import UserError
 from cu_ray.learning.layers import initialise
 from cu_ray.models.resnet9 import ResNet9
 from tests.protocol import fakes
+from tests.protocol.networks import count_multiply_adds, num_parameters, on_paper
 from tests.protocol.reference import celu
 
 functional = torch.nn.functional
 
 
-def count_multiply_adds(model, image_shape):
-    """Of convolutions and linear layers, for one image: outputs times the terms of each."""
-    total = 0
-
-    def count(layer, _, output):
-        nonlocal total
-        total += output.numel() * layer.weight[0].numel()
-
-    for layer in model.modules():
-        if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)):
-            layer.register_forward_hook(count)
-    with torch.no_grad():
-        model.eval()(torch.zeros(1, *image_shape))
-    return total
-
-
 def test_the_published_size_and_work_at_width_64():
-    model = ResNet9().build((32, 32, 3), 10)
-    assert sum(parameter.numel() for parameter in model.parameters()) == 2_276_224
-    assert count_multiply_adds(model, (3, 32, 32)) / 1e6 == pytest.approx(291.3, abs=0.05)
+    model = on_paper(ResNet9(), (32, 32, 3), 10)
+    assert num_parameters(model) == 2_276_224
+    assert count_multiply_adds(model, (32, 32, 3)) / 1e6 == pytest.approx(291.3, abs=0.05)
 
 
 def expected_logits(model, images):
