@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +21,7 @@ from rich.text import Text
 
 from cu_ray import __version__, config, plugins
 from cu_ray.config import SAMPLERS, Sweep
+from cu_ray.durations import seconds_of
 from cu_ray.errors import CuRayError, UserError, did_you_mean
 from cu_ray.selection import RULES
 
@@ -115,7 +115,10 @@ def sweep(
     from cu_ray.sweep import runner
 
     out = console()
-    seconds = math.inf if time_limit is None else seconds_of(time_limit)
+    try:
+        seconds = math.inf if time_limit is None else seconds_of(time_limit)
+    except ValueError as error:
+        raise UserError(f"--time-limit {error}") from error
     wanted = load_sweep(file, only, seeds, output, address=address, workers=workers)
     outcome = runner.run(wanted, out, retry_failed=retry_failed, seconds=seconds)
     counts = outcome.estimate
@@ -135,15 +138,6 @@ def sweep(
     if outcome.num_failed or outcome.set_aside:
         out.print(f"{outcome.num_failed} failed: see the columns status and error; --retry-failed runs them again.")
         sys.exit(1)
-
-
-def seconds_of(time: str) -> float:
-    """The seconds of a time like 8h, 90m, 1h30m or 45s. Raises UserError for anything else."""
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", time)
-    if not time or found is None:
-        raise UserError(f"--time-limit {time}: hours, minutes and seconds are needed, like 8h, 90m, 1h30m or 45s")
-    hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return 3600 * hours + 60 * minutes + seconds
 
 
 @main.command()

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cu_ray import plugins, yaml_file
+from cu_ray.durations import seconds_of
 from cu_ray.errors import Faults, FieldFault, UserError, did_you_mean
 from cu_ray.plugins import Bound, Choices, FieldFact
 from cu_ray.selection import RULES
@@ -129,6 +130,20 @@ class RuntimeSection:
     storage: str = "~/.cache/cu-ray"
     address: str | None = None
     max_failures: Annotated[int, Bound(low=1)] = 10  # of one kind, after which a method is set aside
+    trial_time_limit: str | None = "24h"  # of one trial or original: what takes longer hangs, and has failed
+
+    def __post_init__(self) -> None:
+        """Raise FieldFault where the time limit is none."""
+        if self.trial_time_limit is not None:
+            try:
+                seconds_of(self.trial_time_limit)
+            except ValueError as error:
+                raise FieldFault("trial_time_limit", f"{error}, or null for none") from error
+
+    @property
+    def trial_seconds(self) -> float:
+        """The time limit of one trial."""
+        return math.inf if self.trial_time_limit is None else seconds_of(self.trial_time_limit)
 
 
 @dataclass(frozen=True)

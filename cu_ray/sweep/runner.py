@@ -8,10 +8,9 @@ import json
 import math
 import os
 import platform
-import shutil
 import signal
 import time
-import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,7 @@ from cu_ray.stages.poison import poison
 from cu_ray.store import LocalStore, checksum
 from cu_ray.sweep import cluster, ledger, plan, remarks, tables, weights
 from cu_ray.sweep.agenda import Agenda
+from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
 from cu_ray.types import Dataset
 
@@ -170,6 +170,7 @@ class _Work:
             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
             "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger remembers; snapshots would be rewritten whole all the time
             "TUNE_DISABLE_SIGINT_HANDLER": "1",
+            "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # workers start side by side, as many as our searcher asks for
             "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         }
         self.log.parent.mkdir(exist_ok=True)
@@ -181,59 +182,48 @@ class _Work:
         ):
             self.console.file = terminal  # which would follow the redirection
             with cluster.connected(self.sweep.runtime, self.console):
-                self._fit()
+                self._run_phases()
 
-    def _fit(self) -> None:
-        import ray
-        from ray import tune
-
+    def _run_phases(self) -> None:
+        """Run the agenda; what runs out of memory is run again on a larger share of a GPU, all the rest before."""
+        from cu_ray.sweep.crew import Crew
         from cu_ray.sweep.mirror import Mirror
         from cu_ray.sweep.progress import Progress
-        from cu_ray.sweep.searcher import AgendaSearcher, Housekeeping
-        from cu_ray.sweep.trainable import StageTrainable
 
-        resources, slots = cluster.shape(self.sweep.runtime, device_kind(self.sweep))
-        trainable = tune.with_parameters(
-            StageTrainable,
-            datasets={each.content_hash: ray.put(each) for each in self.datasets.values()},
-            storage=str(Path(self.sweep.runtime.storage).expanduser().resolve()),
-            device=device_kind(self.sweep),
-            import_path=[str(Path(self.sweep.source).resolve().parent), os.getcwd()],
-        )
         before = self.estimate()
         _write_status(self.sweep, before, running=True)
-        scratch = self.sweep.folder / ".tune"
         largest_test_set = max(len(dataset.test) for dataset in self.datasets.values())
+        wish = self.sweep.runtime.gpus_per_trial
+        share = None if device_kind(self.sweep) == "cpu" else 1.0 if wish == "auto" else float(wish)
+        ran_out = Counter[str]()
         with (
             Progress(self.console, before, images_per_evaluation=2 * largest_test_set) as progress,
             Mirror(self.sweep.folder) as mirror,
         ):
-            write = _at_most_every(TABLES_EVERY, lambda: self.write(running=True))
-            reflect = _at_most_every(MIRROR_EVERY, lambda: mirror.take(self.agenda.studies))
-            tuner = tune.Tuner(
-                tune.with_resources(trainable, resources),
-                tune_config=tune.TuneConfig(
-                    search_alg=AgendaSearcher(self.agenda, progress.heard, self.deadline),
-                    num_samples=-1,
-                    max_concurrent_trials=slots,
-                    reuse_actors=True,
-                    trial_name_creator=lambda trial: str(trial.trial_id),
-                    trial_dirname_creator=lambda trial: str(trial.trial_id),
-                ),
-                run_config=tune.RunConfig(
-                    name="run",
-                    storage_path=str(scratch.resolve()),
-                    verbose=0,
-                    callbacks=[Housekeeping(write, reflect)],
-                ),
+            crew = Crew(self.sweep, self.datasets.values(), device_kind(self.sweep))
+            now_and_then = (
+                _at_most_every(TABLES_EVERY, lambda: self.write(running=True)),
+                _at_most_every(MIRROR_EVERY, lambda: mirror.take(self.agenda.studies)),
             )
             try:
-                tuner.fit()
-            except tune.TuneError:
-                traceback.print_exc()  # into the log; what is not done is said at the end
+                while True:
+                    dispatch = Dispatch(
+                        self.agenda,
+                        crew.hand,
+                        progress.heard,
+                        deadline=self.deadline,
+                        trial_seconds=self.sweep.runtime.trial_seconds,
+                        share=share,
+                        ran_out=ran_out,
+                    )
+                    crew.work(dispatch, share, now_and_then)
+                    if not dispatch.too_large or time.monotonic() > self.deadline:
+                        break
+                    share = min(1.0, 2 * (share or 1))
+                    for job in dispatch.too_large:
+                        self.agenda.give_back(job)
             finally:
                 mirror.take(self.agenda.studies)
-                shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _at_most_every(seconds: float, act: Callable[[], object]) -> Callable[[], None]:

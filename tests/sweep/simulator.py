@@ -16,10 +16,11 @@ import yaml
 from cu_ray import config
 from cu_ray.plugins import name_of
 from cu_ray.sweep import plan as plans
-from cu_ray.sweep.agenda import Agenda, Job
+from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known, Ledger, PointRecord
 from cu_ray.sweep.plan import Plan, memo_group
+from cu_ray.sweep.ready import Job
 from cu_ray.types import Augmentation, Dataset, Images, Normalisation, OriginalSpec, Record, TrialSpec
 
 NUM_TRAIN, NUM_TEST, NUM_CLASSES = 400, 40, 10
