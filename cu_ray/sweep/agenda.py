@@ -41,6 +41,7 @@ class StudyState:
     results: list[sampling.Result] = field(default_factory=list)  # of the first points, in order; None: failed
     confirmed: bool = False
     num_jobs: int = 0  # wanted so far
+    memory: sampling.Memory = field(default_factory=sampling.Memory)
 
 
 class Agenda:
@@ -90,6 +91,11 @@ class Agenda:
         return not self._wanted
 
     @property
+    def has_ready(self) -> bool:
+        """Whether there is a job to run now."""
+        return self._ready.choose() is not None
+
+    @property
     def set_aside(self) -> dict[str, str]:
         """The methods that are not run any more because they keep failing, and why."""
         return self._breaker.reasons
@@ -123,7 +129,7 @@ class Agenda:
 
         held: the memo groups and originals that the worker has warm, the last used first.
         """
-        job = self._ready.pop(held)
+        job = self._ready.choose(held)
         if job is not None:
             self._running[job.key] = job
         return job
@@ -189,7 +195,7 @@ class Agenda:
         else:
             known = study.results[: sampling.results_needed(spec, index)]
             warm = self._warm_start(study) if index == 0 else None
-            hyperparameters = warm or sampling.point(spec, index, study.points, known)
+            hyperparameters = warm or sampling.point(spec, index, study.points, known, study.memory)
         trials = spec.trials(hyperparameters, spec.search_settings)
         keys = tuple(trial.key for trial in trials)
         if written is None:

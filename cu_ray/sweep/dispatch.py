@@ -68,9 +68,9 @@ class Dispatch:
 
     @property
     def over(self) -> bool:
-        """Whether nothing runs and nothing more is to be handed out."""
+        """Whether nothing runs and nothing more is to be handed out: what is left waits for what is too large."""
         busy = any(worker.job for worker in self._workers.values())
-        return not busy and (time.monotonic() > self._deadline or not self._open)
+        return not busy and (time.monotonic() > self._deadline or not self._agenda.has_ready)
 
     @property
     def num_workers(self) -> int:
@@ -117,10 +117,6 @@ class Dispatch:
             for name in self._workers:
                 self._hand(name, None)
             self._workers.clear()
-
-    @property
-    def _open(self) -> bool:
-        return self._agenda.num_open > len(self.too_large)
 
     def _next(self, worker: Worker) -> Job | None:
         while (job := self._agenda.next((*worker.memos, *worker.originals))) is not None:

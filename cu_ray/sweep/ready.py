@@ -54,10 +54,10 @@ class Ready:
         for used in (None, *filter(None, job.uses())):
             heapq.heappush(self._queues.setdefault((urgency, used), []), (rank, job))
 
-    def pop(self, held: Collection[str] = ()) -> Job | None:
+    def choose(self, held: Collection[str] = ()) -> Job | None:
         """The job for a worker that holds these memo groups and originals, the last used first; None where there is none.
 
-        It is passed over from now on only because it is no longer live.
+        It stays here until it is no longer live.
         """
         for urgency in URGENCIES:
             first = self._first(urgency, None)

@@ -227,14 +227,15 @@ class _Work:
 
 
 def _at_most_every(seconds: float, act: Callable[[], object]) -> Callable[[], None]:
-    """A function that acts when it is called, but not more often than that."""
-    last = time.monotonic()
+    """A function that acts when it is called, but not more often than that, and not for more than a twentieth of the time."""
+    due = time.monotonic() + seconds
 
     def now_and_then() -> None:
-        nonlocal last
-        if time.monotonic() - last > seconds:
+        nonlocal due
+        if time.monotonic() > due:
+            began = time.monotonic()
             act()
-            last = time.monotonic()
+            due = time.monotonic() + max(seconds, 20 * (time.monotonic() - began))
 
     return now_and_then
 

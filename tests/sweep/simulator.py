@@ -46,10 +46,13 @@ def dataset() -> Dataset:
     return Dataset("tiny", names, Normalisation((0.5,), (0.5,)), Augmentation(), images(NUM_TRAIN), images(NUM_TEST))
 
 
-@functools.cache
-def _planned(text: str) -> Plan:
+def planned_anew(text: str) -> Plan:
+    """The plan of a sweep file, on the tiny data set."""
     parsed = config.parse(text)
     return plans.make(parsed, dict.fromkeys(parsed.datasets, plans.Source.of(dataset())), as_fp32)
+
+
+_planned = functools.cache(planned_anew)
 
 
 def as_fp32(wish: str) -> str:
