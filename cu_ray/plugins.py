@@ -123,7 +123,7 @@ def facts(cls: type[Any]) -> dict[str, FieldFact]:
 
 
 @functools.cache
-def _facts(cls: type[Any]) -> dict[str, FieldFact]:
+def _facts(cls: Any) -> dict[str, FieldFact]:
     hints = get_type_hints(cls, include_extras=True)
     fields = (field for field in dataclasses.fields(cls) if not field.metadata.get("derived"))
     return {field.name: _fact(field, hints[field.name]) for field in fields}
