@@ -184,10 +184,10 @@ class _Recent(Generic[Value]):
     def get(self, key: str, make: Callable[[], Value]) -> Value:
         """The value, made where it is not there."""
         if key not in self._values:
+            while len(self._values) >= self._limit:  # first, so that the device never holds one more
+                self._values.popitem(last=False)
             self._values[key] = make()
         self._values.move_to_end(key)
-        while len(self._values) > self._limit:
-            self._values.popitem(last=False)
         return self._values[key]
 
     def find(self, key: str) -> Value | None:
