@@ -119,7 +119,7 @@ def name_of(plugin: Any) -> str:
 
 def facts(cls: type[Any]) -> dict[str, FieldFact]:
     """The settings of a plug-in class by name, in the order of its file."""
-    return dict(_facts(cls))
+    return dict(_facts(cls))  # type: ignore[arg-type] # mypy holds classes for unhashable
 
 
 @functools.cache

@@ -14,9 +14,9 @@ from rich.console import Console
 
 from cu_ray.config import RuntimeSection
 from cu_ray.errors import UserError
+from cu_ray.sweep.shares import trials_in
 
 ASK_EVERY = 5.0  # seconds between looks at what the cluster has
-SLACK = 1e-9  # 1 / 0.2 may come out below 5
 
 
 @contextlib.contextmanager
@@ -41,9 +41,9 @@ def connected(runtime: RuntimeSection, console: Console) -> Iterator[None]:
         ray.shutdown()
 
 
-def shape(device: str, share: float | None) -> dict[str, float]:
+def shape(share: float | None) -> dict[str, float]:
     """The one resource shape of all workers: a CPU, and this share of a GPU."""
-    return {"cpu": 1.0} if device == "cpu" else {"cpu": 1.0, "gpu": share or 1.0}
+    return {"cpu": 1.0} if share is None else {"cpu": 1.0, "gpu": share}
 
 
 class Room:
@@ -65,8 +65,10 @@ class Room:
         resources = ray.cluster_resources()
         cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
         share = self._shape.get("gpu")
-        # a whole worker on one GPU: what is left over of two does not make a third
-        return cpus if share is None else int(gpus // share) if share >= 1 else gpus * int(1 / share + SLACK)
+        if share is None:
+            return cpus
+        # a worker is on one GPU: what is left over of two does not make a third
+        return min(cpus, int(gpus // share) if share > 1 else gpus * trials_in(share))
 
 
 def require(room: Room, shape: Mapping[str, float]) -> None:

@@ -25,7 +25,7 @@ class Crew:
     """Workers for one sweep. Data sets are put into the object store once; the desk is an actor beside the driver."""
 
     def __init__(self, sweep: Sweep, datasets: Iterable[Dataset], device: str) -> None:
-        self._sweep, self._device = sweep, device
+        self._sweep = sweep
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
         self._trainable = tune.with_parameters(
@@ -47,7 +47,7 @@ class Crew:
 
         Raises UserError where not one worker fits into the cluster.
         """
-        shape = cluster.shape(self._device, share)
+        shape = cluster.shape(share)
         room = cluster.Room(shape, self._sweep.runtime.workers)
         cluster.require(room, shape)
         scratch = self._sweep.folder / ".tune"

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from cu_ray.identity import canonical_json
-from cu_ray.plugins import name_of
 from cu_ray.stages.pipeline import KEPT
 from cu_ray.sweep.agenda import Agenda
+from cu_ray.sweep.canaries import kind_of
 from cu_ray.sweep.ready import Job
+from cu_ray.sweep.shares import next_share
 from cu_ray.sweep.watchdog import took_too_long
-from cu_ray.types import OriginalSpec, Record
+from cu_ray.types import Record
 
 MAX_RETRIES = 3  # of a job whose worker died
 
@@ -43,8 +43,8 @@ class Dispatch:
 
     hand: gives a worker its next job, or None to dismiss it; heard: is told of each job that starts (no record) or ends;
     deadline: after it nothing more is handed out; trial_seconds: a worker that dies so long into a job did not crash;
-    share: of a GPU, for each worker (None: no GPU). Jobs that do not fit into less than a whole one are `too_large` here, and
-    so are the others of their kind; ran_out: how often each ran out of memory.
+    share: of a GPU, for each worker (None: no GPU). Jobs that do not fit beside others are `too_large` here, and so are those
+    of their kind; ran_out: how often each ran out of memory.
     """
 
     def __init__(
@@ -91,9 +91,9 @@ class Dispatch:
             reason = f"its worker runs another version of cu-ray or of a plug-in ({record.facts.get('host', 'host unknown')})"
             record = failed(job, reason)
         self._ran_out[job.key] += bool(record.facts.get("out_of_memory"))
-        if record.facts.get("out_of_memory") and self._share is not None and self._share < 1:
+        if record.facts.get("out_of_memory") and self._share is not None and next_share(self._share) is not None:
             self.too_large.append(job)
-            self._kinds_too_large.add(kind_of(job))
+            self._kinds_too_large.add(kind_of(job.spec))
         else:
             self._complete(job, record)
         self.go_on()
@@ -120,7 +120,7 @@ class Dispatch:
 
     def _next(self, worker: Worker) -> Job | None:
         while (job := self._agenda.next((*worker.memos, *worker.originals))) is not None:
-            if kind_of(job) not in self._kinds_too_large:
+            if not self._kinds_too_large or kind_of(job.spec) not in self._kinds_too_large:
                 return job
             self.too_large.append(job)
         return None
@@ -140,15 +140,6 @@ class Dispatch:
         record = replace(record, facts=record.facts | facts)
         self._agenda.complete(record)
         self._heard(job, record)
-
-
-def kind_of(job: Job) -> str:
-    """What jobs that need about the same memory have in common: data, model and method."""
-    spec = job.spec
-    original = spec if isinstance(spec, OriginalSpec) else spec.original
-    method = None if isinstance(spec, OriginalSpec) else name_of(spec.method)
-    identity = original.setting.identity
-    return canonical_json([method, *(identity[name] for name in ("dataset", "model", "train"))])
 
 
 def failed(job: Job, reason: str) -> Record:

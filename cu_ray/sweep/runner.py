@@ -28,6 +28,7 @@ from cu_ray.sweep import cluster, ledger, plan, remarks, tables, weights
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
+from cu_ray.sweep.shares import next_share
 from cu_ray.types import Dataset
 
 TABLES_EVERY, MIRROR_EVERY = 30.0, 5.0  # seconds between writings of the tables and of the Optuna journal while the sweep runs
@@ -193,9 +194,7 @@ class _Work:
         before = self.estimate()
         _write_status(self.sweep, before, running=True)
         largest_test_set = max(len(dataset.test) for dataset in self.datasets.values())
-        wish = self.sweep.runtime.gpus_per_trial
-        share = None if device_kind(self.sweep) == "cpu" else 1.0 if wish == "auto" else float(wish)
-        ran_out = Counter[str]()
+        share, ran_out = self._share(), Counter[str]()
         with (
             Progress(self.console, before, images_per_evaluation=2 * largest_test_set) as progress,
             Mirror(self.sweep.folder) as mirror,
@@ -217,13 +216,28 @@ class _Work:
                         ran_out=ran_out,
                     )
                     crew.work(dispatch, share, now_and_then)
-                    if not dispatch.too_large or time.monotonic() > self.deadline:
+                    if share is None or not dispatch.too_large or time.monotonic() > self.deadline:
                         break
-                    share = min(1.0, 2 * (share or 1))
+                    share = next_share(share)
                     for job in dispatch.too_large:
                         self.agenda.give_back(job)
             finally:
                 mirror.take(self.agenda.studies)
+
+    def _share(self) -> float | None:
+        """The share of a GPU that workers begin with; None on CPUs."""
+        from cu_ray.sweep.measuring import measured_share
+
+        if device_kind(self.sweep) == "cpu":
+            return None
+        wish = self.sweep.runtime.gpus_per_trial
+        if wish != "auto":
+            return float(wish)
+        cluster.require(cluster.Room(cluster.shape(1.0), None), cluster.shape(1.0))
+        self.console.print("Measuring the memory of each method on a GPU (runtime.gpus_per_trial: a number measures nothing) ...")
+        share = measured_share(self.plan, list(self.datasets.values()), self.sweep.folder / "canaries.json")
+        self.console.print(str(share))
+        return share.gpus
 
 
 def _at_most_every(seconds: float, act: Callable[[], object]) -> Callable[[], None]:

@@ -82,10 +82,14 @@ def share_for(trials: int) -> float:
     return UNITS // trials / UNITS
 
 
+def trials_in(share: float) -> int:
+    """How many trials of such a share fit on one GPU."""
+    return UNITS // round(share * UNITS)
+
+
 def next_share(share: float) -> float | None:
-    """The share to try again with what ran out of memory: half as many trials on a GPU; None where it was a whole GPU."""
-    trials = UNITS // round(share * UNITS)
-    return share_for(trials // 2) if trials > 1 else None
+    """The share to try again with what ran out of memory: half as many trials on a GPU; None where one had it alone."""
+    return share_for(trials_in(share) // 2) if trials_in(share) > 1 else None
 
 
 def paces(measured: Measured) -> dict[str, float]:

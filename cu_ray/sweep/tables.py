@@ -73,6 +73,8 @@ _MACHINE = {
     "eval_seconds": pa.float64(),
     "images_evaluated": pa.int64(),
     "peak_memory_bytes": pa.int64(),
+    "gpu_share": pa.float64(),
+    "num_out_of_memory": pa.int64(),
     "device": pa.string(),
     "host": pa.string(),
     "precision": pa.string(),
