@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cu_ray.cli import seconds_of
+from cu_ray.config import seconds_of
 from cu_ray.errors import UserError
 from tests import sweeps
 
