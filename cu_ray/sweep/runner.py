@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import math
 import os
 import platform
 import shutil
-import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from cu_ray.errors import FieldFault, RayStopped, UserError
 from cu_ray.learning.precision import local_device_kind, resolve
 from cu_ray.stages.poison import poison
 from cu_ray.store import LocalStore, checksum
-from cu_ray.sweep import cluster, ledger, plan, remarks, tables, weights
+from cu_ray.sweep import cluster, ledger, plan, process, remarks, tables, weights
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
 from cu_ray.types import Dataset
@@ -121,8 +119,7 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
                 console.print(f"Nothing to do: all {counts.trials} trials of {made.name} are done.")
         else:
             try:
-                with _signals_interrupt():
-                    work.run()
+                work.run()
             except KeyboardInterrupt:
                 interrupted = True
         counts = work.write(running=False)
@@ -166,22 +163,23 @@ class _Work:
 
     def run(self) -> None:
         """Run the agenda to its end on Ray, with everything that Ray and Tune print in the log."""
-        os.environ |= {
+        variables = {
             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
             "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger remembers; snapshots would be rewritten whole all the time
             "TUNE_DISABLE_SIGINT_HANDLER": "1",
             "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         }
-        self.log.parent.mkdir(exist_ok=True)
-        terminal = self.console.file
+        self.console.file = self.console.file  # held: it would follow the output into the log
         with (
-            open(self.log, "a", encoding="utf-8") as log,
-            contextlib.redirect_stdout(log),
-            contextlib.redirect_stderr(log),
+            process.alone(),
+            process.signals_interrupt(),
+            process.environment(**variables),
+            process.output_in(self.log),
+            process.only_errors_of("ray"),
+            cluster.connected(self.sweep.runtime, self.console),
+            process.signals_interrupt(),  # again: when Ray starts it takes SIGTERM for itself
         ):
-            self.console.file = terminal  # which would follow the redirection
-            with cluster.connected(self.sweep.runtime, self.console):
-                self._fit()
+            self._fit()
 
     def _fit(self) -> None:
         import ray
@@ -224,6 +222,7 @@ class _Work:
                     name="run",
                     storage_path=str(scratch.resolve()),
                     verbose=0,
+                    progress_reporter=tune.CLIReporter(),  # else Tune clears a notebook's cell for its own display
                     callbacks=[Housekeeping(write, reflect)],
                 ),
             )
@@ -300,21 +299,3 @@ def _write_status(sweep: Sweep, counts: Estimate, *, running: bool) -> None:
     temporary = sweep.folder / f".status.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(status), encoding="utf-8")
     os.replace(temporary, sweep.folder / "status.json")
-
-
-@contextlib.contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a sweep as Ctrl-C does; a second signal ends it at once."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        for each in handled:
-            signal.signal(each, signal.SIG_DFL)
-        raise KeyboardInterrupt
-
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in handled}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
