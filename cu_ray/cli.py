@@ -6,10 +6,8 @@ Exit codes: 0 all done, 1 some trials failed, 2 wrong use, 3 the time limit came
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,6 @@ from rich.text import Text
 
 from cu_ray import __version__, config, plugins
 from cu_ray.config import SAMPLERS, Sweep
-from cu_ray.durations import seconds_of
 from cu_ray.errors import CuRayError, UserError, did_you_mean
 from cu_ray.selection import RULES
 
@@ -82,16 +79,13 @@ def sweep_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def load_sweep(file: str, only: tuple[str, ...], seeds: str, output: str | None, **runtime: Any) -> Sweep:
+def load_sweep(file: str, only: tuple[str, ...], seeds: str, **runtime: Any) -> Sweep:
     """The sweep of a file and the options."""
     try:
         further = [int(seed) for seed in seeds.lstrip("+").split(",") if seed]
     except ValueError:
         raise UserError(f"--seeds {seeds}: whole numbers are needed, like --seeds +3,4") from None
-    sys.path.append(str(Path(file).resolve().parent))  # plug-ins beside the sweep file
-    sweep = config.load(file, only=only, seeds=further)
-    changes = {name: value for name, value in {"output": output, **runtime}.items() if value is not None}
-    return replace(sweep, runtime=replace(sweep.runtime, **changes))
+    return config.with_runtime(config.load(file, only=only, seeds=further), **runtime)
 
 
 @main.command()
@@ -115,11 +109,8 @@ def sweep(
     from cu_ray.sweep import runner
 
     out = console()
-    try:
-        seconds = math.inf if time_limit is None else seconds_of(time_limit)
-    except ValueError as error:
-        raise UserError(f"--time-limit {error}") from error
-    wanted = load_sweep(file, only, seeds, output, address=address, workers=workers)
+    seconds = config.seconds_of(time_limit)
+    wanted = load_sweep(file, only, seeds, output=output, address=address, workers=workers)
     outcome = runner.run(wanted, out, retry_failed=retry_failed, seconds=seconds)
     counts = outcome.estimate
     if counts.trials_done:
@@ -147,7 +138,7 @@ def plan(file: str, only: tuple[str, ...], seeds: str, output: str | None, as_js
     """Say what the sweep of FILE comes to and what of it is done. Starts nothing."""
     from cu_ray.sweep import runner
 
-    counts, absent = runner.preview(load_sweep(file, only, seeds, output))
+    counts, absent = runner.preview(load_sweep(file, only, seeds, output=output))
     if as_json:
         print(json.dumps({**counts.to_json(), "datasets_not_here": absent}))
         return

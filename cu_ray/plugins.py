@@ -183,6 +183,10 @@ def _entry_points(kind: str) -> dict[str, str]:
 
 def _imported(kind: str, path: str) -> type[Any]:
     module_name, _, class_name = path.partition(":")
+    if module_name == "__main__":
+        raise UserError(
+            f"{path!r} is in a notebook or a script, where workers cannot import it: put it into a file, fancy.py, say"
+        )
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
     except Exception as error:  # whatever a user's file raises when it is imported

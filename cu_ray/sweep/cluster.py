@@ -1,4 +1,4 @@
-"""Ray itself: started on this machine or joined at an address; the shape of a trial and how many fit."""
+"""Ray itself: started on this machine or joined at an address; the shape of a worker and how many fit."""
 
 from __future__ import annotations
 
@@ -21,9 +21,17 @@ ASK_EVERY = 5.0  # seconds between looks at what the cluster has
 
 @contextlib.contextmanager
 def connected(runtime: RuntimeSection, console: Console) -> Iterator[None]:
-    """Ray, started on this machine or joined, until the end of the context. Raises UserError where no cluster answers."""
+    """Ray, started on this machine or joined, until the end of the context. Raises UserError where no cluster answers.
+
+    A Ray that the process is at already is joined and left as it is.
+    """
     import ray
 
+    if ray.is_initialized():
+        _require_here(runtime.address)
+        console.print("Joining the Ray of this process ...")
+        yield
+        return
     address = runtime.address or os.environ.get("RAY_ADDRESS")
     console.print(f"Joining Ray at {address} ..." if address else "Starting Ray on this machine ...")
     options: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": runtime.workers}
@@ -39,6 +47,15 @@ def connected(runtime: RuntimeSection, console: Console) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_here(address: str | None) -> None:
+    """Complain of an address that is not where this process's Ray is."""
+    import ray
+
+    here = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto", here):
+        raise UserError(f"this process is at the Ray at {here}, not at {address}: leave the address out, or call ray.shutdown()")
 
 
 def shape(share: float | None) -> dict[str, float]:

@@ -64,6 +64,7 @@ class Crew:
                 name="run",
                 storage_path=str(scratch.resolve()),
                 verbose=0,
+                progress_reporter=tune.CLIReporter(),  # else Tune clears a notebook's cell for its own display
                 stop=WhenOver(dispatch),
                 callbacks=[NowAndThen(dispatch.go_on, *now_and_then)],
             ),

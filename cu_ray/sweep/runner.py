@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import math
 import os
 import platform
-import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from cu_ray.errors import FieldFault, RayStopped, UserError
 from cu_ray.learning.precision import local_device_kind, resolve
 from cu_ray.stages.poison import poison
 from cu_ray.store import LocalStore, checksum
-from cu_ray.sweep import cluster, ledger, plan, remarks, tables, weights
+from cu_ray.sweep import cluster, ledger, plan, process, remarks, tables, weights
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
@@ -122,8 +120,7 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
                 console.print(f"Nothing to do: all {counts.trials} trials of {made.name} are done.")
         else:
             try:
-                with _signals_interrupt():
-                    work.run()
+                work.run()
             except KeyboardInterrupt:
                 interrupted = True
         counts = work.write(running=False)
@@ -167,23 +164,24 @@ class _Work:
 
     def run(self) -> None:
         """Run the agenda to its end on Ray, with everything that Ray and Tune print in the log."""
-        os.environ |= {
+        variables = {
             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
             "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger remembers; snapshots would be rewritten whole all the time
             "TUNE_DISABLE_SIGINT_HANDLER": "1",
             "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # workers start side by side, as many as our searcher asks for
             "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         }
-        self.log.parent.mkdir(exist_ok=True)
-        terminal = self.console.file
+        self.console.file = self.console.file  # held: it would follow the output into the log
         with (
-            open(self.log, "a", encoding="utf-8") as log,
-            contextlib.redirect_stdout(log),
-            contextlib.redirect_stderr(log),
+            process.alone(),
+            process.signals_interrupt(),
+            process.environment(**variables),
+            process.output_in(self.log),
+            process.only_errors_of("ray"),
+            cluster.connected(self.sweep.runtime, self.console),
+            process.signals_interrupt(),  # again: when Ray starts it takes SIGTERM for itself
         ):
-            self.console.file = terminal  # which would follow the redirection
-            with cluster.connected(self.sweep.runtime, self.console):
-                self._run_phases()
+            self._run_phases()
 
     def _run_phases(self) -> None:
         """Run the agenda; what runs out of memory is run again on a larger share of a GPU, all the rest before."""
@@ -305,21 +303,3 @@ def _write_status(sweep: Sweep, counts: Estimate, *, running: bool) -> None:
     temporary = sweep.folder / f".status.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(status), encoding="utf-8")
     os.replace(temporary, sweep.folder / "status.json")
-
-
-@contextlib.contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a sweep as Ctrl-C does; a second signal ends it at once."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        for each in handled:
-            signal.signal(each, signal.SIG_DFL)
-        raise KeyboardInterrupt
-
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in handled}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

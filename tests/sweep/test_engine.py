@@ -99,20 +99,25 @@ def test_short_trials_use_both_nodes_from_start_to_end(cluster, tmp_path):
 
 
 def test_a_node_that_joins_is_used_and_one_that_dies_loses_only_what_was_in_flight(cluster, tmp_path):
-    def change() -> None:
-        time.sleep(8)
-        joined = cluster.add_node(num_cpus=1)
-        time.sleep(12)
-        cluster.remove_node(joined, allow_graceful=False)
+    def seen() -> Counter:
+        known = ledger.read(tmp_path / "results" / "waits" / "ledger").trials.values()
+        return Counter(record.facts["host"] for record in known)
 
-    thread = threading.Thread(target=change)
-    thread.start()
-    records = run_there(cluster, tmp_path, 160)
-    thread.join()
-    by_node = Counter(record.facts["host"] for record in records)
-    assert len(by_node) == 2, "the node that joined was not used"
+    def wait_until(nodes: int, trials: int) -> None:
+        while len(seen()) < nodes or min(seen().values()) < trials:
+            assert sweep.is_alive(), "the sweep ended before"
+            time.sleep(0.2)
+
+    records: list[Record] = []
+    sweep = threading.Thread(target=lambda: records.extend(run_there(cluster, tmp_path, 200)))
+    sweep.start()
+    wait_until(1, 5)
+    joined = cluster.add_node(num_cpus=1)
+    wait_until(2, 5)
+    cluster.remove_node(joined, allow_graceful=False)
+    sweep.join()
+    assert len(records) == 200
     assert all(record.ok for record in records)
-    assert sum(by_node.values()) == 160
 
 
 # --------------------------------------------------------------------------------------------------------------- memos
