@@ -66,7 +66,7 @@ class Crew:
                 verbose=0,
                 progress_reporter=tune.CLIReporter(),  # else Tune clears a notebook's cell for its own display
                 stop=WhenOver(dispatch),
-                callbacks=[NowAndThen(dispatch.go_on, *now_and_then)],
+                callbacks=[NowAndThen(dispatch, dispatch.go_on, *now_and_then)],
             ),
         )
         try:
