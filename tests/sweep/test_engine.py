@@ -22,9 +22,10 @@ from rich.console import Console
 from cu_ray import config
 from cu_ray.errors import RayStopped
 from cu_ray.sweep import crew, ledger, runner
+from cu_ray.sweep.desk import Packed
 from cu_ray.sweep.measuring import measured_share
 from cu_ray.sweep.ready import Job
-from cu_ray.sweep.trainable import Packed, StageTrainable
+from cu_ray.sweep.trainable import StageTrainable
 from cu_ray.types import OriginalSpec, Record, TrialSpec
 from tests import sweeps
 from tests.sweep.simulator import record_of
