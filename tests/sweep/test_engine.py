@@ -30,6 +30,7 @@ from cu_ray.types import OriginalSpec, Record, TrialSpec
 from tests import sweeps
 from tests.sweep.simulator import record_of
 
+pytestmark = pytest.mark.filterwarnings("default")  # Ray's own, which come up in this process
 HERE = Path(__file__).parent
 
 
