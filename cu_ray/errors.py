@@ -7,6 +7,8 @@ CuRayError
 ├── RayStopped       Ray ended before the sweep was done: what is finished is in the ledger, exit code 1
 ├── Diverged         training left the finite numbers: the trial's row says `diverged`
 └── ContractBroken   a plug-in broke its contract: the trial's row says which rule
+
+TimeIsUp             no Exception, so that no method's `except Exception` swallows it: the trial's row says `failed`
 """
 
 from __future__ import annotations
@@ -50,6 +52,10 @@ class Diverged(CuRayError):
 
 class ContractBroken(CuRayError):
     """A plug-in broke a rule of its contract."""
+
+
+class TimeIsUp(BaseException):
+    """A trial took longer than it may; the message is the whole reason. Raised from outside, at any place in the trial."""
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
