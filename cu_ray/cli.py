@@ -6,11 +6,8 @@ Exit codes: 0 all done, 1 some trials failed, 2 wrong use, 3 the time limit came
 from __future__ import annotations
 
 import json
-import math
-import re
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,16 +79,13 @@ def sweep_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def load_sweep(file: str, only: tuple[str, ...], seeds: str, output: str | None, **runtime: Any) -> Sweep:
+def load_sweep(file: str, only: tuple[str, ...], seeds: str, **runtime: Any) -> Sweep:
     """The sweep of a file and the options."""
     try:
         further = [int(seed) for seed in seeds.lstrip("+").split(",") if seed]
     except ValueError:
         raise UserError(f"--seeds {seeds}: whole numbers are needed, like --seeds +3,4") from None
-    sys.path.append(str(Path(file).resolve().parent))  # plug-ins beside the sweep file
-    sweep = config.load(file, only=only, seeds=further)
-    changes = {name: value for name, value in {"output": output, **runtime}.items() if value is not None}
-    return replace(sweep, runtime=replace(sweep.runtime, **changes))
+    return config.with_runtime(config.load(file, only=only, seeds=further), **runtime)
 
 
 @main.command()
@@ -115,8 +109,8 @@ def sweep(
     from cu_ray.sweep import runner
 
     out = console()
-    seconds = math.inf if time_limit is None else seconds_of(time_limit)
-    wanted = load_sweep(file, only, seeds, output, address=address, workers=workers)
+    seconds = config.seconds_of(time_limit)
+    wanted = load_sweep(file, only, seeds, output=output, address=address, workers=workers)
     outcome = runner.run(wanted, out, retry_failed=retry_failed, seconds=seconds)
     counts = outcome.estimate
     if counts.trials_done:
@@ -137,15 +131,6 @@ def sweep(
         sys.exit(1)
 
 
-def seconds_of(time: str) -> float:
-    """The seconds of a time like 8h, 90m, 1h30m or 45s. Raises UserError for anything else."""
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", time)
-    if not time or found is None:
-        raise UserError(f"--time-limit {time}: hours, minutes and seconds are needed, like 8h, 90m, 1h30m or 45s")
-    hours, minutes, seconds = (int(part or 0) for part in found.groups())
-    return 3600 * hours + 60 * minutes + seconds
-
-
 @main.command()
 @sweep_options
 @click.option("--json", "as_json", is_flag=True, help="one JSON object")
@@ -153,7 +138,7 @@ def plan(file: str, only: tuple[str, ...], seeds: str, output: str | None, as_js
     """Say what the sweep of FILE comes to and what of it is done. Starts nothing."""
     from cu_ray.sweep import runner
 
-    counts, absent = runner.preview(load_sweep(file, only, seeds, output))
+    counts, absent = runner.preview(load_sweep(file, only, seeds, output=output))
     if as_json:
         print(json.dumps({**counts.to_json(), "datasets_not_here": absent}))
         return

@@ -9,9 +9,11 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import operator
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, replace
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,6 +34,7 @@ SECTIONS = (
     *("methods", "search", "controls", "runtime"),
 )
 MERGED = {"train": 1, "search": 1, "controls": 1, "runtime": 1, "methods": 2}  # in a file that extends another
+OWN = ("name",)  # what a file does not take from one that it extends
 RESERVED = ("trials", "points", "sampler", "keep")
 
 Value = Any
@@ -129,6 +132,19 @@ class RuntimeSection:
     storage: str = "~/.cache/cu-ray"
     address: str | None = None
     max_failures: Annotated[int, Bound(low=1)] = 10  # of one kind, after which a method is set aside
+    trial_time_limit: str | None = "24h"  # of one trial or original: what takes longer hangs, and has failed
+
+    def __post_init__(self) -> None:
+        """Raise FieldFault where the time limit is none."""
+        try:
+            seconds_of(self.trial_time_limit, "a time limit")
+        except UserError as error:
+            raise FieldFault("trial_time_limit", f"{error}, or null for none") from error
+
+    @property
+    def trial_seconds(self) -> float:
+        """The time limit of one trial."""
+        return seconds_of(self.trial_time_limit)
 
 
 @dataclass(frozen=True)
@@ -182,17 +198,42 @@ class Sweep:
         return Path(self.runtime.output).expanduser() / self.name
 
 
-def load(path: Path | str, *, only: Sequence[str] = (), seeds: Sequence[int] = ()) -> Sweep:
-    """The sweep of a YAML file. Raises UserError (Faults for all that is wrong with the file).
+def load(path: Path | str, *, only: Sequence[str] = (), seeds: Iterable[int] = ()) -> Sweep:
+    """The sweep of a YAML file; plug-ins beside it can be imported from now on. Raises UserError (Faults: all in the file).
 
     only: restrictions like `method=ssd` or `fraction=0.1`; seeds: further seeds besides the file's.
     """
-    return _restricted(_Reader(yaml_file.read(path, merged=MERGED, own=("name",))).sweep(), only, seeds)
+    beside = str(Path(path).resolve().parent)
+    if beside not in sys.path:
+        sys.path.append(beside)
+    return _restricted(_Reader(yaml_file.read(path, merged=MERGED, own=OWN)).sweep(), only, seeds)
 
 
-def parse(text: str, source: str = "sweep") -> Sweep:
-    """The sweep of a YAML text."""
-    return _Reader(yaml_file.parse(text, source)).sweep()
+def parse(text: str, source: str = "sweep", *, only: Sequence[str] = (), seeds: Iterable[int] = ()) -> Sweep:
+    """The sweep of a YAML text, which may extend a file by its path from the current folder. Otherwise as `load`."""
+    file = yaml_file.extended(yaml_file.parse(text, source), Path(), merged=MERGED, own=OWN)
+    return _restricted(_Reader(file).sweep(), only, seeds)
+
+
+def with_runtime(sweep: Sweep, **settings: Any) -> Sweep:
+    """The sweep with these settings of its runtime, where they are not None, instead of the file's. Raises Faults."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    reader = _Reader(YamlFile(sweep.source, {"runtime": asdict(sweep.runtime) | given}))
+    runtime = reader.section(RuntimeSection, "runtime")
+    if reader.faults:
+        raise Faults(sweep.source, reader.faults)
+    return replace(sweep, runtime=runtime)
+
+
+def seconds_of(time_limit: str | None, called: str = "--time-limit") -> float:
+    """The seconds of a time like 8h, 90m, 1h30m or 45s; infinitely many for None. Raises UserError for anything else."""
+    if time_limit is None:
+        return math.inf
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", str(time_limit))
+    if not time_limit or found is None:
+        raise UserError(f"{called} {time_limit}: hours, minutes and seconds are needed, like 8h, 90m, 1h30m or 45s")
+    hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def parse_methods(text: str, source: str, sweep: Sweep) -> MethodPlan:
@@ -652,7 +693,17 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _restricted(sweep: Sweep, only: Sequence[str], seeds: Sequence[int]) -> Sweep:
+def _seed(given: Any) -> int:
+    try:
+        seed = operator.index(given)
+    except TypeError:
+        seed = -1
+    if seed < 0:
+        raise UserError(f"--seeds {given}: whole numbers, not negative, are needed, like --seeds +3,4")
+    return seed
+
+
+def _restricted(sweep: Sweep, only: Sequence[str], seeds: Iterable[int]) -> Sweep:
     """The sweep with only the named methods, fractions and seeds, and with further seeds."""
     named: dict[str, dict[str, Any]] = {
         "method": {plugins.name_of(plan.cls): plan for plan in sweep.methods},
@@ -679,5 +730,5 @@ def _restricted(sweep: Sweep, only: Sequence[str], seeds: Sequence[int]) -> Swee
         controls=replace(sweep.controls, never_manipulated=False, trigger_only=False) if "method" in chosen else sweep.controls,
         methods=tuple(chosen.get("method", sweep.methods)),
         fractions=tuple(chosen.get("fraction", sweep.fractions)),
-        seeds=tuple(dict.fromkeys([*chosen.get("seed", sweep.seeds), *seeds])),
+        seeds=tuple(dict.fromkeys([*chosen.get("seed", sweep.seeds), *map(_seed, seeds)])),
     )

@@ -8,7 +8,7 @@ CuRayError
 ├── Diverged         training left the finite numbers: the trial's row says `diverged`
 └── ContractBroken   a plug-in broke its contract: the trial's row says which rule
 
-TimeIsUp             no Exception, so that no method's `except Exception` swallows it: the trial's row says `failed`
+TimeIsUp             a trial took longer than allowed; no Exception, so that a method's own `except Exception` does not stop it
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ContractBroken(CuRayError):
 
 
 class TimeIsUp(BaseException):
-    """A trial took longer than it may; the message is the whole reason. Raised from outside, at any place in the trial."""
+    """A trial took longer than runtime.trial_time_limit; the message is the whole reason. Raised at any place in the trial."""
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:

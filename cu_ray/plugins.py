@@ -92,9 +92,7 @@ class FieldFact:
 
 def names(kind: str) -> list[str]:
     """The names of all plug-ins of a kind: the files of its folder and the installed entry points."""
-    folder = importlib.import_module(f"cu_ray.{kind}").__path__
-    files = [module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_")]
-    return sorted({*files, *_entry_points(kind)})
+    return sorted({*_files(kind), *_entry_points(kind)})
 
 
 def find(kind: str, name: str) -> type[Any]:
@@ -108,7 +106,7 @@ def find(kind: str, name: str) -> type[Any]:
         return _imported(kind, _entry_points(kind)[name])
     if name not in names(kind):
         raise UserError(f"{name!r} is not among the {kind}. {did_you_mean(name, names(kind))}")
-    return _only_class(kind, importlib.import_module(f"cu_ray.{kind}.{name}"))
+    return _inside(kind, name)
 
 
 def name_of(plugin: Any) -> str:
@@ -121,6 +119,11 @@ def name_of(plugin: Any) -> str:
 
 def facts(cls: type[Any]) -> dict[str, FieldFact]:
     """The settings of a plug-in class by name, in the order of its file."""
+    return dict(_facts(cls))  # type: ignore[arg-type] # mypy holds classes for unhashable
+
+
+@functools.cache
+def _facts(cls: Any) -> dict[str, FieldFact]:
     hints = get_type_hints(cls, include_extras=True)
     fields = (field for field in dataclasses.fields(cls) if not field.metadata.get("derived"))
     return {field.name: _fact(field, hints[field.name]) for field in fields}
@@ -163,12 +166,27 @@ def contract(kind: str) -> type[Any]:
 
 
 @functools.cache
+def _inside(kind: str, name: str) -> type[Any]:
+    return _only_class(kind, importlib.import_module(f"cu_ray.{kind}.{name}"))
+
+
+@functools.cache
+def _files(kind: str) -> tuple[str, ...]:
+    folder = importlib.import_module(f"cu_ray.{kind}").__path__
+    return tuple(module.name for module in pkgutil.iter_modules(folder) if not module.name.startswith("_"))
+
+
+@functools.cache
 def _entry_points(kind: str) -> dict[str, str]:
     return {entry.name: entry.value for entry in importlib.metadata.entry_points(group=f"cu_ray.{kind}")}
 
 
 def _imported(kind: str, path: str) -> type[Any]:
     module_name, _, class_name = path.partition(":")
+    if module_name == "__main__":
+        raise UserError(
+            f"{path!r} is in a notebook or a script, where workers cannot import it: put it into a file, fancy.py, say"
+        )
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
     except Exception as error:  # whatever a user's file raises when it is imported

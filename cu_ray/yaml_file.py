@@ -58,18 +58,25 @@ def read(
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    file = parse(text, str(path))
+    known = (Path(path).resolve(), *extended_by)
+    return extended(parse(text, str(path)), Path(path).parent, merged=merged, own=own, extended_by=known)
+
+
+def extended(
+    file: YamlFile, folder: Path, *, merged: Mapping[str, int], own: Collection[str] = (), extended_by: tuple[Path, ...] = ()
+) -> YamlFile:
+    """The same over the value of the file that it extends, whose path is relative to the folder; otherwise as `read`."""
     if not isinstance(file.value, dict) or "extends" not in file.value:
         return file
-    given, here = file.value.pop("extends"), Path(path).resolve()
+    given = file.value.pop("extends")
     if not isinstance(given, str):
         raise Faults(file.source, [f"{file.where('extends')}: {given!r} is not allowed. Allowed: the path of one sweep file."])
-    base_path = Path(path).parent / given
-    if base_path.resolve() in (here, *extended_by):
+    base_path = folder / given
+    if base_path.resolve() in extended_by:
         raise Faults(file.source, [f"{file.where('extends')}: {given!r} extends this file in turn"])
     if not base_path.is_file():
         raise Faults(file.source, [f"{file.where('extends')}: there is no file {str(base_path)!r}"])
-    base = read(base_path, merged=merged, own=own, extended_by=(here, *extended_by))
+    base = read(base_path, merged=merged, own=own, extended_by=extended_by)
     if not isinstance(base.value, dict):
         raise Faults(file.source, [f"{file.where('extends')}: {str(base_path)!r} is not a mapping, as a sweep file is"])
     base.value = {name: value for name, value in base.value.items() if name not in own}

@@ -31,6 +31,7 @@ runtime: {{storage: {storage}}}
 EXEMPT = [
     *("unlearn_seconds", "unlearn_seconds_spent", "unlearn_seconds_mean", "eval_seconds", "train_seconds"),
     *("images_forward_spent", "images_backward_spent", "peak_memory_bytes", "started_at", "finished_at", "host"),
+    *("gpu_share", "num_out_of_memory"),
 ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import re
 import subprocess
 import sys
@@ -10,9 +12,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+import cu_ray
 from cu_ray import config, plugins
 from cu_ray.selection import RULES
 from cu_ray.sweep import tables
+from tests import sweeps
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,6 +71,28 @@ def test_every_column_is_documented(tmp_path):
         for column in pq.read_schema(tmp_path / f"{name}.parquet").names:
             stem = re.sub(r"^(val|report|hp)_|_(mean|std|low|high|given|true)$", "", column)
             assert re.search(rf"\b{stem}", page), f"docs/tables.md does not say what {name}.{column} is"
+
+
+def test_the_page_on_python_runs_as_printed(tmp_path):
+    (tmp_path / "sweeps").mkdir()
+    file = sweeps.small(tmp_path / "sweeps", fractions="[1.0]", seeds="[0]", name="quickstart.yaml")
+    file.write_text(file.read_text().replace("name: small", "name: quickstart"))
+    code = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "python.md").read_text(encoding="utf-8"), re.M | re.S)
+    code.append("assert len(earlier.trials) == results.outcome.estimate.trials_done == 4")
+    done = subprocess.run([sys.executable, "-c", "\n".join(code)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Starting Ray on this machine")
+
+
+def test_the_page_on_python_names_every_option_and_outcome():
+    from cu_ray.sweep.runner import Outcome
+
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    options = {name for each in (cu_ray.Sweep.load, cu_ray.Sweep.run) for name in inspect.signature(each).parameters}
+    missing = [name for name in options - {"self", "path"} if f"{name}=" not in page]
+    missing += [name for name in cu_ray.__all__ if f"cu_ray.{name}" not in page]
+    missing += [field.name for field in dataclasses.fields(Outcome) if field.name not in page]
+    assert missing == []
 
 
 def test_readme_has_its_two_commands_on_one_line_each():

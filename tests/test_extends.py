@@ -205,6 +205,16 @@ def test_a_base_is_given_by_one_path(tmp_path, given):
     assert "is not allowed. Allowed: the path of one sweep file." in fault
 
 
+def test_a_text_extends_a_file_by_its_path_from_the_current_folder(tmp_path, monkeypatch):
+    load(tmp_path / "sub", base=BASE)
+    text = "extends: sub/base.yaml\nname: child\nsearch: {lag: %s}\n"
+    monkeypatch.chdir(tmp_path)
+    sweep = config.parse(text % 3)
+    assert (sweep.name, sweep.search.lag, sweep.search.objective) == ("child", 3, "oracle")
+    with pytest.raises(Faults, match=r"search.lag \(line 3\): 0 is not allowed"):
+        config.parse(text % 0)
+
+
 def test_the_word_misspelt_is_told_the_nearest(tmp_path):
     faults = faults_of(tmp_path, base=BASE, child="extend: base.yaml\nname: x\n")
     assert "Did you mean 'extends'?" in faults[0]

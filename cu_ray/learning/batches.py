@@ -80,9 +80,12 @@ class RowStream:
         rows = self._rows.clone()
         if shuffle:
             rows = rows[torch.randperm(len(rows), generator=self._generator, device=rows.device)]
-        for chunk in rows.split(size):
+        for chunk in self._chunks(rows, size):
             images = self._images.load(chunk, generator=self._generator if augment else None)
             yield Batch(images, self._images.labels[chunk], chunk, self._in_deletion[chunk])
+
+    def _chunks(self, rows: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
+        yield from rows.split(batch_size)
 
 
 def _whole_number(batch_size: Any) -> int:

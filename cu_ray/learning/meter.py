@@ -16,7 +16,7 @@ class Meter:
 
         def count(_: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
             num_images = len(args[0])
-            self.cost += Cost(forward=num_images)
+            self._count_forward(num_images)
             if output.requires_grad:
                 output.register_hook(lambda _: self._count_backward(num_images))
 
@@ -26,6 +26,9 @@ class Meter:
         """The same model, counted from now on; copies made of it are counted too."""
         model.register_forward_hook(self.hook)
         return model
+
+    def _count_forward(self, num_images: int) -> None:
+        self.cost += Cost(forward=num_images)
 
     def _count_backward(self, num_images: int) -> None:
         self.cost += Cost(backward=num_images)

@@ -16,48 +16,64 @@ COLUMNS = ("acc_corr", "acc_retain", "asr", "confusion_rate")
 
 def rows_of(tables: Path, name: str = "best") -> list[dict[str, Any]]:
     """The rows of a table. Raises UserError where there is none."""
+    rows: list[dict[str, Any]] = pq.read_table(path_of(tables, name)).to_pylist()
+    return rows
+
+
+def path_of(tables: Path, name: str) -> Path:
+    """The file of a table. Raises UserError where there is none."""
     path = tables / f"{name}.parquet"
     if not path.exists():
         raise UserError(f"there is no {path}: is {tables.parent} the folder of a sweep (results/NAME) that has run?")
-    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    return rows
+    return path
+
+
+def best_rows(tables: Path, rule: str | None) -> list[dict[str, Any]]:
+    """The best of each study under one selection rule, settings together; by default the rule that the search followed."""
+    rows = rows_of(tables)
+    rules = list(dict.fromkeys(row["rule"] for row in rows))
+    rule = rule or next((row["search_objective"] for row in rows if row["search_objective"]), "oracle_validation")
+    if rule not in rules:
+        raise UserError(f"{rule!r} is no selection rule of these tables. {did_you_mean(rule, rules)}")
+    shown = [row for row in rows if row["rule"] == rule]
+    cells = cells_of(shown)
+    groups = list(dict.fromkeys(cells))
+    return [row for _, row in sorted(zip(cells, shown, strict=True), key=lambda pair: groups.index(pair[0]))]
+
+
+def metrics_of(rows: list[dict[str, Any]]) -> list[str]:
+    """The metrics that have a value in some row."""
+    return [name for name in COLUMNS if any(row[f"{name}_mean"] is not None for row in rows)]
 
 
 def best_table(tables: Path, rule: str | None = None) -> Table:
     """Method x deletion fraction under one selection rule, means over seeds; by default the rule that the search followed."""
-    rows = rows_of(tables)
-    rules = list(dict.fromkeys(row["rule"] for row in rows))
-    searched = next((row["search_objective"] for row in rows if row["search_objective"]), "oracle_validation")
-    rule = rule or searched
-    if rule not in rules:
-        raise UserError(f"{rule!r} is no selection rule of these tables. {did_you_mean(rule, rules)}")
-    shown = [row for row in rows if row["rule"] == rule]
-    metrics = [name for name in COLUMNS if any(row[f"{name}_mean"] is not None for row in shown)]
-    cells = cells_of(shown)
-    groups = list(dict.fromkeys(cells))
-    reports_on = shown[0]["reports_on"] if shown else ""
+    shown = best_rows(tables, rule)
+    metrics, cells = metrics_of(shown), cells_of(shown)
+    several = len(set(cells)) > 1
+    rule, reports_on = shown[0]["rule"], shown[0]["reports_on"]
     table = Table(
         title=f"Best of each study by {rule}, on the {reports_on}: mean (standard deviation) over seeds", title_justify="left"
     )
-    if len(groups) > 1:
+    if several:
         table.add_column("setting")
     for name in ("method", "fraction", *metrics, "seconds", "n"):
         table.add_column(name, justify="left" if name == "method" else "right")
     previous: tuple[Any, ...] = ()
-    for cell, row in sorted(zip(cells, shown, strict=True), key=lambda pair: groups.index(pair[0])):
-        if previous and previous != (cell, _method(row)):
+    for cell, row in zip(cells, shown, strict=True):
+        if previous and previous != (cell, method_of(row)):
             table.add_section()
-        previous = (cell, _method(row))
+        previous = (cell, method_of(row))
         values = [_number(row[f"{name}_mean"], row[f"{name}_std"]) for name in metrics]
         seconds = row["unlearn_seconds_mean"]
         line = [
-            _method(row),
+            method_of(row),
             f"{row['deletion_fraction']:g}",
             *values,
             "-" if seconds is None else f"{seconds:.1f}",
             str(row["n"]),
         ]
-        table.add_row(*([cell] if len(groups) > 1 else []), *line)
+        table.add_row(*([cell] if several else []), *line)
     return table
 
 
@@ -73,7 +89,7 @@ def cells_of(rows: list[dict[str, Any]]) -> list[str]:
     return cells
 
 
-def _method(row: dict[str, Any]) -> str:
+def method_of(row: dict[str, Any]) -> str:
     """The method; of a control, what was done to the original's training data instead of the manipulation."""
     return row["control"].replace("_", " ") if row.get("control") else str(row["method"])
 

@@ -136,9 +136,7 @@ class Keeper:
         """Look at a model at the end of an epoch."""
         if self._keep == "last":
             return
-        test = TestPredictions(model, self._poisoned, self._data, self._precision)
-        metrics = test.metrics(np.ones(len(self._poisoned.selection_half), dtype=bool))
-        score = float(np.mean([metrics[name] or 0.0 for name in ("acc_corr", "acc_retain")]))
+        score = self._score(model)
         if self._best is None or score > self._best[0]:
             self._best = (score, copy.deepcopy(model.state_dict()))
 
@@ -147,3 +145,8 @@ class Keeper:
         if self._best is not None:
             model.load_state_dict(self._best[1])
         return model.eval()
+
+    def _score(self, model: torch.nn.Module) -> float:
+        test = TestPredictions(model, self._poisoned, self._data, self._precision)
+        metrics = test.metrics(np.ones(len(self._poisoned.selection_half), dtype=bool))
+        return float(np.mean([metrics[name] or 0.0 for name in ("acc_corr", "acc_retain")]))

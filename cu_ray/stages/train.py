@@ -9,24 +9,23 @@ import numpy as np
 from cu_ray.errors import Diverged
 from cu_ray.identity import seed_for
 from cu_ray.lazy import torch
-from cu_ray.learning.batches import RowStream
 from cu_ray.learning.layers import initialise
-from cu_ray.learning.sgd import Sgd, cross_entropy
-from cu_ray.stages.evaluate import Keeper
+from cu_ray.learning.sgd import cross_entropy
 from cu_ray.stages.poison import OnDevice
+from cu_ray.stages.tools import WHOLE, Tools
 from cu_ray.types import OriginalSpec, PoisonedDataset
 
 
-def train(spec: OriginalSpec, poisoned: PoisonedDataset, data: OnDevice) -> torch.nn.Module:
+def train(spec: OriginalSpec, poisoned: PoisonedDataset, data: OnDevice, tools: Tools = WHOLE) -> torch.nn.Module:
     """The original model in eval mode. Raises Diverged where a weight is not finite in the end."""
     setting = spec.setting
     model = build_model(setting.model, poisoned, data.device, seed_for("initialise", spec.key))
     generator = torch.Generator(data.device).manual_seed(seed_for("batches", spec.key))
     nothing_found = torch.zeros(len(poisoned.labels), dtype=torch.bool, device=data.device)
     rows = np.arange(len(poisoned.labels))
-    stream = RowStream(data.train, rows, nothing_found, setting.train.batch_size, generator)
-    keeper = Keeper(setting.train.keep, poisoned, data, setting.train.precision)
-    sgd = Sgd(model.train(), setting.train, data.device)
+    stream = tools.stream(data.train, rows, nothing_found, setting.train.batch_size, generator)
+    keeper = tools.keeper(setting.train.keep, poisoned, data, setting.train.precision)
+    sgd = tools.sgd(model.train(), setting.train, data.device)
     while not sgd.done:
         sgd.epoch(stream, cross_entropy)
         keeper.offer(model)

@@ -17,7 +17,6 @@ from cu_ray.identity import key_of, seed_for
 from cu_ray.lazy import torch
 from cu_ray.learning.batches import RowStream
 from cu_ray.learning.layers import initialise
-from cu_ray.learning.meter import Meter
 from cu_ray.learning.sgd import Sgd
 from cu_ray.plugins import name_of
 from cu_ray.stages.evaluate import Keeper
@@ -25,6 +24,7 @@ from cu_ray.stages.poison import OnDevice
 from cu_ray.stages.process import state, state_kept
 from cu_ray.stages.reasons import blamed
 from cu_ray.stages.returned import require_like_the_original
+from cu_ray.stages.tools import WHOLE, Tools
 from cu_ray.stages.train import build_model, require_finite
 from cu_ray.types import LEARNING_VERSION, Cost, DeletionSplit, Indices, NamedTensors, PoisonedDataset, TrainRecipe, TrialSpec
 
@@ -68,6 +68,7 @@ def unlearn(
     data: OnDevice,
     split: DeletionSplit,
     memos: Memos,
+    tools: Tools = WHOLE,
 ) -> Unlearned:
     """The unlearned model. The original is left as it was.
 
@@ -75,9 +76,9 @@ def unlearn(
     method raises, noted to come from it.
     """
     name = name_of(spec.method)
-    keeper = Keeper(spec.keep, poisoned, data, spec.original.setting.train.precision)
+    keeper = tools.keeper(spec.keep, poisoned, data, spec.original.setting.train.precision)
     started = now(data.device)
-    task = Task(spec, original, poisoned, data, split, memos, keeper, Meter(), seed_for("unlearn", spec.key))
+    task = Task(spec, original, poisoned, data, split, memos, keeper, tools, seed_for("unlearn", spec.key))
     with blamed(name):
         model = spec.method.unlearn(task)
     seconds = now(data.device) - started - task.watched_seconds
@@ -115,26 +116,26 @@ class Task:
         split: DeletionSplit,
         memos: Memos,
         keeper: Keeper,
-        meter: Meter,
+        tools: Tools,
         seed: int,
     ) -> None:
         self._spec, self._poisoned, self._data, self._split = spec, poisoned, data, split
-        self._memos, self._keeper, self._original = memos, keeper, original
+        self._memos, self._keeper, self._tools, self._original = memos, keeper, tools, original
         self._seed, self._draws = seed, 0
         self._put_back = state()
-        self.meter, self.memo_cost, self.memo_seconds = meter, Cost(), 0.0
+        self.meter, self.memo_cost, self.memo_seconds = tools.meter(), Cost(), 0.0
         self.watched_seconds = 0.0
         self.notes: dict[str, float] = {}
         self.train: TrainRecipe = spec.original.setting.train
         self.device = data.device
         self.num_classes = poisoned.dataset.num_classes
         self.generator = torch.Generator(data.device).manual_seed(seed)
-        self.original = meter.watch(copy.deepcopy(original).eval())
+        self.original = self.meter.watch(copy.deepcopy(original).eval())
         in_deletion = torch.zeros(len(poisoned.labels), dtype=torch.bool, device=data.device)
         in_deletion[data.rows(split.deletion)] = True
 
         def stream(rows: Indices) -> RowStream:
-            return RowStream(data.train, rows, in_deletion, self.train.batch_size, self.generator)
+            return tools.stream(data.train, rows, in_deletion, self.train.batch_size, self.generator)
 
         self.retain, self.deletion = stream(split.retain), stream(split.deletion)
         self.everything = stream(np.sort(np.concatenate([split.retain, split.deletion])))
@@ -156,7 +157,7 @@ class Task:
     def sgd(self, model: torch.nn.Module, *, steps: int | None, lr: float | None) -> Sgd:
         """The optimisation loop with the training recipe's batch size, momentum, weight decay and precision."""
         recipe = replace(self.train, steps=steps or self.train.steps, lr=lr or self.train.lr)
-        return Sgd(model, recipe, self.device)
+        return self._tools.sgd(model, recipe, self.device)
 
     def remember(self, name: str, compute: Callable[[Any], NamedTensors], **depends_on: Any) -> NamedTensors:
         """What `compute` gives, from the memos where it is known."""
@@ -188,7 +189,7 @@ class Task:
                 self._split,
                 self._memos,
                 self._keeper,
-                Meter(),
+                self._tools,
                 seed_for("memo", key),
             )
             started = now(self.device)

@@ -11,11 +11,11 @@ from cu_ray.errors import ContractBroken
 from cu_ray.lazy import torch
 from cu_ray.learning.batches import as_tensor
 from cu_ray.stages.poison import OnDevice
-from cu_ray.stages.shared import fingerprints, first_changed, tensors_of
+from cu_ray.stages.shared import Fingerprints, fingerprints, first_changed, tensors_of
 from cu_ray.stages.unlearn import Memo
 from cu_ray.types import Cost, NamedTensors, PoisonedDataset, Store
 
-KEPT = 4  # how many of each
+KEPT = {"data": 4, "originals": 4, "memos": 4}  # how many of each
 
 Value = TypeVar("Value")
 Data = tuple[PoisonedDataset, OnDevice]
@@ -26,9 +26,9 @@ class Warm:
 
     def __init__(self, store: Store, device: torch.device) -> None:
         self._store, self._device = store, device
-        self.data = Recent[Data](KEPT, _tensors_of_data)
-        self.originals = Recent[torch.nn.Module](KEPT, _tensors_of_original)
-        self._memos = Recent[Memo](KEPT, _tensors_of_memo)
+        self.data = Recent[Data](KEPT["data"], _tensors_of_data)
+        self.originals = Recent[torch.nn.Module](KEPT["originals"], _tensors_of_original)
+        self._memos = Recent[Memo](KEPT["memos"], _tensors_of_memo)
 
     def load(self, key: str) -> Memo | None:
         """A memo, or None where nobody computed it yet."""
@@ -74,16 +74,16 @@ class Recent(Generic[Value]):
 
     def __init__(self, limit: int, tensors_of_value: Callable[[Value], NamedTensors]) -> None:
         self._limit, self._tensors = limit, tensors_of_value
-        self._values = OrderedDict[str, tuple[Value, NamedTensors]]()
+        self._values = OrderedDict[str, tuple[Value, Fingerprints]]()
 
     def get(self, key: str, make: Callable[[], Value]) -> Value:
         """The value, made where it is not there."""
         if key not in self._values:
+            while len(self._values) >= self._limit:  # first, so that the device never holds one more
+                self._values.popitem(last=False)
             value = make()
             self._values[key] = value, fingerprints(self._tensors(value))
         self._values.move_to_end(key)
-        while len(self._values) > self._limit:
-            self._values.popitem(last=False)
         return self._values[key][0]
 
     def find(self, key: str) -> Value | None:

@@ -7,10 +7,8 @@ Nothing else waits: there is no barrier between stages. Each trial key is run on
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -20,6 +18,7 @@ from cu_ray.sweep import sampling
 from cu_ray.sweep.breaker import Breaker
 from cu_ray.sweep.ledger import Known, PointRecord
 from cu_ray.sweep.plan import Hyperparameters, Plan, StudySpec, memo_group, trial_cost
+from cu_ray.sweep.ready import COMPUTES_MEMO, ORIGINAL, OTHER, Job, Ready
 from cu_ray.types import OriginalSpec, Record, Scores, TrialSpec
 
 
@@ -32,20 +31,6 @@ class Journal(Protocol):
         """Write a record durably."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One original model or one trial to be made."""
-
-    kind: str  # "original" or "trial"
-    spec: OriginalSpec | TrialSpec
-    images: int = 0  # what it takes: forward passes and twice the backward passes
-
-    @property
-    def key(self) -> str:
-        """The key of what it makes."""
-        return self.spec.key
-
-
 @dataclass
 class StudyState:
     """A study as far as it has come."""
@@ -55,6 +40,8 @@ class StudyState:
     trial_keys: list[tuple[str, ...]] = field(default_factory=list)
     results: list[sampling.Result] = field(default_factory=list)  # of the first points, in order; None: failed
     confirmed: bool = False
+    num_jobs: int = 0  # wanted so far
+    memory: sampling.Memory = field(default_factory=sampling.Memory)
 
 
 class Agenda:
@@ -81,8 +68,7 @@ class Agenda:
             ),
         )
         self._retry_failed = retry_failed
-        self._ready: list[tuple[tuple[int, int, int], Job]] = []
-        self._order = itertools.count()
+        self._ready = Ready(lambda job: job.key in self._wanted and job.key not in self._running)
         self._waiting: dict[str, list[Job]] = {}  # by the key of the original or the memo group they wait for
         self._wanted: dict[str, Job] = {}  # not done yet, by key
         self._running: dict[str, Job] = {}
@@ -103,6 +89,11 @@ class Agenda:
     def done(self) -> bool:
         """Whether nothing is left to be run."""
         return not self._wanted
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether there is a job to run now."""
+        return self._ready.choose() is not None
 
     @property
     def set_aside(self) -> dict[str, str]:
@@ -133,14 +124,15 @@ class Agenda:
         best = best_point(study.spec, study.points, self._journal.known.trials, study.spec.search.objective)
         return [] if best is None else study.spec.repetitions(study.points[best])
 
-    def next(self) -> Job | None:
-        """A job to run now, or None where all that is left waits for what is running."""
-        while self._ready:
-            _, job = heapq.heappop(self._ready)
-            if job.key in self._wanted and job.key not in self._running:  # not set aside meanwhile
-                self._running[job.key] = job
-                return job
-        return None
+    def next(self, held: Collection[str] = ()) -> Job | None:
+        """A job to run now, or None where all that is left waits for what is running.
+
+        held: the memo groups and originals that the worker has warm, the last used first.
+        """
+        job = self._ready.choose(held)
+        if job is not None:
+            self._running[job.key] = job
+        return job
 
     def give_back(self, job: Job) -> None:
         """Take back a job whose worker died, to be handed out again."""
@@ -203,7 +195,7 @@ class Agenda:
         else:
             known = study.results[: sampling.results_needed(spec, index)]
             warm = self._warm_start(study) if index == 0 else None
-            hyperparameters = warm or sampling.point(spec, index, study.points, known)
+            hyperparameters = warm or sampling.point(spec, index, study.points, known, study.memory)
         trials = spec.trials(hyperparameters, spec.search_settings)
         keys = tuple(trial.key for trial in trials)
         if written is None:
@@ -244,7 +236,8 @@ class Agenda:
         self._retried.add(spec.key)
         num_train, _ = self.plan.num_images[spec.original.setting.content_hash]
         cost = trial_cost(spec, num_train)
-        job = Job("trial", spec, cost.forward + 2 * cost.backward)
+        job = Job("trial", spec, cost.forward + 2 * cost.backward, study.num_jobs)
+        study.num_jobs += 1
         self._wanted[spec.key] = job
         self._want_original(spec.original)
         self._offer(job)
@@ -283,9 +276,7 @@ class Agenda:
             self._push(job)
 
     def _push(self, job: Job) -> None:
-        """Rank: what others wait for first (originals, then trials that compute a memo), then the longest, then in order."""
-        urgency = 0 if job.kind == "original" else 1 if job.key in self._leaders else 2
-        heapq.heappush(self._ready, ((urgency, -job.images, next(self._order)), job))
+        self._ready.push(job, ORIGINAL if job.kind == "original" else COMPUTES_MEMO if job.key in self._leaders else OTHER)
 
     def _release_memo(self, key: str) -> None:
         group = self._leaders.pop(key, None)

@@ -1,9 +1,11 @@
-"""Ray itself: started on this machine or joined at an address; the shape of a trial and how many fit."""
+"""Ray itself: started on this machine or joined at an address; the shape of a worker and how many fit."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,13 +14,24 @@ from rich.console import Console
 
 from cu_ray.config import RuntimeSection
 from cu_ray.errors import UserError
+from cu_ray.sweep.shares import trials_in
+
+ASK_EVERY = 5.0  # seconds between looks at what the cluster has
 
 
 @contextlib.contextmanager
 def connected(runtime: RuntimeSection, console: Console) -> Iterator[None]:
-    """Ray, started on this machine or joined, until the end of the context. Raises UserError where no cluster answers."""
+    """Ray, started on this machine or joined, until the end of the context. Raises UserError where no cluster answers.
+
+    A Ray that the process is at already is joined and left as it is.
+    """
     import ray
 
+    if ray.is_initialized():
+        _require_here(runtime.address)
+        console.print("Joining the Ray of this process ...")
+        yield
+        return
     address = runtime.address or os.environ.get("RAY_ADDRESS")
     console.print(f"Joining Ray at {address} ..." if address else "Starting Ray on this machine ...")
     options: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": runtime.workers}
@@ -36,16 +49,50 @@ def connected(runtime: RuntimeSection, console: Console) -> Iterator[None]:
         ray.shutdown()
 
 
-def shape(runtime: RuntimeSection, device: str) -> tuple[dict[str, float], int]:
-    """The one resource shape of all trials, and how many of them fit at once. Raises UserError where none does."""
+def _require_here(address: str | None) -> None:
+    """Complain of an address that is not where this process's Ray is."""
     import ray
 
-    available: Mapping[str, float] = ray.cluster_resources()
-    if device == "cpu":
-        slots = int(available.get("CPU", 1))
-        return {"cpu": 1.0}, min(slots, runtime.workers or slots)
-    share = 1.0 if runtime.gpus_per_trial == "auto" else float(runtime.gpus_per_trial)
-    slots = int(available.get("GPU", 0) / share)
-    if slots < 1:
-        raise UserError(f"runtime.device is cuda, but Ray has {available.get('GPU', 0):g} GPUs and a trial needs {share:g}")
-    return {"cpu": 1.0, "gpu": share}, min(slots, runtime.workers or slots)
+    here = ray.get_runtime_context().gcs_address
+    if address not in (None, "auto", here):
+        raise UserError(f"this process is at the Ray at {here}, not at {address}: leave the address out, or call ray.shutdown()")
+
+
+def shape(share: float | None) -> dict[str, float]:
+    """The one resource shape of all workers: a CPU, and this share of a GPU."""
+    return {"cpu": 1.0} if share is None else {"cpu": 1.0, "gpu": share}
+
+
+class Room:
+    """How many workers fit into the cluster, asked anew every few seconds: nodes come and go."""
+
+    def __init__(self, shape: Mapping[str, float], limit: int | None) -> None:
+        self._shape, self._limit = shape, limit
+        self._asked, self._fit = -math.inf, 0
+
+    def __call__(self) -> int:
+        """How many fit, and not more than the limit."""
+        if time.monotonic() - self._asked > ASK_EVERY:
+            self._asked, self._fit = time.monotonic(), self._count()
+        return self._fit if self._limit is None else min(self._fit, self._limit)
+
+    def _count(self) -> int:
+        import ray
+
+        resources = ray.cluster_resources()
+        cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+        share = self._shape.get("gpu")
+        if share is None:
+            return cpus
+        # a worker is on one GPU: what is left over of two does not make a third
+        return min(cpus, int(gpus // share) if share > 1 else gpus * trials_in(share))
+
+
+def require(room: Room, shape: Mapping[str, float]) -> None:
+    """Raise UserError where not one worker of that shape fits."""
+    import ray
+
+    if room() < 1:
+        gpus = ray.cluster_resources().get("GPU", 0)
+        needed = f"{shape['gpu']:g} GPUs" if "gpu" in shape else "1 CPU"
+        raise UserError(f"not one worker fits: it needs {needed}, Ray has {gpus:g} GPUs (runtime.device, runtime.gpus_per_trial)")

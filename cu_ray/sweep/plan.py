@@ -119,15 +119,31 @@ class StudySpec:
 
     def original(self, setting: Setting) -> OriginalSpec:
         """The original model that a trial on this setting starts from."""
-        return OriginalSpec(setting, tuple(sorted(self.method.cls.original_variant.items())))
+        if setting.seed not in self._originals:
+            self._originals[setting.seed] = OriginalSpec(setting, tuple(sorted(self.method.cls.original_variant.items())))
+        return self._originals[setting.seed]
 
     def trial(
         self, hyperparameters: Hyperparameters, setting: Setting, fraction: float | None, *, held_out: bool = False
     ) -> TrialSpec:
         """The trial of a point on one setting and fraction."""
-        method = self.method.cls(**hyperparameters)
-        size = 0 if fraction is None else self.size(fraction)
-        return TrialSpec(self.original(setting), self.detection, size, method, self.method.keep, held_out)
+        point = tuple((name, type(value), value) for name, value in hyperparameters.items())
+        which = (point, setting.seed, fraction, held_out)
+        if which not in self._trials:
+            size = 0 if fraction is None else self.size(fraction)
+            method = self.method.cls(**hyperparameters)
+            self._trials[which] = TrialSpec(self.original(setting), self.detection, size, method, self.method.keep, held_out)
+        return self._trials[which]
+
+    # asked for again and again, by the agenda, the estimate and the tables: a spec computes its key once
+
+    @functools.cached_property
+    def _originals(self) -> dict[int, OriginalSpec]:
+        return {}
+
+    @functools.cached_property
+    def _trials(self) -> dict[tuple[Any, ...], TrialSpec]:
+        return {}
 
     def trials(self, hyperparameters: Hyperparameters, settings: Iterable[Setting]) -> list[TrialSpec]:
         """All trials of a point on these settings: one a fraction, and one with a part held out where that is asked for."""

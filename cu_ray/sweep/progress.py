@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cu_ray.plugins import name_of
-from cu_ray.sweep.agenda import Job
 from cu_ray.sweep.estimate import Estimate
+from cu_ray.sweep.ready import Job
 from cu_ray.types import OriginalSpec, Record, TrialSpec
 
 LINE_EVERY = 10.0  # seconds between plain lines

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import math
 import os
 import platform
-import shutil
-import signal
 import time
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +22,11 @@ from cu_ray.errors import FieldFault, RayStopped, UserError
 from cu_ray.learning.precision import local_device_kind, resolve
 from cu_ray.stages.poison import poison
 from cu_ray.store import LocalStore, checksum
-from cu_ray.sweep import cluster, ledger, plan, remarks, tables, weights
+from cu_ray.sweep import cluster, ledger, plan, process, remarks, tables, weights
 from cu_ray.sweep.agenda import Agenda
+from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
+from cu_ray.sweep.shares import next_share
 from cu_ray.types import Dataset
 
 TABLES_EVERY, MIRROR_EVERY = 30.0, 5.0  # seconds between writings of the tables and of the Optuna journal while the sweep runs
@@ -121,8 +120,7 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
                 console.print(f"Nothing to do: all {counts.trials} trials of {made.name} are done.")
         else:
             try:
-                with _signals_interrupt():
-                    work.run()
+                work.run()
             except KeyboardInterrupt:
                 interrupted = True
         counts = work.write(running=False)
@@ -166,85 +164,90 @@ class _Work:
 
     def run(self) -> None:
         """Run the agenda to its end on Ray, with everything that Ray and Tune print in the log."""
-        os.environ |= {
+        variables = {
             "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
             "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger remembers; snapshots would be rewritten whole all the time
             "TUNE_DISABLE_SIGINT_HANDLER": "1",
+            "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # workers start side by side, as many as our searcher asks for
             "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         }
-        self.log.parent.mkdir(exist_ok=True)
-        terminal = self.console.file
+        self.console.file = self.console.file  # held: it would follow the output into the log
         with (
-            open(self.log, "a", encoding="utf-8") as log,
-            contextlib.redirect_stdout(log),
-            contextlib.redirect_stderr(log),
+            process.alone(),
+            process.signals_interrupt(),
+            process.environment(**variables),
+            process.output_in(self.log),
+            process.only_errors_of("ray"),
+            cluster.connected(self.sweep.runtime, self.console),
+            process.signals_interrupt(),  # again: when Ray starts it takes SIGTERM for itself
         ):
-            self.console.file = terminal  # which would follow the redirection
-            with cluster.connected(self.sweep.runtime, self.console):
-                self._fit()
+            self._run_phases()
 
-    def _fit(self) -> None:
-        import ray
-        from ray import tune
-
+    def _run_phases(self) -> None:
+        """Run the agenda; what runs out of memory is run again on a larger share of a GPU, all the rest before."""
+        from cu_ray.sweep.crew import Crew
         from cu_ray.sweep.mirror import Mirror
         from cu_ray.sweep.progress import Progress
-        from cu_ray.sweep.searcher import AgendaSearcher, Housekeeping
-        from cu_ray.sweep.trainable import StageTrainable
 
-        resources, slots = cluster.shape(self.sweep.runtime, device_kind(self.sweep))
-        trainable = tune.with_parameters(
-            StageTrainable,
-            datasets={each.content_hash: ray.put(each) for each in self.datasets.values()},
-            storage=str(Path(self.sweep.runtime.storage).expanduser().resolve()),
-            device=device_kind(self.sweep),
-            import_path=[str(Path(self.sweep.source).resolve().parent), os.getcwd()],
-        )
         before = self.estimate()
         _write_status(self.sweep, before, running=True)
-        scratch = self.sweep.folder / ".tune"
         largest_test_set = max(len(dataset.test) for dataset in self.datasets.values())
+        share, ran_out = self._share(), Counter[str]()
         with (
             Progress(self.console, before, images_per_evaluation=2 * largest_test_set) as progress,
             Mirror(self.sweep.folder) as mirror,
         ):
-            write = _at_most_every(TABLES_EVERY, lambda: self.write(running=True))
-            reflect = _at_most_every(MIRROR_EVERY, lambda: mirror.take(self.agenda.studies))
-            tuner = tune.Tuner(
-                tune.with_resources(trainable, resources),
-                tune_config=tune.TuneConfig(
-                    search_alg=AgendaSearcher(self.agenda, progress.heard, self.deadline),
-                    num_samples=-1,
-                    max_concurrent_trials=slots,
-                    reuse_actors=True,
-                    trial_name_creator=lambda trial: str(trial.trial_id),
-                    trial_dirname_creator=lambda trial: str(trial.trial_id),
-                ),
-                run_config=tune.RunConfig(
-                    name="run",
-                    storage_path=str(scratch.resolve()),
-                    verbose=0,
-                    callbacks=[Housekeeping(write, reflect)],
-                ),
+            crew = Crew(self.sweep, self.datasets.values(), device_kind(self.sweep))
+            now_and_then = (
+                _at_most_every(TABLES_EVERY, lambda: self.write(running=True)),
+                _at_most_every(MIRROR_EVERY, lambda: mirror.take(self.agenda.studies)),
             )
             try:
-                tuner.fit()
-            except tune.TuneError:
-                traceback.print_exc()  # into the log; what is not done is said at the end
+                while True:
+                    dispatch = Dispatch(
+                        self.agenda,
+                        crew.hand,
+                        progress.heard,
+                        deadline=self.deadline,
+                        trial_seconds=self.sweep.runtime.trial_seconds,
+                        share=share,
+                        ran_out=ran_out,
+                    )
+                    crew.work(dispatch, share, now_and_then)
+                    if share is None or not dispatch.too_large or time.monotonic() > self.deadline:
+                        break
+                    share = next_share(share)
+                    for job in dispatch.too_large:
+                        self.agenda.give_back(job)
             finally:
                 mirror.take(self.agenda.studies)
-                shutil.rmtree(scratch, ignore_errors=True)
+
+    def _share(self) -> float | None:
+        """The share of a GPU that workers begin with; None on CPUs."""
+        from cu_ray.sweep.measuring import measured_share
+
+        if device_kind(self.sweep) == "cpu":
+            return None
+        wish = self.sweep.runtime.gpus_per_trial
+        if wish != "auto":
+            return float(wish)
+        cluster.require(cluster.Room(cluster.shape(1.0), None), cluster.shape(1.0))
+        self.console.print("Measuring the memory of each method on a GPU (runtime.gpus_per_trial: a number measures nothing) ...")
+        share = measured_share(self.plan, list(self.datasets.values()), self.sweep.folder / "canaries.json")
+        self.console.print(str(share))
+        return share.gpus
 
 
 def _at_most_every(seconds: float, act: Callable[[], object]) -> Callable[[], None]:
-    """A function that acts when it is called, but not more often than that."""
-    last = time.monotonic()
+    """A function that acts when it is called, but not more often than that, and not for more than a twentieth of the time."""
+    due = time.monotonic() + seconds
 
     def now_and_then() -> None:
-        nonlocal last
-        if time.monotonic() - last > seconds:
+        nonlocal due
+        if time.monotonic() > due:
+            began = time.monotonic()
             act()
-            last = time.monotonic()
+            due = time.monotonic() + max(seconds, 20 * (time.monotonic() - began))
 
     return now_and_then
 
@@ -300,21 +303,3 @@ def _write_status(sweep: Sweep, counts: Estimate, *, running: bool) -> None:
     temporary = sweep.folder / f".status.{os.getpid()}.tmp"
     temporary.write_text(json.dumps(status), encoding="utf-8")
     os.replace(temporary, sweep.folder / "status.json")
-
-
-@contextlib.contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a sweep as Ctrl-C does; a second signal ends it at once."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        for each in handled:
-            signal.signal(each, signal.SIG_DFL)
-        raise KeyboardInterrupt
-
-    handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in handled}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -25,16 +25,56 @@ Result = float | tuple[float, float] | None  # a score, or two objectives, or a 
 
 POPULATION = 16  # of a generation of nsga2
 GENERATION = "NSGAIISampler:generation"
-COMPLETE = TrialState.COMPLETE
 # TPE learns to keep away from pruned points; told as failed they are forgotten, and it returns to where they were
 FAILED = {"tpe": TrialState.PRUNED, "gp": TrialState.FAIL, "nsga2": TrialState.FAIL}
 
 
-def point(study: StudySpec, index: int, earlier: Sequence[Hyperparameters], results: Sequence[Result]) -> dict[str, Any]:
+class Memory:
+    """An Optuna study from one point to the next: what it holds need not be told again. It changes no point."""
+
+    def __init__(self) -> None:
+        self._study: optuna.Study | None = None
+        self._num_told = 0
+
+    def told(
+        self,
+        study: StudySpec,
+        sampler: optuna.samplers.BaseSampler,
+        earlier: Sequence[Hyperparameters],
+        results: Sequence[Result],
+    ) -> optuna.Study:
+        """The Optuna study in which all earlier points are, the first ones with their results, the others running."""
+        if self._study is None or study.method.sampler != "tpe":  # nsga2 keeps to itself what it made of half a generation
+            self._study, self._num_told = optuna.create_study(sampler=sampler, directions=["maximize"] * study.num_objectives), 0
+        self._study.sampler = sampler
+        spaces, generations = study.method.space, _generations(results, study.search.lag) if study.num_objectives == 2 else ()
+        for number in range(len(self._study.get_trials(deepcopy=False)), len(earlier)):
+            self._study.add_trial(
+                create_trial(
+                    state=TrialState.RUNNING,
+                    params={name: _encoded(space, earlier[number][name]) for name, space in spaces.items()},
+                    distributions={name: _distribution(space) for name, space in spaces.items()},
+                    system_attrs={GENERATION: generations[number]} if number < len(generations) else None,
+                )
+            )
+        for number in range(self._num_told, len(results)):
+            result = results[number]
+            self._study.tell(number, result, None if result is not None else FAILED[study.method.sampler])
+        self._num_told = len(results)
+        return self._study
+
+
+def point(
+    study: StudySpec,
+    index: int,
+    earlier: Sequence[Hyperparameters],
+    results: Sequence[Result],
+    memory: Memory | None = None,
+) -> dict[str, Any]:
     """The hyperparameters of point `index` (from 0).
 
     earlier: those of points 0 to index - 1. results: of points 0 to index - lag, None for a failed one; samplers that learn
-    are told these, in this order, and see the other points as still running.
+    are told these, in this order, and see the other points as still running. memory: of this study's earlier points.
     """
     method = study.method
     if method.points is not None:
@@ -43,7 +83,8 @@ def point(study: StudySpec, index: int, earlier: Sequence[Hyperparameters], resu
         return dict(method.fixed)
     if method.sampler == "grid":
         return {**method.fixed, **method.grid[index]}
-    sampled = _ask(study, index, earlier, results if study.adaptive else ())
+    known = (earlier, results) if study.adaptive else ((), ())
+    sampled = _ask(study, index, *known, memory or Memory())
     return {**method.fixed, **sampled}
 
 
@@ -52,29 +93,14 @@ def results_needed(study: StudySpec, index: int) -> int:
     return max(0, index - study.search.lag + 1) if study.adaptive else 0
 
 
-def _ask(study: StudySpec, index: int, earlier: Sequence[Hyperparameters], results: Sequence[Result]) -> dict[str, Any]:
+def _ask(
+    study: StudySpec, index: int, earlier: Sequence[Hyperparameters], results: Sequence[Result], memory: Memory
+) -> dict[str, Any]:
     spaces = study.method.space
     if study.method.sampler == "qmc":
         return _sobol(study, index)
-    distributions = {name: _distribution(space) for name, space in spaces.items()}
-    optuna_study = optuna.create_study(sampler=_sampler(study, index), directions=["maximize"] * study.num_objectives)
-    generations = _generations(results, study.search.lag) if study.method.sampler == "nsga2" else ()
-    for number, hyperparameters in enumerate(earlier if study.adaptive else ()):
-        told = results[number] if number < len(results) else None
-        optuna_study.add_trial(
-            create_trial(
-                state=TrialState.RUNNING
-                if number >= len(results)
-                else FAILED[study.method.sampler]
-                if told is None
-                else COMPLETE,
-                values=None if told is None else told if isinstance(told, tuple) else (told,),
-                params={name: _encoded(space, hyperparameters[name]) for name, space in spaces.items()},
-                distributions=distributions,
-                system_attrs={GENERATION: generations[number]} if number < len(generations) else None,
-            )
-        )
-    asked = optuna_study.ask(distributions)
+    optuna_study = memory.told(study, _sampler(study, index), earlier, results)
+    asked = optuna_study.ask({name: _distribution(space) for name, space in spaces.items()})
     return {name: _decoded(space, asked.params[name]) for name, space in spaces.items()}
 
 

@@ -1,71 +1,54 @@
-"""The agenda as Ray Tune sees it: a searcher that one Tuner asks for jobs, and a callback that hears of ended trials.
+"""Workers as Ray Tune sees them: a searcher whose suggestions are workers and whose results are records of jobs.
 
-Tune pickles both into its own experiment folder. Nothing is read back from there, so both pickle as nothing.
+Tune pickles searcher, callback and stopper into its own experiment folder. Nothing is read back from there: they pickle as
+nothing.
 """
 
 from __future__ import annotations
 
-import math
-import shutil
-import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 from ray import tune
 from ray.tune.search import Searcher
 
-from cu_ray.sweep.agenda import Agenda, Job
-from cu_ray.sweep.trainable import pack, unpack
-from cu_ray.types import Record
-
-MAX_RETRIES = 3  # of a job whose worker died
+from cu_ray.sweep.dispatch import Dispatch
+from cu_ray.sweep.trainable import unpack
 
 
-class AgendaSearcher(Searcher):
-    """Hands out the agenda's jobs as Tune trials."""
+class WorkerSearcher(Searcher):
+    """Asks Tune for workers, as many as there is room for, and tells the dispatch what they do."""
 
-    def __init__(self, agenda: Agenda, heard: Callable[[Job, Record | None], None], deadline: float = math.inf) -> None:
+    def __init__(self, dispatch: Dispatch, room: Callable[[], int]) -> None:
         super().__init__()
-        self._agenda, self._heard, self._deadline = agenda, heard, deadline
-        self._jobs: dict[str, Job] = {}  # by Tune's trial id
-        self._deaths: Counter[str] = Counter()  # of workers, by the key of the job they were at
+        self._dispatch, self._room = dispatch, room
+        self._workers: set[str] = set()  # asked for, and not gone yet
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """There is nothing to set."""
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next job; None where all that is left waits for a running one; FINISHED in the end and after the deadline."""
-        if self._agenda.done or time.monotonic() > self._deadline:
+        """A further worker where there is room for one; FINISHED in the end (for None Tune would wait)."""
+        if self._dispatch.over:
             return str(Searcher.FINISHED)
-        job = self._agenda.next()
-        if job is None:
+        if len(self._workers) >= self._room():
             return None
-        self._jobs[trial_id] = job
-        self._heard(job, None)
-        return pack(job)
+        self._workers.add(trial_id)
+        return {}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """A worker arrived or ended a job."""
+        record = unpack(result)
+        if record is None:
+            self._dispatch.arrived(trial_id)
+        else:
+            self._dispatch.ended(trial_id, record)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Take in a job's record; where its worker died, give the job back, and after too many deaths a record that says so.
-
-        Tune's own retries are not used: they leave out a trial whose worker dies while it is handed over.
-        """
-        job = self._jobs.pop(trial_id)
-        if result is None or error or "record" not in result:
-            self._deaths[job.key] += 1
-            if self._deaths[job.key] <= MAX_RETRIES:
-                self._agenda.give_back(job)
-                return
-            reason = f"its worker died {MAX_RETRIES + 1} times (out of memory, or a crash in native code)"
-            record = Record(job.kind, job.key, job.spec.describe(), "failed", reason)
-        else:
-            record = unpack(result)
-        if record.key != job.key:  # it understood the job otherwise: what it made is not what was asked for
-            reason = f"its worker runs another version of cu-ray or of a plug-in ({record.facts.get('host', 'host unknown')})"
-            record = Record(job.kind, job.key, job.spec.describe(), "failed", reason)
-        self._agenda.complete(record)
-        self._heard(job, record)
+        """A worker left or died. Tune's own retries are not used: they leave out one that dies while it starts."""
+        self._workers.discard(trial_id)
+        self._dispatch.left(trial_id)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -77,17 +60,33 @@ class AgendaSearcher(Searcher):
         """Nothing."""
 
 
-class Housekeeping(tune.Callback):
-    """Deletes what Tune leaves on the disk of each ended trial, then does what else is to be done now and then."""
+class NowAndThen(tune.Callback):
+    """Calls each of its functions on every turn of Tune's loop, at least ten times a second."""
 
-    def __init__(self, *after: Callable[[], None]) -> None:
-        self._after = after
+    def __init__(self, *functions: Callable[[], object]) -> None:
+        self._functions = functions
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A trial ended."""
-        shutil.rmtree(trial.local_path or "", ignore_errors=True)
-        for act in self._after:
-            act()
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """A turn of the loop."""
+        for function in self._functions:
+            function()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+
+class WhenOver(tune.Stopper):
+    """Ends the Tune run when all is done and every worker that came has left; those still waiting for room are let go."""
+
+    def __init__(self, dispatch: Dispatch) -> None:
+        self._dispatch = dispatch
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether the run ends now."""
+        return self._dispatch.over and not self._dispatch.num_workers
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

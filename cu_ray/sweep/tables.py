@@ -37,7 +37,11 @@ def write(folder: Path, plan: Plan, known: Known) -> None:
     """Write all tables of a sweep, each finished or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     studies = {key: study for study in plan.studies for key in _trial_keys(study, known)}
-    trials = [_trial_row(plan.name, record, studies.get(record.key)) for record in known.trials.values()]
+    settings = {record.spec["original_key"]: record.spec["original"]["setting"] for record in known.trials.values()}
+    columns = {key: _setting_columns(plan.name, setting) for key, setting in settings.items()}
+    trials = [
+        _trial_row(record, columns[record.spec["original_key"]], studies.get(record.key)) for record in known.trials.values()
+    ]
     _mark_pareto(trials)
     originals = [_original_row(plan.name, record) for record in known.originals.values()]
     searches: dict[str, list[StudySpec]] = {}  # studies that differ in their seed only are one search
@@ -69,6 +73,8 @@ _MACHINE = {
     "eval_seconds": pa.float64(),
     "images_evaluated": pa.int64(),
     "peak_memory_bytes": pa.int64(),
+    "gpu_share": pa.float64(),
+    "num_out_of_memory": pa.int64(),
     "device": pa.string(),
     "host": pa.string(),
     "precision": pa.string(),
@@ -232,13 +238,13 @@ def _setting_columns(sweep: str, setting: Mapping[str, Any]) -> Row:
     }
 
 
-def _trial_row(sweep: str, record: Record, study: StudySpec | None) -> Row:
+def _trial_row(record: Record, setting_columns: Row, study: StudySpec | None) -> Row:
     spec = record.spec
     setting, method = spec["original"]["setting"], spec["method"]
     hyperparameters = {name: value for name, value in method.items() if name not in ("name", "version")}
     size = spec["deletion_size"]
     return {
-        **_setting_columns(sweep, setting),
+        **setting_columns,
         "trial_key": record.key,
         "study_key": study and study.key,
         "original_key": spec["original_key"],

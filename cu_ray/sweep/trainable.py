@@ -1,10 +1,17 @@
-"""The Tune trainable: unpack a job, call the stages, report the record. No learning code here."""
+"""The Tune trainable: take a job, call the stages, report the record. No learning code here.
+
+A Tune trial is a worker, and each of its results is the record of one of our trials. So a worker stays warm whatever it does
+next, no worker starves another, and a trial costs Tune a result and not an actor, two folders and an entry in its memory.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import platform
 import sys
+from collections import defaultdict
 from typing import Any
 
 import ray
@@ -13,56 +20,85 @@ from ray import tune
 from cu_ray.lazy import torch
 from cu_ray.stages.pipeline import Workbench
 from cu_ray.store import LocalStore
-from cu_ray.sweep.agenda import Job
+from cu_ray.sweep.ready import Job
+from cu_ray.sweep.watchdog import at_most
 from cu_ray.types import OriginalSpec, Record, TrialSpec
 
+Packed = dict[str, str]
 
-def pack(job: Job) -> dict[str, Any]:
-    """A job as a Tune configuration."""
+
+def pack(job: Job) -> Packed:
+    """A job as it travels to a worker."""
     setting = job.spec.setting if isinstance(job.spec, OriginalSpec) else job.spec.original.setting
     return {"kind": job.kind, "key": job.key, "data": setting.content_hash, "spec": json.dumps(job.spec.describe())}
 
 
-def unpack(result: dict[str, Any]) -> Record:
-    """The record that a trainable reported."""
-    return Record(**json.loads(result["record"]))
+def unpack(result: dict[str, Any]) -> Record | None:
+    """The record that a worker reported; None where it has only arrived, or leaves."""
+    return None if result["record"] is None else Record(**json.loads(result["record"]))
+
+
+class Desk:
+    """Where workers wait for their next job; None dismisses a worker. An actor beside the driver."""
+
+    def __init__(self) -> None:
+        self._jobs: defaultdict[str, asyncio.Queue[Packed | None]] = defaultdict(asyncio.Queue)
+
+    async def put(self, worker: str, job: Packed | None) -> None:
+        """The worker's next job."""
+        self._jobs[worker].put_nowait(job)
+
+    async def take(self, worker: str) -> Packed | None:
+        """The worker's next job, as soon as there is one."""
+        return await self._jobs[worker].get()
 
 
 class StageTrainable(tune.Trainable):
-    """One warm worker: it makes one record a trial, and keeps data, originals and memos on the device in between."""
+    """One warm worker: it makes a record an iteration, and keeps data, originals and memos on the device in between."""
 
-    def setup(self, config: dict[str, Any], datasets: dict[str, Any], storage: str, device: str, import_path: list[str]) -> None:
-        """Once a worker. datasets: references to the data sets in the object store, by content hash."""
+    def setup(
+        self,
+        config: dict[str, Any],
+        desk: Any,
+        datasets: dict[str, Any],
+        storage: str,
+        device: str,
+        trial_seconds: float,
+        import_path: list[str],
+    ) -> None:
+        """Once a worker. desk: the handle of a Desk; datasets: references to the data sets in the object store, by content."""
         sys.path[:0] = [path for path in import_path if path not in sys.path]  # plug-ins beside the sweep file
         torch.set_num_threads(1)
-        self._config = config
-        self._datasets, self._store, self._device = datasets, LocalStore(storage), device
+        self._desk, self._datasets, self._store, self._device = desk, datasets, LocalStore(storage), device
         self._benches: dict[str, Workbench] = {}
+        self._trial_seconds, self._arrived = trial_seconds, False
 
     def step(self) -> dict[str, Any]:
-        """The job's record."""
-        config = self._config
-        described = json.loads(config["spec"])
-        try:
-            spec = (OriginalSpec if config["kind"] == "original" else TrialSpec).build(described)
-        except Exception as error:  # a plug-in that is not on this machine, or another version of it
-            reason = f"{platform.node()} cannot build this job: {type(error).__name__}: {error}"
-            record = Record(config["kind"], config["key"], described, "failed", reason)
-        else:
-            bench = self._bench(config["data"])
-            record = bench.run_original(spec) if isinstance(spec, OriginalSpec) else bench.run_trial(spec)
-        return {"record": json.dumps(record.to_json()), "done": True}
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next job and stay warm."""
-        self._config = new_config
-        return True
+        """The record of the next job; of the first iteration none: it says that the worker is there."""
+        if not self._arrived:
+            self._arrived = True
+            return {"record": None, "host": platform.node(), "process": os.getpid()}
+        job = ray.get(self._desk.take.remote(self.trial_id))
+        if job is None:
+            return {"record": None, "done": True}
+        return {"record": json.dumps(self._record(job).to_json())}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the ledger is what remembers."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing."""
+
+    def _record(self, job: Packed) -> Record:
+        described = json.loads(job["spec"])
+        try:
+            spec = (OriginalSpec if job["kind"] == "original" else TrialSpec).build(described)
+        except Exception as error:  # a plug-in that is not on this machine, or another version of it
+            reason = f"{platform.node()} cannot build this job: {type(error).__name__}: {error}"
+            return Record(job["kind"], job["key"], described, "failed", reason)
+        bench = self._bench(job["data"])
+        with at_most(self._trial_seconds, spec):
+            return bench.run_original(spec) if isinstance(spec, OriginalSpec) else bench.run_trial(spec)
 
     def _bench(self, content_hash: str) -> Workbench:
         if content_hash not in self._benches:

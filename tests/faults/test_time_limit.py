@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cu_ray.cli import seconds_of
+from cu_ray.config import seconds_of
 from cu_ray.errors import UserError
 from tests import sweeps
 
@@ -30,5 +30,5 @@ def test_a_time_is_hours_minutes_and_seconds(given, seconds):
 
 @pytest.mark.parametrize("given", ["", "8", "h", "1.5h", "30m1h", "-1h", "8 h", "8H"])
 def test_other_times_are_refused(given):
-    with pytest.raises(UserError, match="--time-limit"):
+    with pytest.raises(UserError, match=r"--time-limit .*hours, minutes and seconds"):
         seconds_of(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from cu_ray.methods.no_unlearning import NoUnlearning
 from cu_ray.methods.scrub import Scrub
 from cu_ray.methods.ssd import Ssd
 from cu_ray.models import Model
+from cu_ray.stages import pipeline, poison, warm
 from cu_ray.stages.pipeline import Workbench
 from cu_ray.stages.train import build_model
 from cu_ray.types import Augmentation, Cost, OriginalSpec, Sizes
@@ -413,3 +415,20 @@ def test_a_metric_that_is_no_number_is_a_failed_trial_and_never_a_score(monkeypa
     assert record.status == "failed"
     assert "acc_corr gave nan" in record.error
     assert record.scores == {}
+
+
+def test_a_worker_makes_room_before_it_takes_in_more(monkeypatch, store):
+    monkeypatch.setitem(warm.KEPT, "data", 2)
+    on_device, at_once = weakref.WeakSet(), []
+
+    def upload(poisoned, device):
+        data = poison.upload(poisoned, device)
+        on_device.add(data)
+        at_once.append(len(on_device))
+        return data
+
+    monkeypatch.setattr(pipeline, "upload", upload)
+    bench = Workbench(DATASET, store)
+    for seed in (0, 1, 2, 3, 3, 2, 0):
+        bench.poisoned(trial_spec(DATASET, METHODS[0], seed=seed).original.setting)
+    assert at_once == [1, 2, 2, 2, 2]

@@ -16,10 +16,11 @@ import yaml
 from cu_ray import config
 from cu_ray.plugins import name_of
 from cu_ray.sweep import plan as plans
-from cu_ray.sweep.agenda import Agenda, Job
+from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known, Ledger, PointRecord
 from cu_ray.sweep.plan import Plan, memo_group
+from cu_ray.sweep.ready import Job
 from cu_ray.types import Augmentation, Dataset, Images, Normalisation, OriginalSpec, Record, TrialSpec
 
 NUM_TRAIN, NUM_TEST, NUM_CLASSES = 400, 40, 10
@@ -45,10 +46,13 @@ def dataset() -> Dataset:
     return Dataset("tiny", names, Normalisation((0.5,), (0.5,)), Augmentation(), images(NUM_TRAIN), images(NUM_TEST))
 
 
-@functools.cache
-def _planned(text: str) -> Plan:
+def planned_anew(text: str) -> Plan:
+    """The plan of a sweep file, on the tiny data set."""
     parsed = config.parse(text)
     return plans.make(parsed, dict.fromkeys(parsed.datasets, plans.Source.of(dataset())), as_fp32)
+
+
+_planned = functools.cache(planned_anew)
 
 
 def as_fp32(wish: str) -> str:

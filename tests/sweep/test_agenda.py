@@ -187,8 +187,8 @@ def test_a_sampler_is_told_the_results_of_points_0_to_n_minus_lag_in_index_order
     monkeypatch.setattr(
         sampling,
         "point",
-        lambda spec, index, earlier, results: (
-            asked.append((index, len(earlier), list(results))) or real(spec, index, earlier, results)
+        lambda spec, index, earlier, results, memory: (
+            asked.append((index, len(earlier), list(results))) or real(spec, index, earlier, results, memory)
         ),
     )
     known, _ = run(made, workers=8, seed=3, outcome=fails_sometimes(0.5, "told"))
@@ -474,7 +474,7 @@ def test_a_failed_original_fails_its_trials_with_rows_that_say_so(sampler):
 
 
 def test_a_failed_original_fails_a_study_of_2000_points_one_after_another(monkeypatch):
-    monkeypatch.setattr(sampling, "point", lambda spec, index, earlier, results: {**spec.method.fixed, "alpha": 1.0 + index})
+    monkeypatch.setattr(sampling, "point", lambda spec, index, *known: {**spec.method.fixed, "alpha": 1.0 + index})
     known, trace = run(one_study(given={"trials": 2000}, search={"lag": 1}), outcome=original_fails)
     assert len(trace.started) == 1
     assert len(known.trials) == 2000

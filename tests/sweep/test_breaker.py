@@ -10,7 +10,7 @@ from cu_ray.methods.scrub import Scrub
 from cu_ray.plugins import name_of
 from cu_ray.sweep.breaker import Breaker, kind_of
 from cu_ray.types import Record
-from tests.sweep.simulator import SCRUB, fails, plan, record_of, run
+from tests.sweep.simulator import SCRUB, fails, plan, planned_anew, record_of, run, sweep_file
 
 MANY = {
     "no_unlearning": {},
@@ -19,8 +19,11 @@ MANY = {
 }
 
 
+SECTIONS = {"deletion_fractions": [0.1, 0.5], "seeds": [0, 1], "search": {"seeds": "all"}}
+
+
 def made():
-    return plan(MANY, deletion_fractions=[0.1, 0.5], seeds=[0, 1], search={"seeds": "all"})
+    return plan(MANY, **SECTIONS)
 
 
 def scrub_fails(job):
@@ -64,7 +67,7 @@ def test_originals_that_only_it_needs_are_not_trained():
 def test_failures_of_another_version_do_not_count(monkeypatch):
     known, _ = run(made(), outcome=scrub_fails)
     monkeypatch.setattr(Scrub, "version", 2)
-    mended, trace = run(made(), known)
+    mended, trace = run(planned_anew(sweep_file(MANY, **SECTIONS)), known)
     assert trace.agenda.set_aside == {}
     assert sum(record.spec["method"]["version"] == 2 for record in mended.trials.values()) == 30 * 2 * 2
 

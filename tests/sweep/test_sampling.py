@@ -50,6 +50,26 @@ def told(study, score):
     return (score, score) if score is not None and study.num_objectives == 2 else score
 
 
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "nsga2"])
+@pytest.mark.parametrize("lag", [1, 4])
+def test_a_memory_changes_no_point_wherever_it_begins(sampler, lag):
+    """Nor does a point that was not asked for here: of the ledger, or the best of a neighbour."""
+    count = 24 if sampler == "gp" else 50
+    study = study_of("scrub", {**RANGES, "sampler": sampler, "trials": count}, search={"lag": lag})
+    memory, points = sampling.Memory(), []
+    for index in range(count):
+        scores = [None if number % 5 == 2 else told(study, points[number]["alpha"]) for number in range(len(points))]
+        known = scores[: sampling.results_needed(study, index)]
+        alone = sampling.point(study, index, points, known)
+        if index in (0, 13):  # written before
+            points.append({**alone, "alpha": 0.123})
+            continue
+        if index == count // 2:
+            memory = sampling.Memory()  # the driver was killed here
+        points.append(sampling.point(study, index, points, known, memory))
+        assert points[-1] == alone
+
+
 # --------------------------------------------------------------------------------------------------------------- ranges
 
 

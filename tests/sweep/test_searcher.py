@@ -1,83 +1,122 @@
-"""What Tune tells the searcher: records are taken in, jobs of dead workers given back, other trials' records not believed."""
+"""What Tune tells the searcher: workers arrive, report records, leave or die; as many are asked for as there is room."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import threading
+import time
 
 import pytest
 
+from cu_ray.errors import TimeIsUp
+from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known
-from cu_ray.sweep.searcher import MAX_RETRIES, AgendaSearcher
+from cu_ray.sweep.searcher import WhenOver, WorkerSearcher
 from cu_ray.sweep.trainable import StageTrainable, pack, unpack
-from tests.sweep.simulator import SCRUB, agenda_of, plan, record_of
+from cu_ray.sweep.watchdog import at_most
+from tests.sweep.simulator import SCRUB, agenda_of, plan, record_of, run
 
 METHODS = {"no_unlearning": {}, "scrub": {**SCRUB, "trials": 3}}
+ARRIVED = {"record": None}
 
 
-@pytest.fixture
-def searcher():
-    return AgendaSearcher(agenda_of(plan(METHODS), ReadOnlyJournal(Known())), lambda job, record: None)
+class Tune:
+    """Tune, as far as the searcher sees it."""
+
+    def __init__(self, room: int) -> None:
+        self.jobs = {}
+        self.room = room
+        self.agenda = agenda_of(plan(METHODS), ReadOnlyJournal(Known()))
+        self.dispatch = Dispatch(self.agenda, self.jobs.__setitem__, lambda job, record: None)
+        self.searcher = WorkerSearcher(self.dispatch, lambda: self.room)
+        self.over = WhenOver(self.dispatch)
+
+    def report(self, name: str) -> None:
+        record = record_of(self.jobs.pop(name))
+        self.searcher.on_trial_result(name, {"record": json.dumps(record.to_json())})
 
 
-def ended(searcher, name, change=lambda record: record):
-    """The next job ends with its record, changed."""
-    searcher.suggest(name)
-    record = change(record_of(searcher._jobs[name]))
-    searcher.on_trial_complete(name, {"record": json.dumps(record.to_json())})
+def test_as_many_workers_are_asked_for_as_there_is_room_also_later():
+    tune = Tune(room=2)
+    assert [tune.searcher.suggest(name) for name in "abc"] == [{}, {}, None]
+    tune.room = 3  # a node joined
+    assert tune.searcher.suggest("c") == {}
+    tune.searcher.on_trial_complete("a", None, error=True)
+    assert tune.searcher.suggest("d") == {}
+    assert tune.searcher.suggest("e") is None
 
 
-def finish(searcher):
-    number = 0
-    while not searcher._agenda.done:
-        number += 1
-        ended(searcher, f"further {number}")
-    return searcher._agenda._journal.known
+def test_workers_report_until_all_is_done_and_the_run_ends_when_they_have_left():
+    tune = Tune(room=1)
+    tune.searcher.suggest("a")
+    tune.searcher.on_trial_result("a", ARRIVED)
+    while not tune.agenda.done:
+        assert not tune.over.stop_all()
+        tune.report("a")
+    assert tune.jobs == {"a": None}
+    tune.searcher.on_trial_complete("a", {"record": None, "done": True})
+    assert tune.over.stop_all()
+    assert tune.searcher.suggest("b") == "FINISHED"
+    assert len(tune.agenda._journal.known.trials) == 4
 
 
-def test_all_jobs_are_handed_out_and_then_it_is_finished(searcher):
-    known = finish(searcher)
-    assert len(known.originals) == 1
-    assert len(known.trials) == 4
-    assert searcher.suggest("more") == "FINISHED"
+def test_a_worker_that_dies_before_it_arrived_leaves_room_for_another():
+    tune = Tune(room=1)
+    tune.searcher.suggest("a")
+    tune.searcher.on_trial_complete("a", None, error=True)
+    assert tune.searcher.suggest("b") == {}
 
 
-def test_the_record_of_another_trial_is_a_failure_that_says_why(searcher):
-    ended(searcher, "original")
-    ended(searcher, "first", lambda record: replace(record, key="0" * 64, facts=record.facts | {"host": "node7"}))
-    known = finish(searcher)
-    assert "0" * 64 not in known.trials
-    failed = [record for record in known.trials.values() if not record.ok]
-    assert len(failed) == 1
-    assert "runs another version of cu-ray or of a plug-in (node7)" in failed[0].error
+# ------------------------------------------------------------------------------------------------------ in the worker
 
 
-def test_a_job_whose_worker_died_is_handed_out_again_up_to_a_limit(searcher):
-    jobs = []
-    for number in range(MAX_RETRIES + 1):
-        searcher.suggest(str(number))
-        jobs.append(searcher._jobs[str(number)].key)
-        searcher.on_trial_complete(str(number), None, error=True)
-    assert len(set(jobs)) == 1
-    known = searcher._agenda._journal.known
-    assert known.originals[jobs[0]].error.startswith(f"its worker died {MAX_RETRIES + 1} times")
+def a_job():
+    return next(job for job in run(plan(METHODS))[1].started if job.kind == "trial")
 
 
-def test_after_the_deadline_nothing_more_is_handed_out():
-    late = AgendaSearcher(agenda_of(plan(METHODS), ReadOnlyJournal(Known())), lambda job, record: None, deadline=0.0)
-    assert late.suggest("first") == "FINISHED"
-    assert not late._agenda.done
-
-
-def test_a_job_that_a_worker_cannot_build_is_a_failure_that_says_why(searcher):
+def test_a_job_that_a_worker_cannot_build_is_a_failure_that_says_why():
     """A plug-in that is not on its machine, or another version of it."""
-    ended(searcher, "original")
-    searcher.suggest("first")
-    job = pack(searcher._jobs["first"])
+    job = pack(a_job())
     worker = StageTrainable.__new__(StageTrainable)
-    worker._config = job | {"spec": job["spec"].replace('"scrub"', '"scrubbed"').replace('"no_unlearning"', '"no_more"')}
-    record = unpack(worker.step())
+    record = worker._record(job | {"spec": job["spec"].replace('"scrub"', '"scrubbed"').replace('"no_unlearning"', '"no_more"')})
     assert (record.key, record.status) == (job["key"], "failed")
     assert "cannot build this job: UserError: " in record.error
     assert "Did you mean" in record.error
+
+
+def test_a_record_survives_its_way_to_the_driver():
+    record = record_of(a_job())
+    assert unpack({"record": json.dumps(record.to_json())}) == record
+    assert unpack(ARRIVED) is None
+
+
+def test_what_takes_too_long_is_interrupted_with_the_reason():
+    spec, began = a_job().spec, time.monotonic()
+    with pytest.raises(TimeIsUp, match=r"took longer than runtime.trial_time_limit \(0.2 s\)"), at_most(0.2, spec):
+        while True:
+            try:
+                time.sleep(0.01)
+            except Exception:  # a method that swallows everything
+                continue
+    assert time.monotonic() - began < 5
+
+
+def test_what_ends_in_time_is_left_alone_and_so_is_what_follows():
+    with at_most(0.2, a_job().spec):
+        pass
+    time.sleep(0.4)
+
+
+def test_there_is_no_limit_outside_the_main_thread():
+    caught = []
+
+    def work():
+        with at_most(0.05, a_job().spec):
+            time.sleep(0.2)
+        caught.append("ended")
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert caught == ["ended"]

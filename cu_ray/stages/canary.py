@@ -1,0 +1,185 @@
+"""A canary: a training or a trial cut short, run before a sweep to learn what memory and time the whole one will take."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from cu_ray.errors import Diverged
+from cu_ray.lazy import torch
+from cu_ray.learning.precision import require
+from cu_ray.stages.poison import OnDevice, detect, poison, upload
+from cu_ray.stages.short import MOST_CALLS, Enough, Watch, predict_some, short_tools, short_training_tools
+from cu_ray.stages.train import build_model, train
+from cu_ray.stages.unlearn import Memo, unlearn
+from cu_ray.types import Dataset, OriginalSpec, PoisonedDataset, TrialSpec
+
+OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|CUDA( error:)? out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a canary took on a device. Memory in bytes; seconds a forward pass of one image, of which a backward pass is two.
+
+    `peak_bytes` is all that it held at once, the context of CUDA apart. Of that, `data_bytes`, `original_bytes` and
+    `memo_bytes` are what a warm worker keeps on the device from one trial to the next.
+    """
+
+    device: str
+    device_bytes: int
+    peak_bytes: int
+    data_bytes: int
+    original_bytes: int
+    memo_bytes: int
+    seconds_per_pass: float | None  # None where no image went through a model, or learning came to no end
+    stopped: str | None  # why it did not come to its end; None where it did
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `Measure(**values)` undoes it."""
+        return dataclasses.asdict(self)
+
+
+class Probe(Protocol):
+    """What measures the memory of a device."""
+
+    device: torch.device
+    name: str
+    total_bytes: int
+
+    def begin(self) -> None:
+        """Measure anew from here."""
+
+    def peak_bytes(self) -> int:
+        """The most that was held at once since then."""
+
+
+class CudaProbe:
+    """The memory of a GPU as its allocator reserves it: fragments and workspaces count.
+
+    What has grown outside the allocator since the probe was made counts too (kernels that were loaded); the context of CUDA,
+    which was there before, does not.
+    """
+
+    def __init__(self, device: str = "cuda") -> None:
+        self.device = torch.device(device)
+        self.name = torch.cuda.get_device_name(self.device)
+        self.total_bytes = int(torch.cuda.mem_get_info(self.device)[1])
+        self._outside_before = self._outside_bytes()
+
+    def begin(self) -> None:
+        """Give back what earlier work left in the allocator."""
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_bytes(self) -> int:
+        """The most that the allocator reserved since it began, and by how much the rest has grown."""
+        torch.cuda.synchronize(self.device)
+        grown = max(0, self._outside_bytes() - self._outside_before)
+        return int(torch.cuda.max_memory_reserved(self.device)) + grown
+
+    def _outside_bytes(self) -> int:
+        free, total = torch.cuda.mem_get_info(self.device)
+        return int(total - free - torch.cuda.memory_reserved(self.device))
+
+
+def measure(spec: OriginalSpec | TrialSpec, dataset: Dataset, probe: Probe) -> Measure:
+    """What the beginning, the middle and the end of a training or a trial take, and an evaluation after it.
+
+    Model, batch sizes, precision, deletion set and hyperparameters are those of the whole one; the original's weights are
+    untrained and no store is touched. Never raises for what a plug-in does. A canary that runs out of memory is taken to
+    need more than the device has.
+    """
+    probe.begin()
+    canary = _Canary(spec, dataset, probe.device)
+    canary.run()
+    peak = probe.peak_bytes()
+    if ran_out_of_memory(canary.stopped):
+        peak = max(peak, probe.total_bytes)
+    kept = (canary.data_bytes, canary.original_bytes, canary.memo_bytes)
+    return Measure(probe.name, probe.total_bytes, peak, *kept, canary.seconds_per_pass, canary.stopped)
+
+
+def ran_out_of_memory(error: str | None) -> bool:
+    """Whether an error, of a canary or in a record, says that the GPU's memory did not suffice."""
+    return OUT_OF_MEMORY.search(error or "") is not None
+
+
+class _Canary:
+    def __init__(self, spec: OriginalSpec | TrialSpec, dataset: Dataset, device: torch.device) -> None:
+        self._spec, self._dataset, self._device = spec, dataset, device
+        self._setting = (spec if isinstance(spec, OriginalSpec) else spec.original).setting
+        self.data_bytes = self.original_bytes = self.memo_bytes = 0
+        self.seconds_per_pass: float | None = None
+        self.stopped: str | None = None
+
+    def run(self) -> None:
+        """Learn twice, as the first time warms up, and evaluate: also where learning came to no end."""
+        setting = self._setting
+        with self._noting():
+            require(setting.train.precision, self._device)
+            poisoned = poison(self._dataset, setting.manipulation, seed=setting.seed, control=setting.control)
+            data = upload(poisoned, self._device)
+            self.data_bytes = _bytes_of(
+                [each for images in (data.train, data.test) for each in (images.pixels_NHWC, images.labels)]
+            )
+            original = build_model(setting.model, poisoned, self._device, seed=0).eval()  # a worker that trains one keeps one too
+            self.original_bytes = _bytes_of(original.state_dict().values())
+            learned = None
+            with self._noting():
+                for _ in range(2):
+                    learned = None  # the one before, as a worker frees it
+                    learned = self._learned(original, poisoned, data)
+            predict_some(learned or original, poisoned, data, setting.train.precision)
+
+    def _learned(self, original: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice) -> torch.nn.Module | None:
+        """What learning makes; None where it diverged, as untrained weights may: memory does not depend on them."""
+        watch, memos, learned = Watch(self._device), _Memos(), None
+        with contextlib.suppress(Diverged):
+            if isinstance(self._spec, OriginalSpec):
+                learned = train(self._spec, poisoned, data, short_training_tools(watch))
+            else:
+                split = detect(poisoned, self._spec.detection, self._spec.deletion_size, held_out=self._spec.held_out)
+                learned = unlearn(self._spec, original, poisoned, data, split, memos, short_tools(watch)).model
+        self.seconds_per_pass = watch.seconds_per_pass()
+        self.memo_bytes = memos.num_bytes
+        return learned
+
+    @contextlib.contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Go on after the context where something in it failed, and remember the first reason."""
+        try:
+            yield
+        except Enough:
+            self.stopped = self.stopped or f"it took more than {MOST_CALLS} batches and forward passes"
+        except Exception as problem:  # whatever a plug-in raises: the whole trial will say it in its row
+            self.stopped = self.stopped or f"{type(problem).__name__}: {problem}"
+
+
+class _Memos:
+    """Memos on the device for one run, as a warm worker has them."""
+
+    def __init__(self) -> None:
+        self._kept: dict[str, Memo] = {}
+
+    def load(self, key: str) -> Memo | None:
+        """The memo, where this run has made it."""
+        return self._kept.get(key)
+
+    def save(self, key: str, memo: Memo) -> None:
+        """Keep it, but in no store."""
+        self._kept[key] = memo
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take on the device."""
+        return _bytes_of([tensor for memo in self._kept.values() for tensor in memo.tensors.values()])
+
+
+def _bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)

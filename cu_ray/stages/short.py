@@ -1,0 +1,136 @@
+"""Learning cut short for a canary: passes of three batches, and steps that stand for many.
+
+So a method goes through all its phases on little data. Batches keep their sizes and streams say their whole length, for
+memory depends on both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from cu_ray.lazy import torch
+from cu_ray.learning.batches import RowStream
+from cu_ray.learning.meter import Meter
+from cu_ray.learning.sgd import Sgd
+from cu_ray.stages.evaluate import BATCH_SIZE, Keeper, predict
+from cu_ray.stages.poison import OnDevice
+from cu_ray.stages.tools import Tools
+from cu_ray.stages.unlearn import now
+from cu_ray.types import PoisonedDataset, TrainRecipe
+
+MOST_STEPS = 24  # of one optimisation: eight short passes
+MOST_CALLS = 500  # batches taken and forward passes; the package's methods need 50 to 120
+
+
+class Enough(BaseException):
+    """A canary took more batches than it may. No Exception, for those a method may catch."""
+
+
+class Watch:
+    """Ends a canary that takes too many batches; knows how many image passes there were and how long they took."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device, self._began, self._calls = device, 0.0, 0
+        self.passes = 0  # of one image; a backward pass counts as two
+
+    def call(self) -> None:
+        """Count a batch or a forward pass. Raises Enough where there were too many."""
+        if not self._calls:
+            self._began = now(self._device)
+        self._calls += 1
+        if self._calls > MOST_CALLS:
+            raise Enough
+
+    def seconds_per_pass(self) -> float | None:
+        """Since the first batch, so that new weights and copies made before it do not count; None without any pass."""
+        return (now(self._device) - self._began) / self.passes if self.passes else None
+
+
+def short_tools(watch: Watch) -> Tools:
+    """The tools for a canary's trial."""
+    return Tools(partial(ShortStream, watch), ShortSgd, ShortKeeper, partial(WatchedMeter, watch))
+
+
+def short_training_tools(watch: Watch) -> Tools:
+    """Those for a canary's original, where only what is optimised goes forward."""
+
+    def sgd(model: torch.nn.Module, recipe: TrainRecipe, device: torch.device) -> Sgd:
+        return ShortSgd(WatchedMeter(watch).watch(model), recipe, device)
+
+    return Tools(partial(ShortStream, watch), sgd, ShortKeeper)
+
+
+class ShortStream(RowStream):
+    """Of each pass the first two batches and the last, which may be smaller."""
+
+    def __init__(self, watch: Watch, *given: Any) -> None:
+        super().__init__(*given)
+        self._watch = watch
+
+    def _chunks(self, rows: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
+        chunks = rows.split(batch_size)
+        for chunk in (*chunks[:2], *chunks[2:][-1:]):
+            self._watch.call()
+            yield chunk
+
+
+class ShortSgd(Sgd):
+    """At most 24 real steps, each counted as so many that all are made: what a method does late comes too.
+
+    A loss that is not finite is no fault: the weights are untrained, and memory does not depend on them.
+    """
+
+    def __init__(self, model: torch.nn.Module, recipe: TrainRecipe, device: torch.device) -> None:
+        super().__init__(model, recipe, device)
+        self._stride = math.ceil(recipe.steps / MOST_STEPS)
+
+    def step(self, *given: Any) -> None:
+        """One real step."""
+        super().step(*given)
+        self.num_steps += self._stride - 1
+
+    def _require_finite_loss(self) -> None:
+        pass
+
+
+class ShortKeeper(Keeper):
+    """Looks at a few test images only, and finds each model better than the one before: it keeps a copy of every one."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self._looks = 0
+
+    def _score(self, model: torch.nn.Module) -> float:
+        predict_some(model, self._poisoned, self._data, self._precision)
+        self._looks += 1
+        return float(self._looks)
+
+
+class WatchedMeter(Meter):
+    """Tells the watch of every pass."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def _count_forward(self, num_images: int) -> None:
+        self._watch.call()
+        self._watch.passes += num_images
+        super()._count_forward(num_images)
+
+    def _count_backward(self, num_images: int) -> None:
+        self._watch.passes += 2 * num_images
+        super()._count_backward(num_images)
+
+
+def predict_some(model: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice, precision: str) -> None:
+    """Two batches of each thing that an evaluation predicts: training images, test images, these with the trigger."""
+    views = [(data.train, len(poisoned.labels), False), (data.test, len(poisoned.selection_half), False)]
+    if poisoned.corruption.stamp is not None:
+        views.append((data.test, len(poisoned.selection_half), True))
+    for images, count, stamp_all in views:
+        rows = torch.arange(min(2 * BATCH_SIZE, count), device=data.device)
+        predict(model, images, rows, precision, stamp_all=stamp_all)

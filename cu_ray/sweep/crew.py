@@ -1,0 +1,77 @@
+"""The workers of a sweep on a running Ray: what they share, how they get their jobs, and the Tune run that they are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import traceback
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import ray
+from ray import tune
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from cu_ray.config import Sweep
+from cu_ray.sweep import cluster
+from cu_ray.sweep.dispatch import Dispatch
+from cu_ray.sweep.ready import Job
+from cu_ray.sweep.searcher import NowAndThen, WhenOver, WorkerSearcher
+from cu_ray.sweep.trainable import Desk, StageTrainable, pack
+from cu_ray.types import Dataset
+
+
+class Crew:
+    """Workers for one sweep. Data sets are put into the object store once; the desk is an actor beside the driver."""
+
+    def __init__(self, sweep: Sweep, datasets: Iterable[Dataset], device: str) -> None:
+        self._sweep = sweep
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
+        self._trainable = tune.with_parameters(
+            StageTrainable,
+            desk=self._desk,
+            datasets={each.content_hash: ray.put(each) for each in datasets},
+            storage=str(Path(sweep.runtime.storage).expanduser().resolve()),
+            device=device,
+            trial_seconds=sweep.runtime.trial_seconds,
+            import_path=[str(Path(sweep.source).resolve().parent), os.getcwd()],
+        )
+
+    def hand(self, worker: str, job: Job | None) -> None:
+        """Give a worker its next job, or dismiss it."""
+        self._desk.put.remote(worker, None if job is None else pack(job))
+
+    def work(self, dispatch: Dispatch, share: float | None, now_and_then: Iterable[Callable[[], object]]) -> None:
+        """Run one Tuner until the dispatch is over. All workers have one shape; another one needs another run.
+
+        Raises UserError where not one worker fits into the cluster.
+        """
+        shape = cluster.shape(share)
+        room = cluster.Room(shape, self._sweep.runtime.workers)
+        cluster.require(room, shape)
+        scratch = self._sweep.folder / ".tune"
+        tuner = tune.Tuner(
+            tune.with_resources(self._trainable, shape),
+            tune_config=tune.TuneConfig(
+                search_alg=WorkerSearcher(dispatch, room),
+                num_samples=-1,
+                reuse_actors=False,
+                trial_name_creator=lambda trial: str(trial.trial_id),
+                trial_dirname_creator=lambda trial: str(trial.trial_id),
+            ),
+            run_config=tune.RunConfig(
+                name="run",
+                storage_path=str(scratch.resolve()),
+                verbose=0,
+                progress_reporter=tune.CLIReporter(),  # else Tune clears a notebook's cell for its own display
+                stop=WhenOver(dispatch),
+                callbacks=[NowAndThen(dispatch.go_on, *now_and_then)],
+            ),
+        )
+        try:
+            tuner.fit()
+        except tune.TuneError:
+            traceback.print_exc()  # into the log; what is not done is said at the end
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)

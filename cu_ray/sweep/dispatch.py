@@ -1,0 +1,147 @@
+"""Which worker does which job, without Ray: workers arrive, take jobs, end them or die at them, and are dismissed in the end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from cu_ray.stages.warm import KEPT
+from cu_ray.sweep.agenda import Agenda
+from cu_ray.sweep.canaries import kind_of
+from cu_ray.sweep.ready import Job
+from cu_ray.sweep.shares import next_share
+from cu_ray.sweep.watchdog import took_too_long
+from cu_ray.types import Record
+
+MAX_RETRIES = 3  # of a job whose worker died
+
+
+@dataclass
+class Worker:
+    """A worker as the driver knows it: the job it is at, and what it has warm, the last used first."""
+
+    name: str
+    job: Job | None = None
+    since: float = 0.0
+    memos: list[str] = field(default_factory=list)
+    originals: list[str] = field(default_factory=list)
+
+    def take(self, job: Job) -> None:
+        """Be at a job from now on."""
+        memo, original = job.uses()
+        self.job, self.since = job, time.monotonic()
+        self.originals = [original, *(key for key in self.originals if key != original)][: KEPT["originals"]]
+        if memo is not None:
+            self.memos = [memo, *(key for key in self.memos if key != memo)][: KEPT["memos"]]
+
+
+class Dispatch:
+    """Hands the agenda's jobs to workers.
+
+    hand: gives a worker its next job, or None to dismiss it; heard: is told of each job that starts (no record) or ends;
+    deadline: after it nothing more is handed out; trial_seconds: a worker that dies so long into a job did not crash;
+    share: of a GPU, for each worker (None: no GPU). Jobs that do not fit beside others are `too_large` here, and so are those
+    of their kind; ran_out: how often each ran out of memory.
+    """
+
+    def __init__(
+        self,
+        agenda: Agenda,
+        hand: Callable[[str, Job | None], None],
+        heard: Callable[[Job, Record | None], None],
+        *,
+        deadline: float = math.inf,
+        trial_seconds: float = math.inf,
+        share: float | None = None,
+        ran_out: Counter[str] | None = None,
+    ) -> None:
+        self._agenda, self._hand, self._heard = agenda, hand, heard
+        self._deadline, self._trial_seconds, self._share = deadline, trial_seconds, share
+        self._ran_out = Counter[str]() if ran_out is None else ran_out
+        self._workers: dict[str, Worker] = {}
+        self._deaths: Counter[str] = Counter()  # of workers, by the key of the job they were at
+        self.too_large: list[Job] = []
+        self._kinds_too_large: set[str] = set()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing runs and nothing more is to be handed out: what is left waits for what is too large."""
+        busy = any(worker.job for worker in self._workers.values())
+        return not busy and (time.monotonic() > self._deadline or not self._agenda.has_ready)
+
+    @property
+    def num_workers(self) -> int:
+        """How many workers are here."""
+        return len(self._workers)
+
+    def arrived(self, name: str) -> None:
+        """A worker is ready for its first job."""
+        self._workers[name] = Worker(name)
+        self.go_on()
+
+    def ended(self, name: str, record: Record) -> None:
+        """A worker ended its job with this record. One of another job is not believed."""
+        worker = self._workers[name]
+        job, worker.job = worker.job, None
+        assert job is not None
+        if record.key != job.key:
+            reason = f"its worker runs another version of cu-ray or of a plug-in ({record.facts.get('host', 'host unknown')})"
+            record = failed(job, reason)
+        self._ran_out[job.key] += bool(record.facts.get("out_of_memory"))
+        if record.facts.get("out_of_memory") and self._share is not None and next_share(self._share) is not None:
+            self.too_large.append(job)
+            self._kinds_too_large.add(kind_of(job.spec))
+        else:
+            self._complete(job, record)
+        self.go_on()
+
+    def left(self, name: str) -> None:
+        """A worker is gone, dismissed or dead: the job that it was at is handed out again, but not for ever."""
+        worker = self._workers.pop(name, None)
+        if worker is not None and worker.job is not None:
+            self._lost(worker.job, time.monotonic() - worker.since)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Hand jobs to the workers that have none; dismiss all when there is nothing left."""
+        for worker in [worker for worker in self._workers.values() if worker.job is None]:
+            job = None if time.monotonic() > self._deadline else self._next(worker)
+            if job is not None:
+                worker.take(job)
+                self._heard(job, None)
+                self._hand(worker.name, job)
+        if self.over:
+            for name in self._workers:
+                self._hand(name, None)
+            self._workers.clear()
+
+    def _next(self, worker: Worker) -> Job | None:
+        while (job := self._agenda.next((*worker.memos, *worker.originals))) is not None:
+            if not self._kinds_too_large or kind_of(job.spec) not in self._kinds_too_large:
+                return job
+            self.too_large.append(job)
+        return None
+
+    def _lost(self, job: Job, seconds: float) -> None:
+        self._deaths[job.key] += 1
+        if seconds > self._trial_seconds:
+            self._complete(job, failed(job, f"{took_too_long(job.spec, self._trial_seconds)}, and its worker had to be ended"))
+        elif self._deaths[job.key] > MAX_RETRIES:
+            reason = f"its worker died {MAX_RETRIES + 1} times (out of memory, or a crash in native code)"
+            self._complete(job, failed(job, reason))
+        else:
+            self._agenda.give_back(job)
+
+    def _complete(self, job: Job, record: Record) -> None:
+        facts = {"gpu_share": self._share, "num_out_of_memory": self._ran_out[job.key]}
+        record = replace(record, facts=record.facts | facts)
+        self._agenda.complete(record)
+        self._heard(job, record)
+
+
+def failed(job: Job, reason: str) -> Record:
+    """The record of a job that no worker could make one for."""
+    return Record(job.kind, job.key, job.spec.describe(), "failed", reason)

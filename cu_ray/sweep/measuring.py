@@ -1,0 +1,50 @@
+"""The share of a GPU for a run, from canaries that run on a GPU of the cluster before it; what was measured once is kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cu_ray.stages.canary import CudaProbe, Measure, Probe, measure
+from cu_ray.sweep.canaries import Spec, canaries, canary_key, setting_of
+from cu_ray.sweep.plan import Plan
+from cu_ray.sweep.shares import Share, share_of
+from cu_ray.types import Dataset
+
+Kept = dict[str, dict[str, Any]]  # measures as JSON, by the key of their canary
+
+
+def measured_share(
+    plan: Plan, datasets: Sequence[Dataset], file: Path, seconds: float | None = None, make_probe: Callable[[], Probe] = CudaProbe
+) -> Share:
+    """The share that the plan's canaries come to. file: where measures are kept from one run to the next.
+
+    seconds: how long they may take. Raises ray.exceptions.GetTimeoutError where that is not enough.
+    """
+    kept: Kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    specs = canaries(plan)
+    shared = {dataset.content_hash: ray.put(dataset) for dataset in datasets}
+    task = ray.remote(num_gpus=1, max_calls=1, max_retries=0)(_measure).remote(specs, shared, kept, make_probe)
+    try:
+        measures: list[tuple[str, dict[str, Any]]] = ray.get(task, timeout=seconds)
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(task, force=True)
+        raise
+    file.write_text(json.dumps(kept | dict(measures)), encoding="utf-8")
+    return share_of(plan, [(spec, Measure(**values)) for spec, (_, values) in zip(specs, measures, strict=True)])
+
+
+def _measure(
+    specs: Sequence[Spec], shared: Mapping[str, Any], kept: Kept, make_probe: Callable[[], Probe]
+) -> list[tuple[str, dict[str, Any]]]:
+    """Each canary's key on this GPU, and its measure; in a process of its own, which ends afterwards."""
+    probe = make_probe()
+    keys = [canary_key(spec, probe.name) for spec in specs]
+    return [
+        (key, kept.get(key) or measure(spec, ray.get(shared[setting_of(spec).content_hash]), probe).to_json())
+        for key, spec in zip(keys, specs, strict=True)
+    ]

@@ -1,0 +1,109 @@
+"""What a sweep changes in its process while it runs, each put back at the end: signals, environment, output, logging.
+
+The process may be a notebook's kernel: it lives on, and other threads of it go on meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+from cu_ray.errors import UserError
+
+_running = threading.Lock()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """No other sweep in this process: Tune cannot run two at once. Raises UserError where one runs."""
+    if not _running.acquire(blocking=False):
+        raise UserError("another sweep is running in this process: wait for its end, or run this one in a process of its own")
+    try:
+        yield
+    finally:
+        _running.release()
+
+
+@contextlib.contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a sweep as Ctrl-C does; a second signal does what it did before.
+
+    What is ignored, as SIGHUP under nohup, stays ignored. Threads other than the main one hear no signals.
+    """
+
+    def interrupt(number: int, frame: Any) -> None:
+        put_back()
+        raise KeyboardInterrupt
+
+    def put_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        put_back()
+
+
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """These environment variables."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ |= variables
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def only_errors_of(name: str) -> Iterator[None]:
+    """The logger of that name says nothing but errors."""
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextlib.contextmanager
+def output_in(path: Path) -> Iterator[None]:
+    """What this thread, and those started from now on, print goes into a file; what earlier threads print, where it went."""
+    path.parent.mkdir(exist_ok=True)
+    earlier = set(threading.enumerate()) - {threading.current_thread()}
+    with (
+        open(path, "a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(cast(TextIO, _Output(log, sys.stdout, earlier))),
+        contextlib.redirect_stderr(cast(TextIO, _Output(log, sys.stderr, earlier))),
+    ):
+        yield
+
+
+class _Output:
+    """A text stream that is the log or the stream before it, by who asks; also for handlers of `logging` that outlive the log."""
+
+    def __init__(self, log: TextIO, before: TextIO, earlier: set[threading.Thread]) -> None:
+        self._log, self._before, self._earlier = log, before, earlier
+
+    def __getattr__(self, name: str) -> Any:
+        elsewhere = self._log.closed or threading.current_thread() in self._earlier
+        return getattr(self._before if elsewhere else self._log, name)

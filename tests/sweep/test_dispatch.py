@@ -1,0 +1,274 @@
+"""Which worker does what: nobody idle while there is work, jobs of dead workers done by others, large ones kept for later."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from cu_ray.plugins import name_of
+from cu_ray.sweep.dispatch import MAX_RETRIES, Dispatch
+from cu_ray.sweep.estimate import ReadOnlyJournal
+from cu_ray.sweep.ledger import Known
+from cu_ray.sweep.plan import memo_group
+from cu_ray.sweep.ready import OTHER, Job, Ready
+from tests.sweep.simulator import SCRUB, SSD_GRID, agenda_of, fails, plan, record_of, run
+
+CF = "catastrophic_forgetting"
+METHODS = {"no_unlearning": {}, "scrub": {**SCRUB, "trials": 5}, "ssd": SSD_GRID}
+
+
+class Crew:
+    """Workers by name, and the dispatch that hands them jobs."""
+
+    def __init__(self, made, *names: str, **how) -> None:
+        self.agenda = agenda_of(made, ReadOnlyJournal(Known()))
+        self.jobs: dict[str, Job] = {}
+        self.dismissed: list[str] = []
+        self.started: list[tuple[str, Job]] = []
+        self.dispatch = Dispatch(self.agenda, self.hand, lambda job, record: None, **how)
+        for name in names:
+            self.dispatch.arrived(name)
+
+    @property
+    def known(self) -> Known:
+        return self.agenda._journal.known
+
+    def hand(self, name: str, job: Job | None) -> None:
+        assert name not in self.jobs, "it has a job"
+        if job is None:
+            self.dismissed.append(name)
+        else:
+            self.jobs[name] = job
+            self.started.append((name, job))
+
+    def end(self, name: str, outcome=record_of) -> None:
+        self.dispatch.ended(name, outcome(self.jobs.pop(name)))
+
+    def die(self, name: str) -> None:
+        self.jobs.pop(name, None)
+        self.dispatch.left(name)
+
+    def finish(self, outcome=record_of) -> None:
+        while self.jobs:
+            self.end(next(iter(self.jobs)), outcome)
+
+
+def small():
+    return plan(METHODS, deletion_fractions=[0.5, 1.0], seeds=[0])
+
+
+def test_all_jobs_are_done_and_then_every_worker_is_dismissed_once():
+    crew = Crew(small(), "a", "b")
+    crew.finish()
+    assert crew.agenda.done
+    assert crew.dispatch.over
+    assert sorted(crew.dismissed) == ["a", "b"]
+    assert crew.known.trials.keys() == run(small())[0].trials.keys()
+
+
+def test_a_worker_that_comes_late_helps_and_one_that_comes_too_late_is_sent_home():
+    crew = Crew(small(), "a")
+    crew.end("a")
+    crew.dispatch.arrived("b")
+    assert set(crew.jobs) == {"a", "b"}
+    crew.finish()
+    crew.dispatch.arrived("c")
+    assert crew.dismissed[-1] == "c"
+    assert crew.dispatch.num_workers == 0
+
+
+def test_workers_wait_for_the_original_and_start_when_it_is_there():
+    crew = Crew(small(), "a", "b", "c")
+    assert list(crew.jobs) == ["a"]
+    crew.end("a")
+    assert set(crew.jobs) == {"a", "b", "c"}
+
+
+def test_a_job_whose_worker_died_is_done_by_another_up_to_a_limit():
+    crew = Crew(small(), *"abcdef")
+    keys = []
+    for name in "abcdef"[: MAX_RETRIES + 1]:
+        keys.append(crew.jobs[name].key)
+        crew.die(name)
+    assert len(set(keys)) == 1
+    assert crew.known.originals[keys[0]].error.startswith(f"its worker died {MAX_RETRIES + 1} times")
+
+
+def test_a_worker_that_dies_long_after_the_time_limit_of_its_trial_did_not_crash(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("cu_ray.sweep.dispatch.time.monotonic", lambda: clock[0])
+    crew = Crew(plan({"no_unlearning": {}}), "a", "b", trial_seconds=60.0)
+    crew.end("a")
+    (name, job), *_ = crew.jobs.items()
+    clock[0] = 71.0
+    crew.die(name)
+    record = crew.known.trials[job.key]
+    assert record.status == "failed"
+    assert record.error == ("no_unlearning took longer than runtime.trial_time_limit (60 s), and its worker had to be ended")
+
+
+def test_the_record_of_another_job_is_a_failure_that_says_why():
+    crew = Crew(small(), "a")
+    crew.end("a")
+    asked = crew.jobs["a"].key
+    crew.end("a", lambda job: replace(record_of(job), key="0" * 64, facts=record_of(job).facts | {"host": "node7"}))
+    assert "0" * 64 not in crew.known.trials
+    assert "runs another version of cu-ray or of a plug-in (node7)" in crew.known.trials[asked].error
+
+
+def test_after_the_deadline_nothing_is_handed_out_but_what_runs_is_taken_in(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("cu_ray.sweep.dispatch.time.monotonic", lambda: clock[0])
+    crew = Crew(small(), "a", "b", deadline=10.0)
+    clock[0] = 11.0
+    assert not crew.dispatch.over
+    crew.end("a")
+    assert len(crew.known.originals) == 1
+    assert crew.dispatch.over
+    assert sorted(crew.dismissed) == ["a", "b"]
+    assert not crew.agenda.done
+
+
+def test_idle_workers_are_dismissed_when_the_deadline_comes(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("cu_ray.sweep.dispatch.time.monotonic", lambda: clock[0])
+    crew = Crew(small(), "a", "b", deadline=10.0)
+    crew.die("a")
+    crew.die("b")
+    crew.dispatch.arrived("c")
+    clock[0] = 11.0
+    crew.die("c")
+    crew.dispatch.go_on()
+    assert crew.dispatch.over
+
+
+# ------------------------------------------------------------------------------------------------------- what is warm
+
+
+def test_a_worker_goes_on_with_the_memo_that_it_holds():
+    """Each of two workers computed the importances of one deletion set, and does all points on that set."""
+    crew = Crew(plan({"ssd": SSD_GRID}, deletion_fractions=[0.5, 1.0]), "a", "b")
+    crew.end("a")
+    while crew.jobs:
+        for name in sorted(crew.jobs):  # one after another, in step
+            crew.end(name)
+    sets = {name: {memo_group(job.spec) for owner, job in crew.started[1:] if owner == name} for name in "ab"}
+    assert all(len(each) == 1 for each in sets.values()), "it changed the deletion set"
+    assert sets["a"] != sets["b"]
+
+
+def test_a_held_memo_comes_before_longer_trials_and_what_others_wait_for_before_both():
+    crew = Crew(plan({CF: {"steps": [300, 200, 100], "sampler": "grid"}, "ssd": SSD_GRID}), "a")
+    order = []
+    while crew.jobs:
+        order.append(name_of(crew.jobs["a"].spec.method) if crew.jobs["a"].kind == "trial" else "original")
+        crew.end("a")
+    assert order == ["original", "ssd", "ssd", "ssd", "ssd", CF, CF, CF]
+
+
+def trials_of(made) -> list[Job]:
+    return [job for job in run(made)[1].started if job.kind == "trial"]
+
+
+def test_of_equally_long_trials_one_on_a_held_original_is_chosen_but_a_longer_one_before_it():
+    made = plan({CF: {"steps": [9, 20], "sampler": "grid"}}, seeds=[0, 1], search={"seeds": "all"})
+    ready = Ready(lambda job: True)
+    for job in trials_of(made):
+        ready.push(job, OTHER)
+    for held in {job.spec.original.key for job in trials_of(made)}:
+        chosen = ready.choose([held])
+        assert chosen.spec.original.key == held
+        assert chosen.spec.method.steps == 20
+    first = ready.choose()
+    short = [job for job in trials_of(made) if job.spec.method.steps == 9 and job.spec.original.key != first.spec.original.key]
+    only_long_on_one = Ready(lambda job: True)
+    for job in [first, *short]:
+        only_long_on_one.push(job, OTHER)
+    assert only_long_on_one.choose([short[0].spec.original.key]) == first
+
+
+def test_equally_long_trials_of_two_studies_take_turns():
+    points = [{"steps": 6, "lr": number / 100} for number in range(1, 5)]
+    made = plan({CF: {"points": points}}, deletion_fractions=[0.5, 0.6])
+    by_length = {job.images for job in trials_of(made)}
+    assert len(by_length) == 1
+    assert [job.turn for job in trials_of(made)] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+# --------------------------------------------------------------------------------------------------- too large for a share
+
+
+def out_of_memory(*methods: str):
+    """Trials of these methods do not fit."""
+
+    def outcome(job):
+        if job.kind == "trial" and name_of(job.spec.method) in methods:
+            record = fails(job, error="OutOfMemoryError: too much")
+            return replace(record, facts=record.facts | {"out_of_memory": True})
+        return record_of(job)
+
+    return outcome
+
+
+def test_what_runs_out_of_memory_is_kept_for_a_larger_share_and_so_is_all_of_its_kind():
+    ran_out = Counter()
+    crew = Crew(small(), "a", share=0.25, ran_out=ran_out)
+    crew.finish(out_of_memory("ssd"))
+    assert crew.dispatch.over
+    assert not crew.agenda.done
+    assert {name_of(job.spec.method) for job in crew.dispatch.too_large} == {"ssd"}
+    assert sum(ran_out.values()) == 1, "one was tried, the others of its kind were not"
+    assert {record.spec["method"]["name"] for record in crew.known.trials.values()} == {"no_unlearning", "scrub"}
+    for job in crew.dispatch.too_large:
+        crew.agenda.give_back(job)
+    larger = Crew.__new__(Crew)
+    larger.agenda, larger.jobs, larger.dismissed, larger.started = crew.agenda, {}, [], []
+    larger.dispatch = Dispatch(crew.agenda, larger.hand, lambda job, record: None, share=0.5, ran_out=ran_out)
+    larger.dispatch.arrived("b")
+    larger.finish()
+    assert crew.agenda.done
+    by_method = {name: [r for r in crew.known.trials.values() if r.spec["method"]["name"] == name] for name in METHODS}
+    assert {record.facts["gpu_share"] for record in by_method["scrub"]} == {0.25}
+    assert {record.facts["gpu_share"] for record in by_method["ssd"]} == {0.5}
+    assert sum(record.facts["num_out_of_memory"] for record in by_method["ssd"]) == 1
+    assert all(record.ok for record in crew.known.trials.values())
+
+
+@pytest.mark.parametrize("share", [1.0, 2.0, None])
+def test_what_does_not_fit_into_a_whole_gpu_has_failed(share):
+    crew = Crew(small(), "a", share=share)
+    crew.finish(out_of_memory("scrub"))
+    assert crew.agenda.done
+    scrub = [record for record in crew.known.trials.values() if record.spec["method"]["name"] == "scrub"]
+    assert {record.status for record in scrub} == {"failed"}
+    assert {record.facts["num_out_of_memory"] for record in scrub} == {1}
+
+
+# -------------------------------------------------------------------------------------------------------- whatever happens
+
+
+@settings(max_examples=60, deadline=None, database=None, phases=[Phase.explicit, Phase.generate])
+@given(data=st.data())
+def test_whoever_comes_goes_or_dies_every_trial_gets_its_one_row(data):
+    crew = Crew(small(), "w0")
+    for number in range(1, 400):
+        if not crew.jobs and crew.agenda.done:
+            break
+        act = data.draw(st.sampled_from(["end", "end", "end", "arrive", "die"]))
+        if act == "arrive" or not crew.jobs:
+            crew.dispatch.arrived(f"w{number}")
+        else:
+            name = data.draw(st.sampled_from(sorted(crew.jobs)))
+            crew.end(name) if act == "end" else crew.die(name)
+        assert len({job.key for job in crew.jobs.values()}) == len(crew.jobs), "one job at two workers"
+        idle = crew.dispatch.num_workers - len(crew.jobs)
+        assert not idle or crew.agenda.next() is None, "a worker idles while there is work"
+    assert crew.agenda.done
+    assert crew.known.originals.keys() == run(small())[0].originals.keys()
+    lost = [record for record in crew.known.originals.values() if not record.ok]
+    if not lost:
+        assert crew.known.trials.keys() == run(small())[0].trials.keys()
