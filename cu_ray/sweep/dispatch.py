@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from cu_ray.stages.pipeline import KEPT
+from cu_ray.stages.warm import KEPT
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.canaries import kind_of
 from cu_ray.sweep.ready import Job

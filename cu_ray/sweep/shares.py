@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cu_ray.identity import key_of
 from cu_ray.plugins import name_of
 from cu_ray.stages.canary import Measure
-from cu_ray.stages.pipeline import KEPT
+from cu_ray.stages.warm import KEPT
 from cu_ray.sweep.canaries import Spec, setting_of
 from cu_ray.sweep.plan import Plan
 from cu_ray.types import OriginalSpec
