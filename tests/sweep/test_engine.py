@@ -34,6 +34,14 @@ pytestmark = pytest.mark.filterwarnings("default")  # Ray's own, which come up i
 HERE = Path(__file__).parent
 
 
+@pytest.fixture(autouse=True, scope="module")
+def private_home(tmp_path_factory):
+    """One for all of these tests: a process that starts Ray again looks for its token where it was."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 def quiet() -> Console:
     return Console(file=io.StringIO())
 
@@ -185,7 +193,7 @@ def test_a_method_that_hangs_is_a_failed_row_and_the_others_finish(tmp_path):
 @pytest.fixture
 def with_a_gpu():
     """Ray that holds this machine for one with a GPU."""
-    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
@@ -199,7 +207,7 @@ def test_what_runs_out_of_memory_is_run_again_alone_after_all_others(with_a_gpu,
     object.__setattr__(sweep.runtime, "address", ray.get_runtime_context().gcs_address)
     outcome = runner.run(sweep, quiet())
     assert outcome.num_failed == 0
-    trials = sweeps.table(tmp_path / "results" / "small", "trials").set_index("method")
+    trials = pd.read_parquet(tmp_path / "results" / "small" / "tables" / "trials.parquet").set_index("method")
     assert trials.loc["stuck_methods:NeedsAWholeGpu", "gpu_share"] == 1.0
     assert trials.loc["stuck_methods:NeedsAWholeGpu", "num_out_of_memory"] == 1
     assert set(trials.loc[["scrub", "ssd", "no_unlearning"], "gpu_share"]) == {0.5}
