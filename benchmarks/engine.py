@@ -63,7 +63,8 @@ def measure(trials: int, studies: int, seconds: float, workers: int) -> dict[str
 
     from cu_ray import config
     from cu_ray.sweep import crew, ledger, runner
-    from cu_ray.sweep.trainable import Packed, StageTrainable
+    from cu_ray.sweep.desk import Packed
+    from cu_ray.sweep.trainable import StageTrainable
     from cu_ray.types import OriginalSpec, Record, TrialSpec
     from tests.sweep.simulator import record_of
 

@@ -214,6 +214,11 @@ class _Work:
                         ran_out=ran_out,
                     )
                     crew.work(dispatch, share, now_and_then)
+                    if dispatch.hopeless:
+                        reason = dispatch.last_death or "reason unknown"
+                        raise RayStopped(
+                            f"no worker comes up, they die while they start: {reason} (see {self.log}). Nothing is lost."
+                        )
                     if share is None or not dispatch.too_large or time.monotonic() > self.deadline:
                         break
                     share = next_share(share)

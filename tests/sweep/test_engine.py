@@ -20,14 +20,17 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from cu_ray import config
+from cu_ray.errors import RayStopped
 from cu_ray.sweep import crew, ledger, runner
+from cu_ray.sweep.desk import Packed
 from cu_ray.sweep.measuring import measured_share
 from cu_ray.sweep.ready import Job
-from cu_ray.sweep.trainable import Packed, StageTrainable
+from cu_ray.sweep.trainable import StageTrainable
 from cu_ray.types import OriginalSpec, Record, TrialSpec
 from tests import sweeps
 from tests.sweep.simulator import record_of
 
+pytestmark = pytest.mark.filterwarnings("default")  # Ray's own, which come up in this process
 HERE = Path(__file__).parent
 
 
@@ -118,6 +121,19 @@ def test_a_node_that_joins_is_used_and_one_that_dies_loses_only_what_was_in_flig
     sweep.join()
     assert len(records) == 200
     assert all(record.ok for record in records)
+
+
+class Stillborn(StageTrainable):
+    """A worker that does not come up."""
+
+    def setup(self, config: dict, **shared) -> None:
+        raise RuntimeError("no CUDA driver here")
+
+
+def test_a_sweep_whose_workers_die_while_they_start_ends_with_one_message(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(crew, "StageTrainable", Stillborn)
+    with pytest.raises(RayStopped, match=r"no worker comes up, they die while they start: RuntimeError: no CUDA driver here"):
+        run_there(cluster, tmp_path, 3)
 
 
 # --------------------------------------------------------------------------------------------------------------- memos
