@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
 import os
 import random
 import signal
@@ -654,18 +653,9 @@ def stopped(bench, spec, at):
     return record, stop.left <= 0
 
 
-@pytest.fixture
-def no_finalisers():
-    """Nothing is collected meanwhile: Python drops what is raised in a finaliser (there, the watchdog ends the process)."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
-@pytest.mark.usefixtures("no_finalisers")
 def test_a_trial_that_is_stopped_at_any_bytecode_of_the_method_leaves_nothing_behind(expected):
-    bench, rng, at, times = bench_of_its_own(), random.Random(0), 1, 0
+    """Python drops what is raised in a finaliser, and a bare `except` in copyreg too: the trial then goes on to its end."""
+    bench, rng, at, times, dropped = bench_of_its_own(), random.Random(0), 1, 0, 0
     spec = GOOD[0]
     while True:
         bench._warm.forget()
@@ -673,13 +663,18 @@ def test_a_trial_that_is_stopped_at_any_bytecode_of_the_method_leaves_nothing_be
         record, reached = stopped(bench, spec, at)
         if not reached:
             break
-        assert (record.status, record.error, record.scores) == ("failed", LIMIT, {})
-        assert len(bench._warm.data._values) == 0
+        if record.ok:
+            assert (record.scores, record.notes) == expected[0][0]
+            dropped += 1
+        else:
+            assert (record.status, record.error, record.scores) == ("failed", LIMIT, {})
+            assert len(bench._warm.data._values) == 0
         if times % 8 == 0:
             assert results(bench) == expected
         at, times = int(at * rng.uniform(1.1, 1.7)) + 1, times + 1
     assert record.ok
-    assert times > 12
+    assert times > 12 + dropped
+    assert dropped < 3
 
 
 # ------------------------------------------------------------------------------------------------------ the process
