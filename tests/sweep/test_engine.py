@@ -34,14 +34,6 @@ pytestmark = pytest.mark.filterwarnings("default")  # Ray's own, which come up i
 HERE = Path(__file__).parent
 
 
-@pytest.fixture(autouse=True, scope="module")
-def private_home(tmp_path_factory):
-    """One for all of these tests: a process that starts Ray again looks for its token where it was."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        yield
-
-
 def quiet() -> Console:
     return Console(file=io.StringIO())
 
