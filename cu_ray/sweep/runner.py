@@ -199,6 +199,7 @@ class _Work:
         ):
             crew = Crew(self.sweep, self.datasets.values(), device_kind(self.sweep))
             now_and_then = (
+                progress.tick,
                 _at_most_every(TABLES_EVERY, lambda: self.write(running=True)),
                 _at_most_every(MIRROR_EVERY, lambda: mirror.take(self.agenda.studies)),
             )
