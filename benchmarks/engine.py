@@ -32,7 +32,7 @@ ROWS: list[tuple[int, int, float]] = [
     *((trials, studies, 0.0) for trials in (100, 1_000, 10_000) for studies in (1, 20, 200) if trials // studies > 1),
     (2_000, 20, 0.05),
     (400, 20, 0.5),
-    (40, 20, 5.0),
+    (20, 10, 5.0),
 ]
 
 
