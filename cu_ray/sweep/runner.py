@@ -239,7 +239,9 @@ class _Work:
             return float(wish)
         cluster.require(cluster.Room(cluster.shape(1.0), None), cluster.shape(1.0))
         self.console.print("Measuring the memory of each method on a GPU (runtime.gpus_per_trial: a number measures nothing) ...")
-        share = measured_share(self.plan, list(self.datasets.values()), self.sweep.folder / "canaries.json")
+        limit = self.sweep.runtime.trial_seconds
+        seconds = None if math.isinf(limit) else limit
+        share = measured_share(self.plan, list(self.datasets.values()), self.sweep.folder / "canaries.json", seconds)
         self.console.print(str(share))
         return share.gpus
 

@@ -235,3 +235,24 @@ def test_canaries_run_on_a_gpu_of_the_cluster_once(with_a_gpu, tmp_path):
     assert again == share
     assert time.monotonic() - began < 10
     ray.cloudpickle.unregister_pickle_by_value(__import__(__name__, fromlist=["FakeProbe"]))
+
+
+class HangingProbe(FakeProbe):
+    def begin(self) -> None:
+        time.sleep(1000)
+
+
+class NoDriver(FakeProbe):
+    def begin(self) -> None:
+        raise RuntimeError("no CUDA driver here")
+
+
+@pytest.mark.parametrize(("probe", "reason"), [(HangingProbe, "timed out"), (NoDriver, "RuntimeError: no CUDA driver here")])
+def test_canaries_that_come_to_no_end_stop_the_sweep_with_a_way_out(with_a_gpu, tmp_path, probe, reason):
+    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["FakeProbe"]))
+    sweep = config.load(sweeps.small(tmp_path, fractions="[1.0]", seeds="[0]"))
+    datasets = runner.load_datasets(sweep)
+    made = runner.make_plan(sweep, datasets)
+    with pytest.raises(RayStopped, match=f"measuring on a GPU failed: .*{reason}.*A number as runtime.gpus_per_trial"):
+        measured_share(made, list(datasets.values()), tmp_path / "canaries.json", seconds=8, make_probe=probe)
+    ray.cloudpickle.unregister_pickle_by_value(__import__(__name__, fromlist=["FakeProbe"]))
