@@ -61,11 +61,13 @@ def sweep_file(folder: Path, trials: int, studies: int) -> Path:
 
 def measure(trials: int, studies: int, seconds: float, workers: int) -> dict[str, Any]:
     """The figures of one sweep, run in this process."""
+    import numpy as np
     from rich.console import Console
 
     from cu_ray import config
     from cu_ray.sweep import crew, ledger, runner
     from cu_ray.sweep.desk import Packed
+    from cu_ray.sweep.dispatch import Dispatch
     from cu_ray.sweep.trainable import StageTrainable
     from cu_ray.types import OriginalSpec, Record, TrialSpec
     from tests.sweep.simulator import record_of
@@ -79,11 +81,23 @@ def measure(trials: int, studies: int, seconds: float, workers: int) -> dict[str
             began = time.time()
             spec = (OriginalSpec if job["kind"] == "original" else TrialSpec).build(json.loads(job["spec"]))
             record = record_of(Job(job["kind"], spec))
+            if record.kind == "original":  # one that is not there is made again
+                self._store.save("originals", record.key, {"weight": np.zeros(1)}, {})
             time.sleep(max(0.0, seconds - (time.time() - began)))
             record.facts.update(host=self.trial_id, started_at=str(began), finished_at=str(time.time()))
             return record
 
+    ended: list[str] = []
+
+    class Counts(Dispatch):
+        """A dispatch that remembers what was done, also what was done twice."""
+
+        def ended(self, name: str, record: Record) -> None:
+            ended.append(record.key)
+            super().ended(name, record)
+
     crew.StageTrainable = Waits  # type: ignore[misc]
+    runner.Dispatch = Counts  # type: ignore[misc]
     with tempfile.TemporaryDirectory(prefix="cu-ray-engine-") as name:
         folder = Path(name)
         sweep = config.load(sweep_file(folder, trials, studies))
@@ -102,6 +116,7 @@ def measure(trials: int, studies: int, seconds: float, workers: int) -> dict[str
         spans = [(float(each.facts["started_at"]), float(each.facts["finished_at"])) for each in records]
         first, last = min(start for start, _ in spans), max(end for _, end in spans)
         done = len(records)
+        assert len(ended) == done, f"{len(ended) - done} jobs were done twice"
         assert outcome.num_failed == 0
         assert done >= counts.trials * 0.9, "a study answers what it has seen from the ledger, but not that often"
         began = time.perf_counter()
