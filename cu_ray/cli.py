@@ -6,8 +6,10 @@ Exit codes: 0 all done, 1 some trials failed, 2 wrong use, 3 the time limit came
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,9 @@ def load_sweep(file: str, only: tuple[str, ...], seeds: str, **runtime: Any) -> 
 @main.command()
 @sweep_options
 @click.option("--address", help="the Ray cluster to join, instead of starting Ray here (also RAY_ADDRESS)")
+@click.option("--cluster", type=click.Path(), help="the cluster.yaml of a cluster that `ray up` started, to run it there")
+@click.option("--local", is_flag=True, help="start Ray on this machine, whatever clusters there are")
+@click.option("--detach", is_flag=True, help="on a cluster: start it and do not follow it")
 @click.option("--workers", type=click.IntRange(min=1), help="how many trials run at once at most")
 @click.option("--retry-failed", is_flag=True, help="run failed trials again, and methods that were set aside")
 @click.option("--time-limit", help="start nothing more after this time, like 8h, 90m or 1h30m; exit code 3 if not all was done")
@@ -100,17 +105,30 @@ def sweep(
     seeds: str,
     output: str | None,
     address: str | None,
+    cluster: str | None,
+    local: bool,
+    detach: bool,
     workers: int | None,
     retry_failed: bool,
     time_limit: str | None,
 ) -> None:
-    """Run the sweep of FILE, or what of it is not done yet."""
+    """Run the sweep of FILE, or what of it is not done yet.
+
+    On the Ray at --address (or RAY_ADDRESS); else on the cluster of --cluster; else on the cluster of ./cluster.yaml, if
+    `ray up` has started it from this machine; else on a Ray that is started here.
+    """
     from cu_ray.report.terminal import best_table
     from cu_ray.sweep import runner
 
     out = console()
     seconds = config.seconds_of(time_limit)
+    if (address is not None) + (cluster is not None) + local > 1:
+        raise UserError("--address, --cluster and --local exclude each other")
     wanted = load_sweep(file, only, seeds, output=output, address=address, workers=workers)
+    if local:
+        wanted = replace(wanted, runtime=replace(wanted.runtime, address="local"))
+    elif (found := _cluster_for(wanted, cluster, out)) is not None:
+        sys.exit(_send(wanted, found, detach, out))
     outcome = runner.run(wanted, out, retry_failed=retry_failed, seconds=seconds)
     counts = outcome.estimate
     if counts.trials_done:
@@ -129,6 +147,75 @@ def sweep(
     if outcome.num_failed or outcome.set_aside:
         out.print(f"{outcome.num_failed} failed: see the columns status and error; --retry-failed runs them again.")
         sys.exit(1)
+
+
+def _cluster_for(wanted: Sweep, given: str | None, out: Console) -> Any:
+    """The cluster that a sweep is to be sent to; None where it is to run from here."""
+    from cu_ray.remote.launcher import Cluster
+
+    if given is not None:
+        return Cluster.of(given)
+    if wanted.runtime.address or os.environ.get("RAY_ADDRESS") or not Path("cluster.yaml").exists():
+        return None
+    found = Cluster.of("cluster.yaml")
+    if not found.was_launched():
+        return None
+    out.print(f"`ray up` has started {found.name} (cluster.yaml) from this machine: the sweep goes there. --local runs it here.")
+    return found
+
+
+def _send(wanted: Sweep, cluster: Any, detach: bool, out: Console) -> int:
+    """Run this very command on a cluster's head, less what says where it runs; its exit code."""
+    from cu_ray.remote import away
+
+    given = click.get_current_context().params
+    options = [part for each in given["only"] for part in ("--only", each)]
+    for name in ("seeds", "output", "workers", "time_limit"):
+        if given[name]:
+            options += [f"--{name.replace('_', '-')}", str(given[name])]
+    if given["retry_failed"]:
+        options.append("--retry-failed")
+    started = away.start(wanted, cluster, options, out)
+    if detach:
+        out.print(f"{wanted.name} runs on {cluster.name}: cu-ray attach {started.home} follows it.", soft_wrap=True)
+        return 0
+    return started.follow(out)
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def attach(folder: Path) -> None:
+    """Follow the sweep that was sent to a cluster and whose results come into FOLDER (results/NAME)."""
+    from cu_ray.remote.away import Away
+
+    sys.exit(Away.of(folder).follow(console()))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def stop(folder: Path) -> None:
+    """Stop the sweep that was sent to a cluster and whose results come into FOLDER, as Ctrl-C would."""
+    from cu_ray.remote.away import Away
+
+    sent, out = Away.of(folder), console()
+    if sent.status != "running":
+        raise UserError(f"it does not run on {sent.cluster.name}: cu-ray fetch {folder} brings home what it has done")
+    sent.stop()
+    out.print(
+        f"Stopping on {sent.cluster.name}; cu-ray attach {folder} shows its end and brings the results home.", soft_wrap=True
+    )
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def fetch(folder: Path) -> None:
+    """Bring home what the sweep that was sent to a cluster has done until now, into FOLDER (results/NAME)."""
+    from cu_ray.remote.away import Away
+
+    sent, out = Away.of(folder), console()
+    sent.fetch()
+    state = {"running": "still runs", "lost": "was killed"}.get(sent.status, "has ended")
+    out.print(f"Results until now are in {folder}; the sweep {state} on {sent.cluster.name}.", soft_wrap=True)
 
 
 @main.command()

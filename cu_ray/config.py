@@ -197,6 +197,11 @@ class Sweep:
         """Where its ledger and tables are."""
         return Path(self.runtime.output).expanduser() / self.name
 
+    @property
+    def import_path(self) -> list[Path]:
+        """Where plug-ins that are not installed are looked for: beside the sweep file, and in the working directory."""
+        return [Path(self.source).resolve().parent, Path.cwd()]
+
 
 def load(path: Path | str, *, only: Sequence[str] = (), seeds: Iterable[int] = ()) -> Sweep:
     """The sweep of a YAML file; plug-ins beside it can be imported from now on. Raises UserError (Faults: all in the file).

@@ -21,6 +21,8 @@ import importlib
 import importlib.metadata
 import inspect
 import pkgutil
+import sys
+import sysconfig
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -147,6 +149,22 @@ def fingerprint(cls: type[Any]) -> str:
     """A hash of the syntax tree of the class's file, docstrings and comments apart: tells that code changed."""
     tree = ast.parse(Path(inspect.getfile(cls)).read_text(encoding="utf-8"))
     return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()[:16]
+
+
+def own_files(*roots: Path) -> dict[Path, Path]:
+    """The files of the user's own modules imported until now, by the paths that their names ask for: a/b.py is a.b.
+
+    These are what lies below one of the folders, less cu-ray, what is installed and the standard library.
+    """
+    others = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib"))]
+    found = {}
+    for name, module in list(sys.modules.items()):
+        file = Path(getattr(module, "__file__", None) or "none").resolve()
+        own = any(file.is_relative_to(root.resolve()) for root in roots)
+        if own and file.suffix == ".py" and name != "__main__" and not any(file.is_relative_to(other) for other in others):
+            path = Path(*name.split("."))
+            found[path / file.name if file.name == "__init__.py" else path.with_suffix(".py")] = file
+    return found
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

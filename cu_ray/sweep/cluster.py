@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -20,10 +23,11 @@ ASK_EVERY = 5.0  # seconds between looks at what the cluster has
 
 
 @contextlib.contextmanager
-def connected(runtime: RuntimeSection, console: Console) -> Iterator[None]:
+def connected(runtime: RuntimeSection, console: Console, own_files: Mapping[Path, Path]) -> Iterator[None]:
     """Ray, started on this machine or joined, until the end of the context. Raises UserError where no cluster answers.
 
-    A Ray that the process is at already is joined and left as it is.
+    own_files: of plug-ins, for every node of a cluster that is joined, by the paths that their modules' names ask for. A Ray
+    that the process is at already is joined and left as it is.
     """
     import ray
 
@@ -32,14 +36,17 @@ def connected(runtime: RuntimeSection, console: Console) -> Iterator[None]:
         console.print("Joining the Ray of this process ...")
         yield
         return
-    address = runtime.address or os.environ.get("RAY_ADDRESS")
+    named = runtime.address or os.environ.get("RAY_ADDRESS")
+    address = None if named == "local" else named
     console.print(f"Joining Ray at {address} ..." if address else "Starting Ray on this machine ...")
     options: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": runtime.workers}
     if not address:
         options["include_dashboard"] = False
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="cu-ray-") as folder:
             warnings.simplefilter("ignore", FutureWarning)
+            if address and own_files:
+                options["runtime_env"] = {"working_dir": _copied(own_files, Path(folder))}
             ray.init(log_to_driver=False, logging_level="ERROR", **options)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {address}: {error}") from error
@@ -47,6 +54,14 @@ def connected(runtime: RuntimeSection, console: Console) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _copied(files: Mapping[Path, Path], folder: Path) -> str:
+    """The folder with the files in it."""
+    for name, file in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / name)
+    return str(folder)
 
 
 def _require_here(address: str | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import traceback
 from collections.abc import Callable, Iterable
@@ -36,7 +35,7 @@ class Crew:
             storage=str(Path(sweep.runtime.storage).expanduser().resolve()),
             device=device,
             trial_seconds=sweep.runtime.trial_seconds,
-            import_path=[str(Path(sweep.source).resolve().parent), os.getcwd()],
+            import_path=[str(folder) for folder in sweep.import_path],
         )
 
     def hand(self, worker: str, job: Job | None) -> None:

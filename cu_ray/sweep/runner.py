@@ -178,7 +178,7 @@ class _Work:
             process.environment(**variables),
             process.output_in(self.log),
             process.only_errors_of("ray"),
-            cluster.connected(self.sweep.runtime, self.console),
+            cluster.connected(self.sweep.runtime, self.console, plugins.own_files(*self.sweep.import_path)),
             process.signals_interrupt(),  # again: when Ray starts it takes SIGTERM for itself
         ):
             self._run_phases()
