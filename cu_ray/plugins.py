@@ -159,8 +159,9 @@ def own_files(*roots: Path) -> dict[Path, Path]:
     others = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib"))]
     found = {}
     for name, module in list(sys.modules.items()):
-        file = Path(getattr(module, "__file__", None) or "none").resolve()
-        own = any(file.is_relative_to(root.resolve()) for root in roots)
+        given = Path(getattr(module, "__file__", None) or "none")
+        file = given.resolve()
+        own = given.is_absolute() and file.exists() and any(file.is_relative_to(root.resolve()) for root in roots)
         if own and file.suffix == ".py" and name != "__main__" and not any(file.is_relative_to(other) for other in others):
             path = Path(*name.split("."))
             found[path / file.name if file.name == "__init__.py" else path.with_suffix(".py")] = file
