@@ -43,6 +43,8 @@ def connected(runtime: RuntimeSection, console: Console) -> Iterator[None]:
             ray.init(log_to_driver=False, logging_level="ERROR", **options)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {address}: {error}") from error
+    except SystemExit as error:  # what Ray makes of a SIGTERM while it starts
+        raise KeyboardInterrupt from error
     try:
         yield
     finally:
