@@ -55,7 +55,7 @@ class ContractBroken(CuRayError):
 
 
 class TimeIsUp(BaseException):
-    """A trial took longer than runtime.trial_time_limit."""
+    """A trial took longer than runtime.trial_time_limit; the message is the whole reason. Raised at any place in the trial."""
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:

@@ -33,6 +33,7 @@ from cu_ray.manipulations.backdoor import Backdoor
 from cu_ray.metrics import Outcome
 from cu_ray.models.resnet9 import ResNet9
 from cu_ray.stages.poison import OnDevice, detect, poison, upload
+from cu_ray.stages.shared import fingerprints, first_changed, tensors_of
 from cu_ray.stages.train import train
 from cu_ray.stages.unlearn import Memo, Unlearned, unlearn
 from cu_ray.types import (
@@ -41,6 +42,7 @@ from cu_ray.types import (
     DeletionSplit,
     Images,
     Indices,
+    NamedTensors,
     Normalisation,
     OriginalSpec,
     PoisonedDataset,
@@ -179,6 +181,14 @@ class MethodConformance(PluginConformance):
         assert _same_bits(before, original.state_dict()), "the original model has changed"
         assert all(parameter.requires_grad for parameter in original.parameters()), "the original model was frozen"
 
+    def test_it_writes_into_no_input(self) -> None:
+        bench, memos = _tiny_bench(self.model), RememberedMemos()
+        self.run(memos)
+        before = fingerprints(bench.tensors(memos))
+        self.run(memos)
+        changed = first_changed(before, bench.tensors(memos))
+        assert changed is None, f"it writes into {changed}, which trials share"
+
     def test_the_same_trial_gives_the_same_bits_whatever_the_global_generators_say(self) -> None:
         with _global_generators_kept():
             torch.manual_seed(1)
@@ -254,6 +264,14 @@ class _Bench:
     original: torch.nn.Module
     poisoned: PoisonedDataset
     data: OnDevice
+
+    def tensors(self, memos: RememberedMemos) -> NamedTensors:
+        """What trials share, by name."""
+        return {
+            **{f"the {name}": tensor for name, tensor in self.data.tensors().items()},
+            **{f"the original model's {name}": tensor for name, tensor in tensors_of(self.original).items()},
+            **{f"the memo {name!r}": tensor for memo in memos.kept.values() for name, tensor in memo.tensors.items()},
+        }
 
     def split(self, spec: TrialSpec) -> DeletionSplit:
         return detect(self.poisoned, spec.detection, spec.deletion_size)

@@ -487,7 +487,10 @@ Loss = Callable[["torch.Tensor", Batch], "torch.Tensor"]
 
 
 class UnlearningTask(Protocol):
-    """What a method is given. It carries no manipulated set, no test set, no true labels."""
+    """What a method is given. It carries no manipulated set, no test set, no true labels.
+
+    Its own, to write to: models and the tensors of batches. What `remember` gives is for all trials, and read-only.
+    """
 
     original: torch.nn.Module  # a private copy, in eval mode
     retain: Stream

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 
 import pytest
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; of processes that tests start too
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(16)  # else Ray keeps one in the home folder, which each test has its own of
 os.environ.pop("RAY_ADDRESS", None)
 
 

@@ -36,14 +36,6 @@ def of_this_process():
     return variables, sys.stdout, sys.stderr, [signal.getsignal(each) for each in HANDLED]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def private_home(tmp_path_factory):
-    """One for all of these tests: a process that starts Ray again looks for its token where it was."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A sweep that was run, and its results."""

@@ -134,13 +134,13 @@ def test_an_empty_retain_set_is_refused(tmp_path):
 
 
 def test_a_full_disk_is_one_message_and_code_1(tmp_path, monkeypatch):
-    from cu_ray.sweep.ledger import Ledger
+    from cu_ray.sweep.ledger.folder import Appender
 
     def full(self, values):
         raise OSError(28, "No space left on device")
 
     monkeypatch.chdir(tmp_path)  # the file's storage is relative
-    monkeypatch.setattr(Ledger, "_write", full)
+    monkeypatch.setattr(Appender, "write", full)
     result = cu_ray("sweep", str(sweeps.small(tmp_path)), "--output", str(tmp_path / "results"))
     assert result.exit_code == 1
     assert "No space left on device" in result.output

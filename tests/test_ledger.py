@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import platform
+import random
 import signal
 import subprocess
 import sys
@@ -20,8 +21,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cu_ray.errors import UserError
+from cu_ray.places import Folder
 from cu_ray.sweep import ledger
 from cu_ray.sweep.ledger import Ledger, PointRecord
+from cu_ray.sweep.ledger import folder as folder_module
+from cu_ray.sweep.ledger import lines as lines_module
+from cu_ray.sweep.ledger import records as records_module
+from cu_ray.sweep.ledger.lines import scan
 from cu_ray.types import Record
 
 THOROUGH = settings(derandomize=True, database=None, deadline=None, max_examples=40)
@@ -75,7 +81,7 @@ def written(folder: Path, *records) -> Path:
     return segment
 
 
-def line(values: dict) -> bytes:
+def line(values: object) -> bytes:
     text = json.dumps(values).encode()
     return b"%d %08x %s\n" % (len(text), zlib.crc32(text), text)
 
@@ -163,6 +169,12 @@ def test_the_code_of_plugins_is_noted_once_until_it_changes(tmp_path):
 
 # -------------------------------------------------------------------------------------------------------------- crashes
 
+EARLIER = (  # as schema 1 wrote it
+    b'185 48c5b7e5 {"error": null, "facts": {}, "is": "trial", "key": "a", "kind": "trial", "notes": {}, "schema": 1, '
+    b'"scores": {"acc_corr": 0.5, "asr": null}, "spec": {"method": "scrub"}, "status": "ok"}\n'
+    b'114 6945ea50 {"hyperparameters": {"alpha": 0.5}, "index": 0, "is": "point", "schema": 1, '
+    b'"study_key": "s", "trial_keys": ["a"]}\n'
+)
 THREE = (trial("a"), PointRecord("s", 0, {"alpha": 0.5}, ("a",)), trial("c"))
 
 
@@ -239,8 +251,28 @@ def test_a_flipped_byte_is_never_taken_for_a_record(tmp_path, whole):
         assert "a" not in ledger.read(tmp_path).trials
 
 
+@pytest.mark.parametrize("place", ["line feed", "length", "checksum", "middle", "record"])
+def test_what_follows_damage_in_the_middle_is_kept_and_the_damage_set_aside(tmp_path, whole, place):
+    first, second, _ = whole.splitlines(keepends=True)
+    start = len(first)
+    at = {"line feed": start - 1, "length": start, "checksum": start + 6, "middle": start + len(second) // 2, "record": start}[
+        place
+    ]
+    garbage = b"x" * (len(second) if place == "record" else 1)
+    (tmp_path / "000001.log").write_bytes(whole[:at] + garbage + whole[at + len(garbage) :])
+    kept = [THREE[1], THREE[2]] if place == "line feed" else [THREE[0], THREE[2]]
+    assert ledger.read(tmp_path) == known_of(kept)
+    with counted_warnings() as caught, Ledger(tmp_path) as book:
+        book.append(trial("new"))
+    assert [str(each.message).count("\n") for each in caught] == [0]
+    assert b"x" in (tmp_path / "000001.broken").read_bytes()
+    with counted_warnings() as caught, Ledger(tmp_path) as book:
+        assert book.known == known_of([*kept, trial("new")])
+    assert caught == []
+
+
 def test_damage_in_one_segment_leaves_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(ledger, "SEGMENT_BYTES", 1)
+    monkeypatch.setattr(folder_module, "SEGMENT_BYTES", 1)
     with Ledger(tmp_path) as book:
         for key in "abc":
             book.append(trial(key))
@@ -253,7 +285,7 @@ def test_damage_in_one_segment_leaves_the_others(tmp_path, monkeypatch):
 
 
 def test_segments_roll_over_and_are_read_in_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(ledger, "SEGMENT_BYTES", 400)
+    monkeypatch.setattr(folder_module, "SEGMENT_BYTES", 400)
     keys = [f"{number:02d}" for number in range(25)]
     for start in range(0, 25, 5):
         with Ledger(tmp_path) as book:
@@ -262,13 +294,216 @@ def test_segments_roll_over_and_are_read_in_order(tmp_path, monkeypatch):
     segments = sorted(tmp_path.glob("*.log"))
     assert [segment.name for segment in segments] == [f"{number:06d}.log" for number in range(1, len(segments) + 1)]
     assert len(segments) > 5
-    assert all(400 < segment.stat().st_size < 1000 for segment in segments[:-1])
+    lines = [scan(segment.read_bytes()) for segment in segments]
+    assert all(each.has_batches and 400 < len(each.lines) < 1000 for each in lines[:-1])
     assert list(ledger.read(tmp_path).trials) == keys
 
 
 def test_one_segment_is_enough_for_little(tmp_path):
     written(tmp_path, *(trial(str(number)) for number in range(25)))
     assert [path.name for path in tmp_path.glob("*.log")] == ["000001.log"]
+
+
+def many(folder: Path, count: int, **more) -> list[Record]:
+    """A ledger with so many records, its segments but the last in batches."""
+    records = [trial(f"{number:04d}", **more) for number in range(count)]
+    with Ledger(folder) as book:
+        for record in records:
+            book.append(record)
+    return records
+
+
+@pytest.fixture
+def small_segments(monkeypatch):
+    """Segments of 4,000 bytes, batches of 1,000; nothing waits for the disk."""
+    monkeypatch.setattr(folder_module, "SEGMENT_BYTES", 4000)
+    monkeypatch.setattr(lines_module, "BATCH_BYTES", 1000)
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
+def test_a_full_segment_takes_a_fraction_of_its_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+    records = many(tmp_path, 600, facts={"note": "x" * 2000})
+    full, _ = sorted(tmp_path.glob("*.log"))
+    assert scan(full.read_bytes()).has_batches
+    assert full.stat().st_size < 100_000
+    assert ledger.read(tmp_path) == known_of(records)
+
+
+@pytest.mark.parametrize("crash", ["write", "rename"])
+def test_a_crash_while_a_segment_is_rewritten_loses_nothing(tmp_path, small_segments, monkeypatch, crash):
+    class Crash(BaseException):
+        pass
+
+    def fails(*arguments):
+        raise Crash
+
+    records, book = [], Ledger(tmp_path)
+    with pytest.raises(Crash):
+        for number in range(100):
+            if len(book._writer._lines) > 4000:
+                monkeypatch.setattr(*((Folder, "write", fails) if crash == "write" else (os, "replace", fails)))
+            book.append(trial(f"{number:04d}"))
+            records.append(trial(f"{number:04d}"))
+    assert len(records) > 10
+    assert ledger.read(tmp_path) == known_of(records)
+    monkeypatch.undo()
+    book.close()
+    with counted_warnings() as caught, Ledger(tmp_path) as again:
+        again.append(trial("new"))
+    assert caught == []
+    assert ledger.read(tmp_path) == known_of([*records, trial("new")])
+
+
+def test_a_damaged_byte_in_a_batch_costs_that_batch_alone(tmp_path, small_segments):
+    records = many(tmp_path, 60)
+    first = tmp_path / "000001.log"
+    content = first.read_bytes()
+    middle = len(content) // 2
+    first.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    lost = known_of(records).trials.keys() - ledger.read(tmp_path).trials.keys()
+    assert 0 < len(lost) < 10
+    with counted_warnings() as caught, Ledger(tmp_path) as book:
+        assert len(book.known.trials) == 60 - len(lost)
+    assert len(caught) == 1
+    with counted_warnings() as caught, Ledger(tmp_path) as book:
+        assert len(book.known.trials) == 60 - len(lost)
+    assert caught == []
+
+
+def test_a_ledger_of_an_earlier_version_is_read_and_goes_on(tmp_path):
+    (tmp_path / "000001.log").write_bytes(EARLIER)
+    records = [trial("a"), PointRecord("s", 0, {"alpha": 0.5}, ("a",))]
+    assert ledger.read(tmp_path) == known_of(records)
+    with counted_warnings() as caught, Ledger(tmp_path) as book:
+        book.append(trial("b"))
+    assert caught == []
+    assert ledger.read(tmp_path) == known_of([*records, trial("b")])
+
+
+def test_full_segments_of_an_earlier_version_are_rewritten_in_batches(tmp_path, small_segments, monkeypatch):
+    records = [trial(f"{number:04d}") for number in range(60)]
+    payloads = [{"schema": 1, "is": "trial", **record.to_json()} for record in records]
+    (tmp_path / "000001.log").write_bytes(b"".join(map(line, payloads)))
+    with Ledger(tmp_path) as book:
+        assert book.known == known_of(records)
+    assert scan((tmp_path / "000001.log").read_bytes()).has_batches
+    assert ledger.read(tmp_path) == known_of(records)
+
+
+def test_an_empty_segment_is_nothing(tmp_path):
+    written(tmp_path, trial("a"))
+    (tmp_path / "000002.log").touch()
+    with counted_warnings() as caught, Ledger(tmp_path) as book:
+        assert list(book.known.trials) == ["a"]
+        book.append(trial("b"))
+    assert caught == []
+    assert list(ledger.read(tmp_path).trials) == ["a", "b"]
+
+
+def test_a_half_written_file_under_a_temporary_name_is_nothing_and_goes(tmp_path):
+    segment = written(tmp_path, trial("a"))
+    half = tmp_path / ".000001.log.0123.tmp"
+    half.write_bytes(segment.read_bytes()[:20])
+    with counted_warnings() as caught:
+        assert list(ledger.read(tmp_path).trials) == ["a"]
+        assert half.exists()
+        Ledger(tmp_path).close()
+    assert caught == []
+    assert not half.exists()
+
+
+UNKNOWN = [
+    {"schema": 1, "is": "trial", "key": "a"},
+    {"schema": 1, "is": "trial", **trial("x").to_json(), "colour": "red"},
+    {"schema": 1, "is": "trial", **trial("x").to_json(), "spec": []},
+    {"schema": 1, "is": "trial", **trial("x").to_json(), "key": None},
+    {"schema": 1, "is": "point", "study_key": "s", "index": "0", "hyperparameters": {}, "trial_keys": []},
+    {"schema": 1, "is": "point", "study_key": "s", "index": True, "hyperparameters": {}, "trial_keys": []},
+    {"schema": 1, "is": "weather"},
+    {"schema": 1, "is": ["trial"]},
+    {"schema": "1"},
+    {"is": "code", "code": {"scrub": 1}},
+    {},
+    [],
+    1,
+    None,
+]
+
+
+@pytest.mark.parametrize("values", UNKNOWN)
+def test_an_intact_line_that_is_no_known_record_is_passed_over_with_one_warning(tmp_path, values):
+    segment = written(tmp_path, trial("a"))
+    segment.write_bytes(segment.read_bytes() + line(values) + line({"schema": 1, "is": "trial", **trial("b").to_json()}))
+    with counted_warnings() as caught:
+        assert list(ledger.read(tmp_path).trials) == ["a", "b"]
+    assert caught == []
+    with counted_warnings() as caught, Ledger(tmp_path) as book:
+        assert list(book.known.trials) == ["a", "b"]
+    assert ["1 lines are no records" in str(each.message) for each in caught] == [True]
+
+
+@pytest.mark.parametrize("payload", [b"{", b"\xff\xfe", b"[" * 100_000, b"9" * 100_000, b"x\x9c nothing that was compressed"])
+def test_an_intact_line_of_any_bytes_is_passed_over(tmp_path, payload):
+    segment = written(tmp_path, trial("a"))
+    segment.write_bytes(segment.read_bytes() + lines_module.line(payload))
+    with counted_warnings() as caught, Ledger(tmp_path) as book:
+        assert list(book.known.trials) == ["a"]
+    assert len(caught) == 1
+
+
+def mutated(content: bytes, rng: random.Random) -> bytes:
+    """The bytes after some accidents."""
+    for _ in range(rng.randint(1, 4)):
+        start, length = rng.randrange(len(content) + 1), rng.choice([1, 1, 2, 10, 300])
+        kind = rng.choice(["flip", "cut out", "cut off", "insert", "repeat", "swap", "zeros"])
+        piece, rest = content[start : start + length], content[start + length :]
+        if kind == "flip":
+            piece = bytes(byte ^ (1 << rng.randrange(8)) for byte in piece)
+        elif kind == "cut out":
+            piece = b""
+        elif kind == "cut off":
+            piece = rest = b""
+        elif kind == "insert":
+            piece = rng.randbytes(length) + piece
+        elif kind == "repeat":
+            piece *= 2
+        elif kind == "swap":
+            piece, rest = rest[:length], piece + rest[length:]
+        else:
+            piece = b"\0" * len(piece)
+        content = content[:start] + piece + rest
+    return content
+
+
+@pytest.mark.parametrize("cases", [1000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_no_bytes_end_in_an_error_and_no_whole_record_is_lost(tmp_path, small_segments, cases):
+    rng, folder = random.Random(0), tmp_path / "ledger"
+    records = {record.key: record for record in many(tmp_path / "source", 30)}
+    (tmp_path / "ledger").mkdir()
+    original = {path.name: path.read_bytes() for path in sorted((tmp_path / "source").glob("*.log"))}
+    assert len(original) >= 2
+    for case in range(cases):
+        for path in folder.iterdir():
+            path.unlink()
+        damaged = rng.choice(sorted(original))
+        for name, content in original.items():
+            (folder / name).write_bytes(mutated(content, rng) if name == damaged else content)
+        untouched = {key for key, record in records.items() if whole_line(record) in (folder / "000002.log").read_bytes()}
+        with counted_warnings() as caught:
+            known = ledger.read(folder)
+        assert caught == []
+        assert all(records[key] == record for key, record in known.trials.items())
+        assert untouched <= known.trials.keys(), case
+        with counted_warnings() as caught, Ledger(folder) as book:
+            assert book.known == known
+            book.append(trial("new"))
+        assert len(caught) <= 1
+        assert ledger.read(folder).trials == {**known.trials, "new": trial("new")}
+
+
+def whole_line(record: Record) -> bytes:
+    return lines_module.line(records_module.to_json(record))
 
 
 # --------------------------------------------------------------------------------------------------- schema and writers

@@ -5,13 +5,16 @@ On CPU the images stay where they are (in Ray's shared memory): nothing but a ba
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+from cu_ray.errors import ContractBroken
 from cu_ray.lazy import torch
-from cu_ray.types import Augmentation, Batch, Images, Indices, Mask, Normalisation, Stamp
+from cu_ray.types import Augmentation, Batch, Images, Indices, Mask, NamedTensors, Normalisation, Stamp
 
 
 class DeviceImages:
@@ -36,6 +39,13 @@ class DeviceImages:
         self._stamp = _DeviceStamp(stamp, device) if stamp is not None else None
         self._stamped = None if stamped is None else as_tensor(stamped).to(device)
 
+    def tensors(self) -> NamedTensors:
+        """All that batches are made from, by name: nobody may write to it."""
+        trigger = self._stamp.tensors() if self._stamp is not None else {}
+        marks = {"marks of the trigger": self._stamped} if self._stamped is not None else {}
+        scale = {"mean": self._mean_C11, "standard deviation": self._std_C11}
+        return {"images": self.pixels_NHWC, "labels": self.labels, **marks, **scale, **trigger}
+
     def load(self, rows: torch.Tensor, *, generator: torch.Generator | None = None, stamp_all: bool = False) -> torch.Tensor:
         """Images [B, C, H, W] of these rows, float32, channels last; augmented where a generator is given."""
         pixels_BHWC = self.pixels_NHWC[rows]
@@ -58,23 +68,30 @@ class RowStream:
         self, images: DeviceImages, rows: Indices, in_deletion: torch.Tensor, batch_size: int, generator: torch.Generator
     ) -> None:
         self._images, self._in_deletion = images, in_deletion
-        self._rows = as_tensor(rows).to(images.device)
+        self._rows = as_tensor(rows).to(images.device, copy=True)  # the rows themselves belong to the stage
         self._batch_size, self._generator = batch_size, generator
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def epoch(self, batch_size: int | None = None, *, shuffle: bool = True, augment: bool = True) -> Iterator[Batch]:
-        """One pass over the rows; the last batch may be smaller."""
-        rows = self._rows
+        """One pass over the rows; the last batch may be smaller. A batch's tensors are the caller's own, to write to as well."""
+        size = self._batch_size if batch_size is None else _whole_number(batch_size)
+        rows = self._rows.clone()
         if shuffle:
             rows = rows[torch.randperm(len(rows), generator=self._generator, device=rows.device)]
-        for chunk in self._chunks(rows, batch_size or self._batch_size):
+        for chunk in self._chunks(rows, size):
             images = self._images.load(chunk, generator=self._generator if augment else None)
             yield Batch(images, self._images.labels[chunk], chunk, self._in_deletion[chunk])
 
     def _chunks(self, rows: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
         yield from rows.split(batch_size)
+
+
+def _whole_number(batch_size: Any) -> int:
+    if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
+        raise ContractBroken(f"a stream was asked for batches of {batch_size!r}: a whole number from 1 is needed")
+    return int(batch_size)
 
 
 def augment(images: torch.Tensor, how: Augmentation, generator: torch.Generator) -> torch.Tensor:
@@ -107,6 +124,9 @@ class _DeviceStamp:
         self._weight_HW = (as_tensor(stamp.mask).float() * stamp.blend).to(device)
         values = as_tensor(stamp.values)
         self._values = (values.view(-1, 1, 1) if values.ndim == 1 else values.permute(2, 0, 1)).to(device)
+
+    def tensors(self) -> NamedTensors:
+        return {"mask of the trigger": self._weight_HW, "values of the trigger": self._values}
 
     def apply(self, images: torch.Tensor, which_B: torch.Tensor | None) -> torch.Tensor:
         weight = self._weight_HW if which_B is None else self._weight_HW * which_B.view(-1, 1, 1, 1)

@@ -14,16 +14,17 @@ class Meter:
     def __init__(self) -> None:
         self.cost = Cost()
 
-    def watch(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The same model, counted from now on; copies made of it are counted too."""
-
         def count(_: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
             num_images = len(args[0])
             self._count_forward(num_images)
             if output.requires_grad:
                 output.register_hook(lambda _: self._count_backward(num_images))
 
-        model.register_forward_hook(count)
+        self.hook = count  # a plain function: a bound method would be copied with a model, and the meter with it
+
+    def watch(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The same model, counted from now on; copies made of it are counted too."""
+        model.register_forward_hook(self.hook)
         return model
 
     def _count_forward(self, num_images: int) -> None:

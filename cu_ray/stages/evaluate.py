@@ -7,12 +7,14 @@ import copy
 import numpy as np
 
 from cu_ray import plugins
+from cu_ray.errors import ContractBroken
 from cu_ray.identity import generator_for
 from cu_ray.lazy import torch
 from cu_ray.learning.batches import DeviceImages
 from cu_ray.learning.precision import autocast
 from cu_ray.metrics import Outcome
 from cu_ray.stages.poison import OnDevice
+from cu_ray.stages.reasons import is_out_of_memory, reason_of
 from cu_ray.types import DeletionSplit, Indices, Mask, PoisonedDataset, Scores
 
 BATCH_SIZE = 500
@@ -100,14 +102,27 @@ class TestPredictions:
 def predict(
     model: torch.nn.Module, images: DeviceImages, rows: torch.Tensor, precision: str, *, stamp_all: bool = False
 ) -> Indices:
-    """The predicted classes [N] of these rows, without augmentation. The model's mode is left as it was."""
+    """The predicted classes [N] of these rows, without augmentation. The model's mode is left as it was.
+
+    Raises ContractBroken where the model cannot be run.
+    """
     was_training = [module for module in model.modules() if module.training]
     model.eval()
     with torch.inference_mode(), autocast(precision, images.device):
-        predicted = [model(images.load(chunk, stamp_all=stamp_all)).argmax(dim=1) for chunk in rows.split(BATCH_SIZE)]
+        predicted = [_classes(model, images.load(chunk, stamp_all=stamp_all)) for chunk in rows.split(BATCH_SIZE)]
     for module in was_training:
         module.training = True
     return np.asarray(torch.cat(predicted).cpu(), dtype=np.int64) if len(rows) else np.empty(0, dtype=np.int64)
+
+
+def _classes(model: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    try:
+        classes: torch.Tensor = model(images).argmax(dim=1)
+    except Exception as problem:
+        if is_out_of_memory(problem):
+            raise
+        raise ContractBroken(f"the model cannot be run: {reason_of(problem)}") from problem
+    return classes
 
 
 class Keeper:

@@ -5,30 +5,32 @@ Works in a plain prompt: `Workbench(dataset, store, device).run_trial(spec)`.
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import dataclasses
 import datetime
 import math
 import platform
 import resource
-import traceback
-from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
 from cu_ray import __version__
 from cu_ray.errors import ContractBroken, CuRayError, Diverged
 from cu_ray.lazy import torch
+from cu_ray.learning.batches import as_tensor
 from cu_ray.learning.precision import require
+from cu_ray.plugins import name_of
 from cu_ray.stages.evaluate import evaluate, images_evaluated
 from cu_ray.stages.poison import OnDevice, detect, nothing_found, poison, upload
+from cu_ray.stages.process import is_from_signal, state_kept
+from cu_ray.stages.reasons import blamed, is_out_of_memory, reason_of
 from cu_ray.stages.train import build_model, train
-from cu_ray.stages.unlearn import Memo, Unlearned, now, unlearn
-from cu_ray.types import Cost, Dataset, OriginalSpec, PoisonedDataset, Record, Scores, Setting, Store, Tensors, TrialSpec
-
-KEPT = {"data": 4, "originals": 4, "memos": 4}  # how many of each stay on the device between trials
-
-Value = TypeVar("Value")
+from cu_ray.stages.unlearn import Unlearned, now, unlearn
+from cu_ray.stages.warm import Warm
+from cu_ray.types import Dataset, OriginalSpec, PoisonedDataset, Record, Scores, Setting, Store, Tensors, TrialSpec
 
 
 class Workbench:
@@ -37,16 +39,17 @@ class Workbench:
     def __init__(self, dataset: Dataset, store: Store, device: str = "cpu") -> None:
         self.dataset, self._store = dataset, store
         self._device = torch.device(device)
-        self._data: _Recent[tuple[PoisonedDataset, OnDevice]] = _Recent(KEPT["data"])
-        self._originals: _Recent[torch.nn.Module] = _Recent(KEPT["originals"])
-        self._memos = _KeptMemos(store, self._device)
+        self._warm = Warm(store, self._device)
 
     def run_original(self, spec: OriginalSpec) -> Record:
         """The record of an original model, which is then in the store; trained only where it is not there yet."""
         return self._recorded("original", spec.key, spec.describe(), lambda facts: self._original_scores(spec, facts))
 
     def run_trial(self, spec: TrialSpec) -> Record:
-        """The record of a trial; its original is trained first where the store has none. Never raises for a failed trial."""
+        """The record of a trial; its original is trained first where the store has none.
+
+        Raises for no failed trial, only for a signal that ends this process.
+        """
         return self._recorded("trial", spec.key, spec.describe(), lambda facts: self._trial_scores(spec, facts))
 
     def poisoned(self, setting: Setting) -> tuple[PoisonedDataset, OnDevice]:
@@ -58,7 +61,7 @@ class Workbench:
             poisoned = poison(self.dataset, setting.manipulation, seed=setting.seed, control=setting.control)
             return poisoned, upload(poisoned, self._device)
 
-        return self._data.get(str(setting.poison_identity), make)
+        return self._warm.data.get(str(setting.poison_identity), make)
 
     def original(self, spec: OriginalSpec) -> tuple[torch.nn.Module, bool]:
         """The original model on the device, and whether it was trained just now."""
@@ -82,7 +85,7 @@ class Workbench:
             trained = True
             return model
 
-        return self._originals.get(spec.key, make), trained
+        return self._warm.originals.get(spec.key, make), trained
 
     def unlearned(self, spec: TrialSpec, facts: dict[str, Any] | None = None) -> Unlearned:
         """What the method makes of the original; facts of it are put into `facts`."""
@@ -93,7 +96,8 @@ class Workbench:
         original, _ = self.original(spec.original)
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
-        result = unlearn(spec, original, poisoned, data, split, self._memos)
+        with state_kept():
+            result = unlearn(spec, original, poisoned, data, split, self._warm)
         facts |= {
             "unlearn_seconds": result.seconds,
             "unlearn_seconds_spent": result.seconds_spent,
@@ -115,11 +119,18 @@ class Workbench:
         started = now(self._device)
         model, trained = self.original(spec)
         facts |= {"train_seconds": now(self._device) - started if trained else None, "effective_size": poisoned.effective_size}
-        return self._timed_scores(model, poisoned, data, nothing_found(poisoned), spec.setting, facts), {}
+        run = copy.deepcopy(model)  # the one that trials share is never run
+        return self._timed_scores(run, poisoned, data, nothing_found(poisoned), spec.setting, facts), {}
 
     def _trial_scores(self, spec: TrialSpec, facts: dict[str, Any]) -> tuple[dict[str, float | None], dict[str, float]]:
-        result = self.unlearned(spec, facts)
-        return self.scores(spec, result.model, facts), result.notes
+        name = name_of(spec.method)
+        try:
+            result = self.unlearned(spec, facts)
+            with blamed(name, ContractBroken):
+                return self.scores(spec, result.model, facts), result.notes
+        finally:
+            with blamed(name, ContractBroken):
+                self._leave_clean(spec.original.setting)
 
     def scores(self, spec: TrialSpec, model: torch.nn.Module, facts: dict[str, Any] | None = None) -> Scores:
         """The scores of an unlearned model of this trial."""
@@ -149,16 +160,45 @@ class Workbench:
         run: Callable[[dict[str, Any]], tuple[dict[str, float | None], dict[str, float]]],
     ) -> Record:
         facts: dict[str, Any] = {"started_at": _timestamp(), "num_classes": self.dataset.num_classes, **self._machine()}
+        cut_off = False
         try:
-            scores, notes = run(facts)
+            with state_kept():
+                scores, notes = run(facts)
             _require_finite_scores(scores)
             status, error = "ok", None
         except Diverged as problem:
-            scores, notes, status, error = {}, {}, "diverged", str(problem)
-        except Exception as problem:  # whatever a plug-in raises becomes a row, and the sweep goes on
-            scores, notes, status, error = {}, {}, "failed", _one_line(problem)
+            scores, notes, status, error = {}, {}, "diverged", reason_of(problem)
+        except BaseException as problem:  # whatever a plug-in raises becomes a row, and the sweep goes on
+            if is_from_signal(problem):
+                raise
+            scores, notes, status, error = {}, {}, "failed", reason_of(problem)
+            facts |= {"out_of_memory": True} if is_out_of_memory(problem) else {}
+            cut_off = is_out_of_memory(problem) or not isinstance(problem, Exception)
         facts |= {"finished_at": _timestamp(), "peak_memory_bytes": self._peak_memory()}
+        if cut_off:  # at any place, and with the frames gone there is memory to free
+            self._warm.forget()
         return Record(kind, key, spec, status, error, scores, facts, notes)
+
+    def _leave_clean(self, setting: Setting) -> None:
+        """Raise ContractBroken where a trial wrote into what trials share; all of that is then made again."""
+        try:
+            self._warm.require_untouched()
+        except Exception:
+            self._warm.forget()
+            with contextlib.suppress(Exception):  # the data set may be gone from here: later trials then say that it has changed
+                self._mend_images(setting)
+            raise
+
+    def _mend_images(self, setting: Setting) -> None:
+        """Put back images that were written to, in place: on a CPU all workers of a machine see them in the same memory."""
+        self.dataset = dataclasses.replace(self.dataset)  # whose content hash is not known yet
+        if self.dataset.content_hash == setting.content_hash:
+            return
+        loaded = setting.dataset.load()
+        for damaged, whole in ((self.dataset.train, loaded.train), (self.dataset.test, loaded.test)):
+            as_tensor(damaged.pixels).copy_(as_tensor(whole.pixels))
+            as_tensor(damaged.labels).copy_(as_tensor(whole.labels))
+        self.dataset = dataclasses.replace(self.dataset)
 
     def _machine(self) -> dict[str, Any]:
         cuda = self._device.type == "cuda"
@@ -175,56 +215,6 @@ class Workbench:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-class _Recent(Generic[Value]):
-    """The most recently used values by key."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._values = limit, OrderedDict[str, Value]()
-
-    def get(self, key: str, make: Callable[[], Value]) -> Value:
-        """The value, made where it is not there."""
-        if key not in self._values:
-            while len(self._values) >= self._limit:  # first, so that the device never holds one more
-                self._values.popitem(last=False)
-            self._values[key] = make()
-        self._values.move_to_end(key)
-        return self._values[key]
-
-    def find(self, key: str) -> Value | None:
-        """The value, or None."""
-        return self._values.get(key)
-
-
-class _KeptMemos:
-    """Memos on the device for this worker, in the store for others."""
-
-    def __init__(self, store: Store, device: torch.device) -> None:
-        self._store, self._device = store, device
-        self._recent: _Recent[Memo] = _Recent(KEPT["memos"])
-
-    def load(self, key: str) -> Memo | None:
-        """The memo, or None where nobody computed it yet."""
-        known = self._recent.find(key) or self._from_store(key)
-        return known and self._recent.get(key, lambda: known)
-
-    def save(self, key: str, memo: Memo) -> None:
-        """Keep a memo here and in the store."""
-        arrays = {name: tensor.cpu().numpy() for name, tensor in memo.tensors.items()}
-        facts = {"forward": memo.cost.forward, "backward": memo.cost.backward, "seconds": memo.seconds}
-        self._store.save("memos", key, arrays, {name: str(fact) for name, fact in facts.items()})
-        self._recent.get(key, lambda: memo)
-
-    def _from_store(self, key: str) -> Memo | None:
-        entry = self._store.load("memos", key)
-        if entry is None:
-            return None
-        arrays, facts = entry
-        if not {"forward", "backward", "seconds"} <= facts.keys():  # not written by this code
-            return None
-        tensors = {name: torch.from_numpy(array).to(self._device) for name, array in arrays.items()}
-        return Memo(tensors, Cost(int(facts["forward"]), int(facts["backward"])), float(facts["seconds"]))
-
-
 def arrays_of(model: torch.nn.Module) -> Tensors:
     """The model's parameters and buffers as contiguous arrays."""
     return {name: np.asarray(tensor.detach().cpu().numpy(), order="C") for name, tensor in model.state_dict().items()}
@@ -238,9 +228,3 @@ def _require_finite_scores(scores: Scores) -> None:
 
 def _timestamp() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-
-
-def _one_line(problem: Exception) -> str:
-    where = traceback.extract_tb(problem.__traceback__)[-1]
-    place = "" if isinstance(problem, ContractBroken) else f" ({where.filename.rsplit('/', 1)[-1]}:{where.lineno})"
-    return f"{type(problem).__name__}: {problem}{place}"

@@ -12,7 +12,7 @@ from cu_ray.identity import generator_for, key_of
 from cu_ray.lazy import torch
 from cu_ray.learning.batches import DeviceImages
 from cu_ray.plugins import describe
-from cu_ray.types import Corruption, Dataset, DeletionSplit, Images, Indices, Mask, PoisonedDataset, Validation
+from cu_ray.types import Corruption, Dataset, DeletionSplit, Images, Indices, Mask, NamedTensors, PoisonedDataset, Validation
 
 HELD_OUT_SHARE, HELD_OUT_MINIMUM = 0.2, 5
 
@@ -116,6 +116,11 @@ class OnDevice:
     def rows(self, rows: Indices) -> torch.Tensor:
         """Row numbers as a tensor on the device."""
         return torch.from_numpy(rows).to(self.device)
+
+    def tensors(self) -> NamedTensors:
+        """Everything that trials share of it, by name."""
+        parts = {"training": self.train, "test": self.test}
+        return {f"{part} {name}": tensor for part, images in parts.items() for name, tensor in images.tensors().items()}
 
 
 def upload(poisoned: PoisonedDataset, device: torch.device) -> OnDevice:

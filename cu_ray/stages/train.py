@@ -29,7 +29,7 @@ def train(spec: OriginalSpec, poisoned: PoisonedDataset, data: OnDevice, tools: 
     while not sgd.done:
         sgd.epoch(stream, cross_entropy)
         keeper.offer(model)
-    require_finite(model)
+    require_finite(model, "the original model's")
     return keeper.keep(model)
 
 
@@ -42,8 +42,8 @@ def build_model(model_plugin: Any, poisoned: PoisonedDataset, device: torch.devi
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def require_finite(model: torch.nn.Module) -> None:
-    """Raise Diverged where a parameter or buffer holds NaN or an infinite value."""
+def require_finite(model: torch.nn.Module, whose: str) -> None:
+    """Raise Diverged where a parameter or buffer holds NaN or an infinite value. whose: how the message begins."""
     for name, tensor in model.state_dict().items():
         if not bool(torch.isfinite(tensor).all()):
-            raise Diverged(f"{name} is not finite")
+            raise Diverged(f"{whose} {name} is not finite")

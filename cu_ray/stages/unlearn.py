@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import numbers
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,6 +21,9 @@ from cu_ray.learning.sgd import Sgd
 from cu_ray.plugins import name_of
 from cu_ray.stages.evaluate import Keeper
 from cu_ray.stages.poison import OnDevice
+from cu_ray.stages.process import state, state_kept
+from cu_ray.stages.reasons import blamed
+from cu_ray.stages.returned import require_like_the_original
 from cu_ray.stages.tools import WHOLE, Tools
 from cu_ray.stages.train import build_model, require_finite
 from cu_ray.types import LEARNING_VERSION, Cost, DeletionSplit, Indices, NamedTensors, PoisonedDataset, TrainRecipe, TrialSpec
@@ -68,16 +72,20 @@ def unlearn(
 ) -> Unlearned:
     """The unlearned model. The original is left as it was.
 
-    Raises Diverged where a weight is not finite, ContractBroken where the method returns another architecture.
+    Raises Diverged where a weight is not finite, ContractBroken where the method returns another architecture; and what the
+    method raises, noted to come from it.
     """
+    name = name_of(spec.method)
     keeper = tools.keeper(spec.keep, poisoned, data, spec.original.setting.train.precision)
     started = now(data.device)
     task = Task(spec, original, poisoned, data, split, memos, keeper, tools, seed_for("unlearn", spec.key))
-    model = spec.method.unlearn(task)
+    with blamed(name):
+        model = spec.method.unlearn(task)
     seconds = now(data.device) - started - task.watched_seconds
-    _require_same_architecture(spec, original, model)
-    require_finite(model)
-    model = keeper.keep(model)
+    require_like_the_original(name, original, model, task.meter.hook)
+    require_finite(model, f"{name} returned a model whose")
+    with blamed(name):  # it may have offered another one than it returned
+        model = keeper.keep(model)
     return Unlearned(
         model,
         cost=task.meter.cost + task.memo_cost,
@@ -114,6 +122,7 @@ class Task:
         self._spec, self._poisoned, self._data, self._split = spec, poisoned, data, split
         self._memos, self._keeper, self._tools, self._original = memos, keeper, tools, original
         self._seed, self._draws = seed, 0
+        self._put_back = state()
         self.meter, self.memo_cost, self.memo_seconds = tools.meter(), Cost(), 0.0
         self.watched_seconds = 0.0
         self.notes: dict[str, float] = {}
@@ -169,23 +178,25 @@ class Task:
         if known is not None:
             self.memo_cost += known.cost
             self.memo_seconds += known.seconds
-            return known.tensors
-        task = Task(
-            self._spec,
-            self._original,
-            self._poisoned,
-            self._data,
-            self._split,
-            self._memos,
-            self._keeper,
-            self._tools,
-            seed_for("memo", key),
-        )
-        started = now(self.device)
-        tensors = {name: tensor.detach() for name, tensor in compute(task).items()}
+            return dict(known.tensors)
+        with state_kept():
+            self._put_back()  # a memo is for other trials too: it must not depend on what this method switched
+            task = Task(
+                self._spec,
+                self._original,
+                self._poisoned,
+                self._data,
+                self._split,
+                self._memos,
+                self._keeper,
+                self._tools,
+                seed_for("memo", key),
+            )
+            started = now(self.device)
+            tensors = _require_tensors(name, compute(task))
         self._memos.save(key, Memo(tensors, task.meter.cost, now(self.device) - started))
         self.meter.cost += task.meter.cost
-        return tensors
+        return dict(tensors)
 
     def offer(self, model: torch.nn.Module) -> None:
         """Show the model at the end of an epoch. Looking at it is no part of what the method costs."""
@@ -195,18 +206,32 @@ class Task:
         self.watched_seconds += now(self.device) - started
 
     def note(self, **values: float) -> None:
-        """Finite numbers to be recorded with the trial."""
-        self.notes.update({name: value for name, value in values.items() if math.isfinite(value)})
+        """Finite numbers to be recorded with the trial. Raises ContractBroken for what is no number."""
+        noted = {name: _number(name, value) for name, value in values.items()}
+        self.notes.update({name: value for name, value in noted.items() if math.isfinite(value)})
 
     def _next_seed(self) -> int:
         self._draws += 1
         return seed_for("weights", self._seed, self._draws)
 
 
-def _require_same_architecture(spec: TrialSpec, original: torch.nn.Module, model: torch.nn.Module) -> None:
-    expected, given = ({name: tuple(tensor.shape) for name, tensor in each.state_dict().items()} for each in (original, model))
-    if expected != given:
-        raise ContractBroken(f"{name_of(spec.method)} returned another architecture than the original's")
+def _number(note: str, value: Any) -> float:
+    if not isinstance(value, numbers.Real):
+        raise ContractBroken(f"task.note was given a {type(value).__name__} as {note}: a number is needed")
+    return float(value)
+
+
+def _require_tensors(memo: str, computed: Any) -> NamedTensors:
+    """The tensors without their gradients' history. Raises ContractBroken where something else was to be remembered."""
+    needed = "a dict of tensors by name is needed"
+    if not isinstance(computed, dict):
+        raise ContractBroken(f"task.remember was given a {type(computed).__name__} as {memo!r}: {needed}")
+    for name, tensor in computed.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise ContractBroken(f"task.remember was given a {type(tensor).__name__} as {memo!r}, entry {name!r}: {needed}")
+        if tensor.layout != torch.strided or tensor.dtype in (torch.bfloat16, torch.complex32):
+            raise ContractBroken(f"task.remember was given {memo!r}, entry {name!r}, which the store has no format for: .float()")
+    return {name: tensor.detach() for name, tensor in computed.items()}
 
 
 def _changed_share(original: torch.nn.Module, model: torch.nn.Module) -> float:

@@ -14,10 +14,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cu_ray.config import Sweep
 from cu_ray.sweep import cluster
+from cu_ray.sweep.desk import Desk
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.ready import Job
 from cu_ray.sweep.searcher import NowAndThen, WhenOver, WorkerSearcher
-from cu_ray.sweep.trainable import Desk, StageTrainable, pack
+from cu_ray.sweep.trainable import StageTrainable, pack
 from cu_ray.types import Dataset
 
 
@@ -66,7 +67,7 @@ class Crew:
                 verbose=0,
                 progress_reporter=tune.CLIReporter(),  # else Tune clears a notebook's cell for its own display
                 stop=WhenOver(dispatch),
-                callbacks=[NowAndThen(dispatch.go_on, *now_and_then)],
+                callbacks=[NowAndThen(dispatch, dispatch.go_on, *now_and_then)],
             ),
         )
         try:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from cu_ray.stages.pipeline import KEPT
+from cu_ray.stages.warm import KEPT
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.canaries import kind_of
 from cu_ray.sweep.ready import Job
@@ -17,6 +17,7 @@ from cu_ray.sweep.watchdog import took_too_long
 from cu_ray.types import Record
 
 MAX_RETRIES = 3  # of a job whose worker died
+MOST_FAILED_STARTS = 5  # of workers, one after another, before it is clear that none will come up
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Worker:
     name: str
     job: Job | None = None
     since: float = 0.0
+    dismissed: bool = False
     memos: list[str] = field(default_factory=list)
     originals: list[str] = field(default_factory=list)
 
@@ -64,13 +66,21 @@ class Dispatch:
         self._workers: dict[str, Worker] = {}
         self._deaths: Counter[str] = Counter()  # of workers, by the key of the job they were at
         self.too_large: list[Job] = []
+        self._failed_starts = 0
+        self.last_death: str | None = None  # why the last worker died, where that is known
         self._kinds_too_large: set[str] = set()
 
     @property
     def over(self) -> bool:
         """Whether nothing runs and nothing more is to be handed out: what is left waits for what is too large."""
-        busy = any(worker.job for worker in self._workers.values())
-        return not busy and (time.monotonic() > self._deadline or not self._agenda.has_ready)
+        if any(worker.job for worker in self._workers.values()):
+            return False
+        return time.monotonic() > self._deadline or self.hopeless or not self._agenda.has_ready
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether workers die while they start, again and again."""
+        return self._failed_starts >= MOST_FAILED_STARTS
 
     @property
     def num_workers(self) -> int:
@@ -79,7 +89,7 @@ class Dispatch:
 
     def arrived(self, name: str) -> None:
         """A worker is ready for its first job."""
-        self._workers[name] = Worker(name)
+        self._workers[name], self._failed_starts = Worker(name), 0
         self.go_on()
 
     def ended(self, name: str, record: Record) -> None:
@@ -101,7 +111,9 @@ class Dispatch:
     def left(self, name: str) -> None:
         """A worker is gone, dismissed or dead: the job that it was at is handed out again, but not for ever."""
         worker = self._workers.pop(name, None)
-        if worker is not None and worker.job is not None:
+        if worker is None:
+            self._failed_starts += 1
+        elif worker.job is not None:
             self._lost(worker.job, time.monotonic() - worker.since)
         self.go_on()
 
@@ -114,9 +126,10 @@ class Dispatch:
                 self._heard(job, None)
                 self._hand(worker.name, job)
         if self.over:
-            for name in self._workers:
-                self._hand(name, None)
-            self._workers.clear()
+            for worker in self._workers.values():
+                if not worker.dismissed:
+                    worker.dismissed = True
+                    self._hand(worker.name, None)
 
     def _next(self, worker: Worker) -> Job | None:
         while (job := self._agenda.next((*worker.memos, *worker.originals))) is not None:

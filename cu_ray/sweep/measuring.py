@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from cu_ray.errors import RayStopped
 from cu_ray.stages.canary import CudaProbe, Measure, Probe, measure
 from cu_ray.sweep.canaries import Spec, canaries, canary_key, setting_of
 from cu_ray.sweep.plan import Plan
@@ -23,7 +24,7 @@ def measured_share(
 ) -> Share:
     """The share that the plan's canaries come to. file: where measures are kept from one run to the next.
 
-    seconds: how long they may take. Raises ray.exceptions.GetTimeoutError where that is not enough.
+    seconds: how long they may take. Raises RayStopped where that is not enough, or no process on a GPU comes to its end.
     """
     kept: Kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     specs = canaries(plan)
@@ -31,9 +32,10 @@ def measured_share(
     task = ray.remote(num_gpus=1, max_calls=1, max_retries=0)(_measure).remote(specs, shared, kept, make_probe)
     try:
         measures: list[tuple[str, dict[str, Any]]] = ray.get(task, timeout=seconds)
-    except ray.exceptions.GetTimeoutError:
+    except ray.exceptions.RayError as error:
         ray.cancel(task, force=True)
-        raise
+        reason = str(error).strip().splitlines()[-1]
+        raise RayStopped(f"measuring on a GPU failed: {reason}. A number as runtime.gpus_per_trial measures nothing.") from error
     file.write_text(json.dumps(kept | dict(measures)), encoding="utf-8")
     return share_of(plan, [(spec, Measure(**values)) for spec, (_, values) in zip(specs, measures, strict=True)])
 

@@ -60,6 +60,9 @@ class Progress:
         self._images += self._images_per_evaluation
         if not record.ok:
             self._say(f"{record.status}: {describe(job)}: {record.error}")
+
+    def tick(self) -> None:
+        """Time has gone by: where there is no live display, a line is due now and then."""
         if self._live is None and time.monotonic() - self._last_line > LINE_EVERY:
             self._last_line = time.monotonic()
             self._say(self._summary())

@@ -199,6 +199,7 @@ class _Work:
         ):
             crew = Crew(self.sweep, self.datasets.values(), device_kind(self.sweep))
             now_and_then = (
+                progress.tick,
                 _at_most_every(TABLES_EVERY, lambda: self.write(running=True)),
                 _at_most_every(MIRROR_EVERY, lambda: mirror.take(self.agenda.studies)),
             )
@@ -214,6 +215,11 @@ class _Work:
                         ran_out=ran_out,
                     )
                     crew.work(dispatch, share, now_and_then)
+                    if dispatch.hopeless:
+                        reason = dispatch.last_death or "reason unknown"
+                        raise RayStopped(
+                            f"no worker comes up, they die while they start: {reason} (see {self.log}). Nothing is lost."
+                        )
                     if share is None or not dispatch.too_large or time.monotonic() > self.deadline:
                         break
                     share = next_share(share)
@@ -233,7 +239,9 @@ class _Work:
             return float(wish)
         cluster.require(cluster.Room(cluster.shape(1.0), None), cluster.shape(1.0))
         self.console.print("Measuring the memory of each method on a GPU (runtime.gpus_per_trial: a number measures nothing) ...")
-        share = measured_share(self.plan, list(self.datasets.values()), self.sweep.folder / "canaries.json")
+        limit = self.sweep.runtime.trial_seconds
+        seconds = None if math.isinf(limit) else limit
+        share = measured_share(self.plan, list(self.datasets.values()), self.sweep.folder / "canaries.json", seconds)
         self.console.print(str(share))
         return share.gpus
 

@@ -7,6 +7,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -61,15 +62,21 @@ class WorkerSearcher(Searcher):
 
 
 class NowAndThen(tune.Callback):
-    """Calls each of its functions on every turn of Tune's loop, at least ten times a second."""
+    """Calls its functions on every turn of Tune's loop, at least ten times a second; tells the dispatch why workers died."""
 
-    def __init__(self, *functions: Callable[[], object]) -> None:
-        self._functions = functions
+    def __init__(self, dispatch: Dispatch, *functions: Callable[[], object]) -> None:
+        self._dispatch, self._functions = dispatch, functions
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """A turn of the loop."""
         for function in self._functions:
             function()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A worker died: the last line of its error says why."""
+        error = Path(trial.error_file or "none")
+        lines = error.read_text(encoding="utf-8").strip().splitlines() if error.exists() else []
+        self._dispatch.last_death = lines[-1] if lines else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

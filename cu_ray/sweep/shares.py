@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 from cu_ray.identity import key_of
 from cu_ray.plugins import name_of
 from cu_ray.stages.canary import Measure
-from cu_ray.stages.pipeline import KEPT
-from cu_ray.sweep.canaries import Spec, kind_of, setting_of
+from cu_ray.stages.warm import KEPT
+from cu_ray.sweep.canaries import Spec, setting_of
 from cu_ray.sweep.plan import Plan
 from cu_ray.types import OriginalSpec
 
@@ -90,15 +89,6 @@ def trials_in(share: float) -> int:
 def next_share(share: float) -> float | None:
     """The share to try again with what ran out of memory: half as many trials on a GPU; None where one had it alone."""
     return share_for(trials_in(share) // 2) if trials_in(share) > 1 else None
-
-
-def paces(measured: Measured) -> dict[str, float]:
-    """Seconds a forward pass of one image, by `kind_of`, the mean of a kind's canaries: one trial alone on a GPU."""
-    seconds = defaultdict[str, list[float]](list)
-    for spec, measure in measured:
-        if measure.seconds_per_pass is not None:
-            seconds[kind_of(spec)].append(measure.seconds_per_pass)
-    return {kind: fmean(each) for kind, each in seconds.items()}
 
 
 def _work_bytes(measure: Measure) -> int:

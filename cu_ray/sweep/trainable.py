@@ -6,12 +6,10 @@ next, no worker starves another, and a trial costs Tune a result and not an acto
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import platform
 import sys
-from collections import defaultdict
 from typing import Any
 
 import ray
@@ -20,11 +18,10 @@ from ray import tune
 from cu_ray.lazy import torch
 from cu_ray.stages.pipeline import Workbench
 from cu_ray.store import LocalStore
+from cu_ray.sweep.desk import Packed
 from cu_ray.sweep.ready import Job
 from cu_ray.sweep.watchdog import at_most
 from cu_ray.types import OriginalSpec, Record, TrialSpec
-
-Packed = dict[str, str]
 
 
 def pack(job: Job) -> Packed:
@@ -36,21 +33,6 @@ def pack(job: Job) -> Packed:
 def unpack(result: dict[str, Any]) -> Record | None:
     """The record that a worker reported; None where it has only arrived, or leaves."""
     return None if result["record"] is None else Record(**json.loads(result["record"]))
-
-
-class Desk:
-    """Where workers wait for their next job; None dismisses a worker. An actor beside the driver."""
-
-    def __init__(self) -> None:
-        self._jobs: defaultdict[str, asyncio.Queue[Packed | None]] = defaultdict(asyncio.Queue)
-
-    async def put(self, worker: str, job: Packed | None) -> None:
-        """The worker's next job."""
-        self._jobs[worker].put_nowait(job)
-
-    async def take(self, worker: str) -> Packed | None:
-        """The worker's next job, as soon as there is one."""
-        return await self._jobs[worker].get()
 
 
 class StageTrainable(tune.Trainable):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -245,6 +246,10 @@ class Careless(NoUnlearning):
             torch.manual_seed(0)
         elif self.wrong == "uncounted":
             task.original(next(task.retain.epoch()).images)
+        elif self.wrong == "writes images":
+            task.retain._images.pixels_NHWC[0, 0, 0] += 1
+        elif self.wrong == "writes weights":
+            next(task._original.parameters()).data.add_(1)
         elif self.wrong == "other architecture":
             return torch.nn.Linear(1, 1)
         return task.original
@@ -257,13 +262,18 @@ class Careless(NoUnlearning):
         ("draws globally", "test_it_leaves_the_global_generators_alone"),
         ("seeds", "test_it_leaves_the_global_generators_alone"),
         ("uncounted", "test_its_declared_cost_is_what_is_counted"),
+        ("writes images", "test_it_writes_into_no_input"),
+        ("writes weights", "test_it_writes_into_no_input"),
         ("other architecture", "test_it_returns_the_same_architecture_with_finite_weights"),
     ],
 )
 def test_the_suite_catches_a_careless_method(wrong, test):
-    before = torch.get_rng_state()
+    before, kept = torch.get_rng_state(), copy.deepcopy(testing._tiny_bench(testing.MethodConformance.model))
     caught(testing.MethodConformance, Careless, test, wrong=wrong)
     torch.set_rng_state(before)
+    spoiled = testing._tiny_bench(testing.MethodConformance.model)
+    spoiled.original.load_state_dict(kept.original.state_dict())
+    spoiled.data.train.pixels_NHWC.copy_(kept.data.train.pixels_NHWC)
 
 
 @dataclass(frozen=True)
@@ -286,7 +296,8 @@ class ForgetsMemoFields(Ssd):
 
 
 def test_the_suite_catches_a_method_that_spoils_its_memos():
-    caught(testing.MethodConformance, SpoilsMemos, "test_it_leaves_remembered_memos_as_they_were")
+    for test in ("test_it_leaves_remembered_memos_as_they_were", "test_it_writes_into_no_input"):
+        caught(testing.MethodConformance, SpoilsMemos, test)
 
 
 def test_the_suite_catches_undeclared_memos():

@@ -34,6 +34,34 @@ class ReturnsNan(Raises):
 
 
 @dataclass(frozen=True)
+class WritesPixels(Raises):
+    summary: ClassVar[str] = "writes into the images that all workers of a machine share"
+
+    def unlearn(self, task: UnlearningTask) -> torch.nn.Module:
+        task.retain._images.pixels_NHWC.zero_()
+        return task.original
+
+    def cost(self, sizes: Sizes) -> Cost:
+        return Cost(10**9, 10**9)  # what takes longest is run first
+
+
+@dataclass(frozen=True)
+class Exits(Raises):
+    summary: ClassVar[str] = "ends the process"
+
+    def unlearn(self, task: UnlearningTask) -> torch.nn.Module:
+        raise SystemExit(1)
+
+
+@dataclass(frozen=True)
+class Interrupts(Raises):
+    summary: ClassVar[str] = "interrupts"
+
+    def unlearn(self, task: UnlearningTask) -> torch.nn.Module:
+        raise KeyboardInterrupt
+
+
+@dataclass(frozen=True)
 class OtherArchitecture(Raises):
     summary: ClassVar[str] = "returns another architecture"
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from cu_ray.methods.no_unlearning import NoUnlearning
+from cu_ray.plugins import name_of
 from cu_ray.stages.pipeline import Workbench
 from tests.protocol.tiny import RECIPE, MemoryStore, tiny_dataset, trial_spec
 
@@ -34,7 +35,8 @@ class Breaks(NoUnlearning):
 @pytest.mark.parametrize("keep", ["last", "best_on_test"])
 def test_an_unlearned_model_that_is_not_finite_is_diverged(entry, value, keep):
     record = Workbench(DATASET, MemoryStore()).run_trial(trial_spec(DATASET, Breaks(entry, value), keep=keep))
-    assert (record.status, record.error, record.scores) == ("diverged", f"{entry} is not finite", {})
+    reason = f"{name_of(Breaks)} returned a model whose {entry} is not finite"
+    assert (record.status, record.error, record.scores) == ("diverged", reason, {})
 
 
 def test_an_original_that_the_last_step_breaks_is_diverged_and_not_stored():

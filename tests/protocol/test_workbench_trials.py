@@ -21,7 +21,7 @@ from cu_ray.methods.no_unlearning import NoUnlearning
 from cu_ray.methods.scrub import Scrub
 from cu_ray.methods.ssd import Ssd
 from cu_ray.models import Model
-from cu_ray.stages import pipeline, poison
+from cu_ray.stages import pipeline, poison, warm
 from cu_ray.stages.pipeline import Workbench
 from cu_ray.stages.train import build_model
 from cu_ray.types import Augmentation, Cost, OriginalSpec, Sizes
@@ -418,7 +418,7 @@ def test_a_metric_that_is_no_number_is_a_failed_trial_and_never_a_score(monkeypa
 
 
 def test_a_worker_makes_room_before_it_takes_in_more(monkeypatch, store):
-    monkeypatch.setitem(pipeline.KEPT, "data", 2)
+    monkeypatch.setitem(warm.KEPT, "data", 2)
     on_device, at_once = weakref.WeakSet(), []
 
     def upload(poisoned, device):

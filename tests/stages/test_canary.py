@@ -366,7 +366,7 @@ class FakeCuda:
 
 def test_the_probe_counts_what_is_reserved_and_what_grows_beside_it_but_not_the_context(monkeypatch):
     cuda = FakeCuda()
-    monkeypatch.setattr(torch, "cuda", cuda)
+    monkeypatch.setattr("cu_ray.stages.canary.torch.cuda", cuda)  # which remembers what it was asked for before
     probe = CudaProbe()
     assert (probe.name, probe.total_bytes) == ("a GPU", 10_000)
     probe.begin()

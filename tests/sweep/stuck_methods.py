@@ -35,7 +35,9 @@ class HangsInC(Loops):
     summary: ClassVar[str] = "hangs in native code and holds the interpreter"
 
     def unlearn(self, task: UnlearningTask) -> torch.nn.Module:
-        ctypes.PyDLL(None).sleep(1000)
+        lock, mutex = ctypes.PyDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(128)
+        lock(mutex)
+        lock(mutex)  # for ever, whatever signals come
         return task.original
 
 

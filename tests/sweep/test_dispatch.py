@@ -10,7 +10,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from cu_ray.plugins import name_of
-from cu_ray.sweep.dispatch import MAX_RETRIES, Dispatch
+from cu_ray.sweep.dispatch import MAX_RETRIES, MOST_FAILED_STARTS, Dispatch
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.plan import memo_group
@@ -77,8 +77,11 @@ def test_a_worker_that_comes_late_helps_and_one_that_comes_too_late_is_sent_home
     assert set(crew.jobs) == {"a", "b"}
     crew.finish()
     crew.dispatch.arrived("c")
-    assert crew.dismissed[-1] == "c"
+    assert crew.dismissed == ["a", "b", "c"]
+    for name in crew.dismissed:
+        crew.die(name)
     assert crew.dispatch.num_workers == 0
+    assert not crew.dispatch.hopeless
 
 
 def test_workers_wait_for_the_original_and_start_when_it_is_there():
@@ -96,6 +99,21 @@ def test_a_job_whose_worker_died_is_done_by_another_up_to_a_limit():
         crew.die(name)
     assert len(set(keys)) == 1
     assert crew.known.originals[keys[0]].error.startswith(f"its worker died {MAX_RETRIES + 1} times")
+
+
+def test_when_workers_die_while_they_start_again_and_again_it_is_over():
+    crew = Crew(small())
+    for number in range(MOST_FAILED_STARTS - 1):
+        crew.die(f"never came {number}")
+    assert not crew.dispatch.over
+    crew.dispatch.arrived("a")
+    for number in range(MOST_FAILED_STARTS):
+        assert not crew.dispatch.hopeless
+        crew.die(f"nor these {number}")
+    assert crew.dispatch.hopeless
+    assert not crew.dispatch.over, "one is still at work"
+    crew.end("a")
+    assert crew.dispatch.over or crew.jobs
 
 
 def test_a_worker_that_dies_long_after_the_time_limit_of_its_trial_did_not_crash(monkeypatch):

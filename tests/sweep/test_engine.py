@@ -20,14 +20,17 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from cu_ray import config
+from cu_ray.errors import RayStopped
 from cu_ray.sweep import crew, ledger, runner
+from cu_ray.sweep.desk import Packed
 from cu_ray.sweep.measuring import measured_share
 from cu_ray.sweep.ready import Job
-from cu_ray.sweep.trainable import Packed, StageTrainable
+from cu_ray.sweep.trainable import StageTrainable
 from cu_ray.types import OriginalSpec, Record, TrialSpec
 from tests import sweeps
 from tests.sweep.simulator import record_of
 
+pytestmark = pytest.mark.filterwarnings("default")  # Ray's own, which come up in this process
 HERE = Path(__file__).parent
 
 
@@ -120,6 +123,19 @@ def test_a_node_that_joins_is_used_and_one_that_dies_loses_only_what_was_in_flig
     assert all(record.ok for record in records)
 
 
+class Stillborn(StageTrainable):
+    """A worker that does not come up."""
+
+    def setup(self, config: dict, **shared) -> None:
+        raise RuntimeError("no CUDA driver here")
+
+
+def test_a_sweep_whose_workers_die_while_they_start_ends_with_one_message(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(crew, "StageTrainable", Stillborn)
+    with pytest.raises(RayStopped, match=r"no worker comes up, they die while they start: RuntimeError: no CUDA driver here"):
+        run_there(cluster, tmp_path, 3)
+
+
 # --------------------------------------------------------------------------------------------------------------- memos
 
 
@@ -169,7 +185,7 @@ def test_a_method_that_hangs_is_a_failed_row_and_the_others_finish(tmp_path):
 @pytest.fixture
 def with_a_gpu():
     """Ray that holds this machine for one with a GPU."""
-    ray.init(num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
@@ -183,7 +199,7 @@ def test_what_runs_out_of_memory_is_run_again_alone_after_all_others(with_a_gpu,
     object.__setattr__(sweep.runtime, "address", ray.get_runtime_context().gcs_address)
     outcome = runner.run(sweep, quiet())
     assert outcome.num_failed == 0
-    trials = sweeps.table(tmp_path / "results" / "small", "trials").set_index("method")
+    trials = pd.read_parquet(tmp_path / "results" / "small" / "tables" / "trials.parquet").set_index("method")
     assert trials.loc["stuck_methods:NeedsAWholeGpu", "gpu_share"] == 1.0
     assert trials.loc["stuck_methods:NeedsAWholeGpu", "num_out_of_memory"] == 1
     assert set(trials.loc[["scrub", "ssd", "no_unlearning"], "gpu_share"]) == {0.5}
@@ -218,4 +234,25 @@ def test_canaries_run_on_a_gpu_of_the_cluster_once(with_a_gpu, tmp_path):
     again = measured_share(made, list(datasets.values()), tmp_path / "canaries.json", make_probe=FakeProbe)
     assert again == share
     assert time.monotonic() - began < 10
+    ray.cloudpickle.unregister_pickle_by_value(__import__(__name__, fromlist=["FakeProbe"]))
+
+
+class HangingProbe(FakeProbe):
+    def begin(self) -> None:
+        time.sleep(1000)
+
+
+class NoDriver(FakeProbe):
+    def begin(self) -> None:
+        raise RuntimeError("no CUDA driver here")
+
+
+@pytest.mark.parametrize(("probe", "reason"), [(HangingProbe, "timed out"), (NoDriver, "RuntimeError: no CUDA driver here")])
+def test_canaries_that_come_to_no_end_stop_the_sweep_with_a_way_out(with_a_gpu, tmp_path, probe, reason):
+    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["FakeProbe"]))
+    sweep = config.load(sweeps.small(tmp_path, fractions="[1.0]", seeds="[0]"))
+    datasets = runner.load_datasets(sweep)
+    made = runner.make_plan(sweep, datasets)
+    with pytest.raises(RayStopped, match=f"measuring on a GPU failed: .*{reason}.*A number as runtime.gpus_per_trial"):
+        measured_share(made, list(datasets.values()), tmp_path / "canaries.json", seconds=8, make_probe=probe)
     ray.cloudpickle.unregister_pickle_by_value(__import__(__name__, fromlist=["FakeProbe"]))

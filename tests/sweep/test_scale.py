@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import heapq
+import random
 import time
+from dataclasses import replace
 
+from cu_ray.sweep import ledger
 from cu_ray.sweep.estimate import ReadOnlyJournal
-from cu_ray.sweep.ledger import Known
+from cu_ray.sweep.ledger import Known, Ledger, PointRecord
 from cu_ray.sweep.plan import memo_group
 from cu_ray.types import TrialSpec
-from tests.sweep.simulator import agenda_of, plan, record_of
+from tests.sweep.simulator import agenda_of, plan, record_of, run
 
 DEVICES = 64
 EVALUATION = 4_000  # forward passes that each job takes besides
@@ -68,3 +71,25 @@ def test_a_small_sweep_keeps_few_devices_busy_too():
     shares = [simulated(made, devices)[0] for devices in (1, 2, 4, 8)]
     assert shares[0] == 1.0
     assert all(share > 0.8 for share in shares[:3])
+
+
+def test_the_ledger_of_10000_trials_is_small_and_opens_in_a_second(tmp_path):
+    """Every score and time a number of its own: more than real ones, which repeat."""
+    rng, (known, _) = random.Random(0), run(plan({"scrub": {"steps": 10, "msteps": 2, "trials": 4}}))
+    like = next(iter(known.trials.values()))
+    with Ledger(tmp_path) as book:
+        for number in range(10_000):
+            key = rng.randbytes(32).hex()
+            scores = {name: value and rng.random() for name, value in like.scores.items()}
+            facts = {name: rng.random() if isinstance(value, float) else value for name, value in like.facts.items()}
+            book.append(PointRecord(rng.randbytes(32).hex(), number, {"lr": rng.random(), "alpha": rng.random()}, (key,)))
+            book.append(replace(like, key=key, scores=scores, facts=facts))
+    size = sum(path.stat().st_size for path in tmp_path.iterdir())
+    started = time.process_time()
+    with Ledger(tmp_path) as book:
+        seconds = time.process_time() - started
+        assert len(book.known.trials) == 10_000
+    print(f"{size / 2**20:.1f} MiB, opened in {seconds:.2f} s")
+    assert size < 12e6
+    assert seconds < 1.5
+    assert ledger.read(tmp_path).trials == book.known.trials

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from cu_ray.stages.canary import Measure
 from cu_ray.sweep import shares
-from cu_ray.sweep.canaries import canaries, kind_of
-from cu_ray.sweep.shares import CONTEXT_BYTES, MOST_TRIALS, RESERVE, kept_bytes, next_share, paces, share_for, share_of
+from cu_ray.sweep.canaries import canaries
+from cu_ray.sweep.shares import CONTEXT_BYTES, MOST_TRIALS, RESERVE, kept_bytes, next_share, share_for, share_of
 from cu_ray.types import OriginalSpec
 from tests.sweep.simulator import SCRUB, SSD_GRID, plan
 
@@ -126,13 +126,6 @@ def test_larger_shares_come_to_an_end(trials):
         share = larger
     assert next_share(share) is None
     assert share == 1.0
-
-
-def test_the_pace_of_a_kind_is_the_mean_of_its_canaries():
-    again = replace(SCRUB_TRIAL, method=replace(SCRUB_TRIAL.method, msteps=9))
-    both = [*measured(replace(SMALL, seconds_per_pass=2e-5)), (again, replace(SMALL, seconds_per_pass=4e-5))]
-    silent = [(spec, replace(each, seconds_per_pass=None)) if spec == SSD_TRIAL else (spec, each) for spec, each in both]
-    assert paces(silent) == {kind_of(ORIGINAL): 1e-5, kind_of(SCRUB_TRIAL): pytest.approx(3e-5)}
 
 
 def test_limits_are_those_that_are_documented():

@@ -1,0 +1,57 @@
+"""Why a trial failed, in one line: what a plug-in raised, whose it is and where."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+
+from cu_ray.errors import ContractBroken, Diverged, TimeIsUp
+from cu_ray.lazy import torch
+
+LONGEST = 1000  # characters of a message that are kept
+BLAME = "in "
+
+
+@contextlib.contextmanager
+def blamed(name: str, kind: type[BaseException] = BaseException) -> Iterator[None]:
+    """A context in which what is raised (of this kind) is noted to come from a plug-in."""
+    try:
+        yield
+    except kind as problem:
+        problem.add_note(BLAME + name)
+        raise
+
+
+def reason_of(problem: BaseException) -> str:
+    """Its type, the plug-in to blame, its message and its place in the code, in one line that any table can hold.
+
+    A time limit and a divergence are no faults of a line of code: without type and place. Without place also a broken
+    contract, which says what was broken.
+    """
+    blame = "".join(f" {note}" for note in getattr(problem, "__notes__", [])[:1] if note.startswith(BLAME))
+    if isinstance(problem, TimeIsUp):
+        return _message(problem)
+    if isinstance(problem, Diverged):
+        return _message(problem) + blame
+    place = "" if isinstance(problem, ContractBroken) else f" ({_place(problem)})"
+    return f"{type(problem).__name__}{blame}: {_message(problem)}{place}"
+
+
+def is_out_of_memory(problem: BaseException) -> bool:
+    """Whether it says that the device, or the machine, has no memory left."""
+    return isinstance(problem, (MemoryError, torch.cuda.OutOfMemoryError))
+
+
+def _message(problem: BaseException) -> str:
+    try:
+        message = " ".join(str(problem).split())
+    except Exception:  # an error class of a plug-in
+        return "(its message cannot be read)"
+    message = message if len(message) <= LONGEST else f"{message[:LONGEST]}..."
+    return message.encode("utf-8", "replace").decode("utf-8")  # no lone surrogates, as in names of files
+
+
+def _place(problem: BaseException) -> str:
+    *_, (frame, line) = traceback.walk_tb(problem.__traceback__)
+    return f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{line}"

@@ -1,0 +1,69 @@
+"""What trials share on a device, and whether a bit of it has changed since: a method may only read it.
+
+Version counters of tensors would be cheaper still, but miss what is written by way of `.data`, `.numpy()` or DLPack.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cu_ray.lazy import torch
+from cu_ray.types import NamedTensors
+
+COLUMNS = 1024  # words of a row
+ROW = 8 * COLUMNS  # bytes
+ODD = 0x1E3779B97F4A7C15  # without a pattern
+PLAIN = (bool, int, float, str, type(None))
+
+Fingerprints = dict[str, list[int]]
+
+
+def fingerprints(tensors: NamedTensors) -> Fingerprints:
+    """Of each tensor two numbers: its bits, taken as words in a grid, summed over rows and over columns with weights.
+
+    A change of one word changes them, a swap too; reading memory twice is all that they cost.
+    """
+    numbers = [_fingerprint(tensor) for tensor in tensors.values()]
+    return dict(zip(tensors, torch.stack(numbers).tolist() if numbers else [], strict=True))
+
+
+def first_changed(before: Fingerprints, tensors: NamedTensors) -> str | None:
+    """The first name whose tensor does not have the fingerprint that it had, or has come or gone; None where there is none."""
+    after = fingerprints(tensors)
+    return next((name for name in before | after if before.get(name) != after.get(name)), None)
+
+
+def tensors_of(model: torch.nn.Module) -> NamedTensors:
+    """The model's parameters and buffers, and as `modules` what else copies of it inherit: modes, hooks, plain attributes."""
+    state = model.state_dict()
+    modules = [(name, type(module).__qualname__, _attributes(module)) for name, module in model.named_modules()]
+    parameters = [(name, each.requires_grad, len(each._backward_hooks or ())) for name, each in model.named_parameters()]
+    text = repr((modules, parameters, [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()]))
+    device = next((tensor.device for tensor in state.values()), None)
+    return {**state, "modules": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device)}
+
+
+def _fingerprint(tensor: torch.Tensor) -> torch.Tensor:
+    bits = tensor.detach().reshape(-1).view(torch.uint8)
+    if bits.storage_offset() % 8:  # a view that words do not fit
+        bits = bits.clone()
+    num_rows = len(bits) // ROW
+    grid = bits[: num_rows * ROW].view(torch.int64).view(num_rows, COLUMNS)
+    rest = torch.nn.functional.pad(bits[num_rows * ROW :], (0, -len(bits) % ROW)).view(torch.int64).view(-1, COLUMNS)
+    rows = torch.cat([grid.sum(dim=1), rest.sum(dim=1)])
+    return torch.stack([_weighted(rows), _weighted(grid.sum(dim=0) + rest.sum(dim=0))])
+
+
+def _weighted(sums: torch.Tensor) -> torch.Tensor:
+    """Their sum, each times an odd number of its own: no change of one is lost, as int64 is exact modulo 2 to the 64."""
+    places = torch.arange(len(sums), device=sums.device)
+    return (sums * (2 * places + 1) * ODD).sum()
+
+
+def _attributes(module: torch.nn.Module) -> dict[str, Any]:
+    """Its attributes by name: the value of a plain one, of hooks how many there are."""
+
+    def shown(name: str, value: Any) -> Any:
+        return len(value) if name.endswith("_hooks") else value if isinstance(value, PLAIN) else None
+
+    return {name: shown(name, value) for name, value in vars(module).items()}

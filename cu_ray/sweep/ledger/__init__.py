@@ -1,0 +1,83 @@
+"""Finished trials and points, append-only and crash-safe: the one truth about what is done.
+
+A folder of files of lines `<length> <crc32> <payload>`. The driver is the only writer. What a crash or a broken disk leaves
+between intact lines is passed over, and set aside when the ledger is next opened for writing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from cu_ray.places import Folder, Place, at
+from cu_ray.sweep.ledger.folder import Appender, Lock
+from cu_ray.sweep.ledger.records import SCHEMA as SCHEMA
+from cu_ray.sweep.ledger.records import Known as Known
+from cu_ray.sweep.ledger.records import PointRecord as PointRecord
+from cu_ray.sweep.ledger.records import payload, to_json
+from cu_ray.sweep.ledger.segments import Segment, load
+from cu_ray.types import Record
+
+
+def read(where: Place | Path | str) -> Known:
+    """What a ledger holds; also while another process writes to it. Empty where there is none."""
+    return load(at(where))[0]
+
+
+class Ledger:
+    """A ledger open for writing: one process at a time. Use it as a context manager."""
+
+    def __init__(self, where: Place | Path | str) -> None:
+        self.place = at(where)
+        assert isinstance(self.place, Folder)
+        self._lock = Lock(self.place)
+        try:
+            self.known, segments = load(self.place)
+            self._writer = Appender(self.place, segments, self._lock)
+        except BaseException:
+            self._lock.close()
+            raise
+        for segment in segments:
+            _warn(self.place, segment)
+
+    def append(self, record: Record | PointRecord) -> None:
+        """Write a record durably, then take it in."""
+        self.write(record)
+        self.known.add(record)
+
+    def write(self, record: Record | PointRecord) -> Future[None]:
+        """Write a record, which is not taken in yet; the future is done when it will last."""
+        return self._writer.write(to_json(record))
+
+    def note_code(self, code: dict[str, dict[str, Any]]) -> None:
+        """Remember the versions and fingerprints of the plug-ins in use, where they are new."""
+        if any(self.known.code.get(name) != facts for name, facts in code.items()):
+            self.known.code |= code
+            self._writer.write(payload("code", {"code": self.known.code}))
+
+    def close(self) -> None:
+        """Give the ledger free for other processes."""
+        try:
+            self._writer.close()
+        finally:
+            self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def _warn(place: Place, segment: Segment) -> None:
+    """One line of warning for a damaged segment."""
+    faults = []
+    if segment.garbage:
+        faults.append(f"{len(segment.garbage)} bytes are no whole record and were set aside in {segment.set_aside_in}")
+    if segment.num_unknown:
+        faults.append(f"{segment.num_unknown} lines are no records that this version knows and are passed over")
+    if faults:
+        warnings.warn(f"{place / segment.name}: {'; '.join(faults)}", stacklevel=3)

@@ -1,0 +1,109 @@
+"""A ledger in a folder of this machine: one segment that is appended to, earlier ones rewritten in batches.
+
+<folder>/000001.log  000002.log ...  lock
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+from concurrent.futures import Future
+from typing import IO
+
+from cu_ray.errors import UserError
+from cu_ray.places import Folder
+from cu_ray.sweep.ledger.lines import line
+from cu_ray.sweep.ledger.segments import Segment, packed
+
+SEGMENT_BYTES = 1 << 20  # of lines: some 400 trials
+
+
+class Lock:
+    """The right to write to a folder, which ends with its process at the latest. Raises UserError where another has it."""
+
+    def __init__(self, place: Folder) -> None:
+        place.path.mkdir(parents=True, exist_ok=True)
+        self._file = open(place.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until close)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.seek(0)
+            owner = self._file.read().strip() or "another process"
+            self._file.close()
+            raise UserError(f"{place} is being written by {owner}: wait for it or stop it") from error
+        self._file.truncate(0)
+        self._file.write(f"process {os.getpid()} on {platform.node()}")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Let others write."""
+        self._file.close()
+
+
+class Appender:
+    """Appends lines to the last segment, each on the disk before the next."""
+
+    def __init__(self, place: Folder, segments: list[Segment], lock: Lock) -> None:
+        self._place = place
+        place.delete_unfinished()
+        for segment in segments:
+            if segment.garbage:
+                _set_aside(place, segment)
+        begun = [segment for segment in segments[-1:] if not segment.is_packed and len(segment.lines) <= SEGMENT_BYTES]
+        for segment in segments[: len(segments) - len(begun)]:
+            if not segment.is_packed:
+                place.write(segment.name, packed(segment.lines))
+        self._number = begun[0].number if begun else segments[-1].number + 1 if segments else 1
+        self._lines = bytearray(begun[0].lines if begun else b"")
+        self._file = self._opened()
+
+    def write(self, payload: bytes) -> Future[None]:
+        """Append a line; it is on the disk when this returns."""
+        if len(self._lines) > SEGMENT_BYTES:
+            self._begin_next()
+        written = line(payload)
+        self._file.write(written)
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._lines += written
+        done: Future[None] = Future()
+        done.set_result(None)
+        return done
+
+    def close(self) -> None:
+        """End the last segment's use."""
+        self._file.close()
+
+    def _begin_next(self) -> None:
+        """Rewrite the full segment in batches, in one rename, and begin another."""
+        self._file.close()
+        self._place.write(self._segment, packed(bytes(self._lines)))
+        self._number, self._lines = self._number + 1, bytearray()
+        self._file = self._opened()
+
+    @property
+    def _segment(self) -> str:
+        return f"{self._number:06d}.log"
+
+    def _opened(self) -> IO[bytes]:
+        file = open(self._place.path / self._segment, "ab")  # noqa: SIM115 (closed by close)
+        _sync(self._place)  # a new file's name has to last, too
+        return file
+
+
+def _set_aside(place: Folder, segment: Segment) -> None:
+    """Move what is no line of a segment into a file beside it."""
+    with open(place.path / segment.set_aside_in, "ab") as aside:
+        aside.write(segment.garbage)
+        aside.flush()
+        os.fsync(aside.fileno())
+    place.write(segment.name, segment.intact)
+
+
+def _sync(place: Folder) -> None:
+    descriptor = os.open(place.path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,117 @@
+"""What a ledger knows: records of originals and trials, points of studies, code of plug-ins; each as JSON and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from dataclasses import dataclass, field
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from cu_ray.errors import UserError
+from cu_ray.types import Record
+
+SCHEMA = 2  # 1: no batches
+
+
+@dataclass(frozen=True)
+class PointRecord:
+    """One point of a study: its index, its hyperparameters and the trials that score it."""
+
+    study_key: str
+    index: int
+    hyperparameters: dict[str, Any]
+    trial_keys: tuple[str, ...]
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The hyperparameters as a method takes them: lists, as JSON has them, are tuples."""
+        return {name: _frozen(value) for name, value in self.hyperparameters.items()}
+
+
+@dataclass
+class Known:
+    """What a ledger holds: originals and trials by key, points by study key and index, code fingerprints by plug-in."""
+
+    originals: dict[str, Record] = field(default_factory=dict)
+    trials: dict[str, Record] = field(default_factory=dict)
+    points: dict[str, dict[int, PointRecord]] = field(default_factory=dict)
+    code: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def points_of(self, study_key: str, budget: int) -> list[dict[str, Any]]:
+        """The hyperparameters of a study's points in order, as far as the budget goes."""
+        written = self.points.get(study_key, {})
+        return [written[index].values for index in sorted(written) if index < budget]
+
+    def add(self, record: Record | PointRecord) -> None:
+        """Take a record in; a later record of the same key replaces an earlier one."""
+        if isinstance(record, PointRecord):
+            self.points.setdefault(record.study_key, {})[record.index] = record
+        else:
+            (self.originals if record.kind == "original" else self.trials)[record.key] = record
+
+    def take_in(self, payload: bytes, source: str) -> bool:
+        """Take in what a line holds; False where it is nothing known. Raises UserError where it is of a newer schema."""
+        values = _parsed(payload)
+        schema, kind = values.pop("schema", None), values.pop("is", None)
+        if isinstance(schema, int) and schema > SCHEMA:
+            raise UserError(
+                f"{source} was written by a newer version of cu-ray (schema {schema}; this one knows up to {SCHEMA}): "
+                "update cu-ray, or give another place for the results (--output)"
+            )
+        if kind == "batches":
+            return True
+        if kind == "code" and _is_code(values.get("code")):
+            self.code |= values["code"]
+            return True
+        cls: Any = {"point": PointRecord, "trial": Record, "original": Record}.get(kind if isinstance(kind, str) else "")
+        if cls is None or not _is_one(cls, values):
+            return False
+        self.add(cls(**{**values, "trial_keys": tuple(values["trial_keys"])} if cls is PointRecord else values))
+        return True
+
+
+def to_json(record: Record | PointRecord) -> bytes:
+    """A record as a payload."""
+    return payload("point" if isinstance(record, PointRecord) else record.kind, dataclasses.asdict(record))
+
+
+def payload(what: str, values: dict[str, Any]) -> bytes:
+    """Values as JSON, with what they are."""
+    return json.dumps({"schema": SCHEMA, "is": what, **values}, sort_keys=True, allow_nan=False).encode()
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _parsed(payload: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(payload)
+    except (ValueError, RecursionError):
+        values = None
+    return values if isinstance(values, dict) else {}
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(facts, dict) for facts in value.values())
+
+
+def _is_one(cls: Any, values: dict[str, Any]) -> bool:
+    """Whether the values are the fields of such a record."""
+    required, types = _fields(cls)
+    return required <= values.keys() <= types.keys() and all(type(value) in types[name] for name, value in values.items())
+
+
+@functools.cache
+def _fields(cls: Any) -> tuple[set[str], dict[str, list[Any]]]:
+    """The names of a record's fields that have no default, and of each the types that it may have in JSON."""
+    required = {each.name for each in dataclasses.fields(cls) if each.default is each.default_factory is dataclasses.MISSING}
+    hints = {name: get_args(hint) if isinstance(hint, UnionType) else (hint,) for name, hint in get_type_hints(cls).items()}
+    return required, {name: [_json_type(each) for each in of_field] for name, of_field in hints.items()}
+
+
+def _json_type(hint: Any) -> Any:
+    kind = get_origin(hint) or hint
+    return list if kind is tuple else kind
