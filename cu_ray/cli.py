@@ -53,6 +53,9 @@ class Commands(click.Group):
         except CuRayError as error:
             print(f"cu-ray: {error}", file=sys.stderr)
             ctx.exit(1)
+        except KeyboardInterrupt:
+            print("cu-ray: interrupted. What a sweep has finished is kept; the same command goes on from there.", file=sys.stderr)
+            ctx.exit(130)
         except BrokenPipeError:
             ctx.exit(1)
 

@@ -7,9 +7,10 @@ import math
 import os
 import shutil
 import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,38 @@ from rich.console import Console
 
 from cu_ray.config import RuntimeSection
 from cu_ray.errors import UserError
+from cu_ray.sweep.remains import Remains
 from cu_ray.sweep.shares import trials_in
+from cu_ray.sweep.vigil import Server, Vigil
 
 ASK_EVERY = 5.0  # seconds between looks at what the cluster has
+ANSWERS_IN = 1.0  # seconds that it is waited for
+ENDS_AFTER = 1.0  # seconds of silence of a server whose end is the end of this process: two looks
+MAY_COME_BACK = 30.0  # of the gcs of a cluster, which may be restarted; after 60 Ray ends this process
 
 
 @contextlib.contextmanager
-def connected(runtime: RuntimeSection, console: Console, own_files: Mapping[Path, Path]) -> Iterator[None]:
-    """Ray, started on this machine or joined, until the end of the context. Raises UserError where no cluster answers.
+def connected(
+    runtime: RuntimeSection,
+    console: Console,
+    *,
+    own_files: Mapping[Path, Path],
+    log: Path,
+    last_words: Callable[[str], object],
+) -> Iterator[Vigil]:
+    """Ray, started on this machine or joined, until the end of the context, and the vigil over it.
 
     own_files: of plug-ins, for every node of a cluster that is joined, by the paths that their modules' names ask for. A Ray
-    that the process is at already is joined and left as it is.
+    that the process is at already is joined and left as it is. Raises UserError where no cluster answers; RayStopped where Ray
+    ends, having called last_words where that had to be the end of the process.
     """
     import ray
 
     if ray.is_initialized():
         _require_here(runtime.address)
         console.print("Joining the Ray of this process ...")
-        yield
+        with _vigil_of_joined(log, _nothing, last_words) as vigil:
+            yield vigil
         return
     named = runtime.address or os.environ.get("RAY_ADDRESS")
     address = None if named == "local" else named
@@ -47,13 +62,48 @@ def connected(runtime: RuntimeSection, console: Console, own_files: Mapping[Path
             warnings.simplefilter("ignore", FutureWarning)
             if address and own_files:
                 options["runtime_env"] = {"working_dir": _copied(own_files, Path(folder))}
-            ray.init(log_to_driver=False, logging_level="ERROR", **options)
+            context = ray.init(log_to_driver=False, logging_level="ERROR", **options)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster answers at {address}: {error}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    except SystemExit as error:  # what Ray makes of a SIGTERM while it starts
+        raise KeyboardInterrupt from error
+    if address:
+        made = _vigil_of_joined(log, ray.shutdown, last_words)
+    else:
+        made = _vigil_of_started(Path(context.address_info["session_dir"]), ray.shutdown, last_words)
+    with made as vigil:
+        yield vigil
+
+
+def _vigil_of_started(session: Path, leave: Callable[[], object], last_words: Callable[[str], object]) -> Vigil:
+    gcs, raylet = _addresses()
+    servers = (
+        Server("gcs_server", gcs, f"{session}/logs/gcs_server.out", ENDS_AFTER),
+        Server("raylet", raylet, f"{session}/logs/raylet.out", ENDS_AFTER),
+    )
+    return Vigil(servers, remains=Remains(session.name), leave=leave, last_words=last_words)
+
+
+def _vigil_of_joined(log: Path, leave: Callable[[], object], last_words: Callable[[str], object]) -> Vigil:
+    gcs, raylet = _addresses()
+    servers = (
+        Server(f"gcs_server at {gcs}", gcs, str(log), MAY_COME_BACK),
+        Server(f"raylet at {raylet}", raylet, str(log), ENDS_AFTER),
+    )
+    return Vigil(servers, remains=None, leave=leave, last_words=last_words)
+
+
+def _addresses() -> tuple[str, str]:
+    """Where the gcs and the raylet of this process listen."""
+    import ray
+
+    here = ray.get_runtime_context()
+    node = next(node for node in ray.nodes() if node["NodeID"] == here.get_node_id())
+    return here.gcs_address, f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}"
+
+
+def _nothing() -> None:
+    pass
 
 
 def _copied(files: Mapping[Path, Path], folder: Path) -> str:
@@ -86,10 +136,16 @@ class Room:
         self._asked, self._fit = -math.inf, 0
 
     def __call__(self) -> int:
-        """How many fit, and not more than the limit."""
+        """How many fit, and not more than the limit; as many as before where a gcs that has ended does not answer."""
         if time.monotonic() - self._asked > ASK_EVERY:
-            self._asked, self._fit = time.monotonic(), self._count()
+            self._asked = time.monotonic()
+            asker = threading.Thread(target=self._ask, name="room", daemon=True)
+            asker.start()
+            asker.join(ANSWERS_IN if self._fit else None)
         return self._fit if self._limit is None else min(self._fit, self._limit)
+
+    def _ask(self) -> None:
+        self._fit = self._count()
 
     def _count(self) -> int:
         import ray

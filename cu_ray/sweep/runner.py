@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -27,6 +28,7 @@ from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
 from cu_ray.sweep.shares import next_share
+from cu_ray.sweep.vigil import Vigil
 from cu_ray.types import Dataset
 
 TABLES_EVERY, MIRROR_EVERY = 30.0, 5.0  # seconds between writings of the tables and of the Optuna journal while the sweep runs
@@ -123,6 +125,9 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
                 work.run()
             except KeyboardInterrupt:
                 interrupted = True
+            except RayStopped:
+                work.write(running=False)
+                raise
         counts = work.write(running=False)
         time_is_up = not agenda.done and time.monotonic() > deadline
         if not (interrupted or agenda.done or time_is_up):
@@ -178,12 +183,24 @@ class _Work:
             process.environment(**variables),
             process.output_in(self.log),
             process.only_errors_of("ray"),
-            cluster.connected(self.sweep.runtime, self.console, plugins.own_files(*self.sweep.import_path)),
+            cluster.connected(
+                self.sweep.runtime,
+                self.console,
+                own_files=plugins.own_files(*self.sweep.import_path),
+                log=self.log,
+                last_words=self._last_words,
+            ) as vigil,
             process.signals_interrupt(),  # again: when Ray starts it takes SIGTERM for itself
         ):
-            self._run_phases()
+            self._run_phases(vigil)
 
-    def _run_phases(self) -> None:
+    def _last_words(self, message: str) -> None:
+        """What is left to do, by another thread, where this one hangs in a Ray that has ended."""
+        self.console.show_cursor()
+        print(f"cu-ray: {message}", file=sys.__stderr__, flush=True)
+        tables.write(self.sweep.folder / "tables", self.plan, ledger.read(self.sweep.folder / "ledger"))
+
+    def _run_phases(self, vigil: Vigil) -> None:
         """Run the agenda; what runs out of memory is run again on a larger share of a GPU, all the rest before."""
         from cu_ray.sweep.crew import Crew
         from cu_ray.sweep.mirror import Mirror
@@ -199,6 +216,7 @@ class _Work:
         ):
             crew = Crew(self.sweep, self.datasets.values(), device_kind(self.sweep))
             now_and_then = (
+                vigil.require,
                 progress.tick,
                 _at_most_every(TABLES_EVERY, lambda: self.write(running=True)),
                 _at_most_every(MIRROR_EVERY, lambda: mirror.take(self.agenda.studies)),

@@ -7,20 +7,10 @@ import random
 import signal
 import time
 
-import pytest
-
 from cu_ray.sweep import ledger
 from tests import sweeps
 
 KILLS = 3
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = sweeps.command(folder, "sweep", str(sweeps.small(folder)))
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
 
 
 def test_the_sweep_ends_with_its_table_and_every_trial_ok(undisturbed):
@@ -132,18 +122,3 @@ def _is_stage_worker(process):
         return process.name().startswith("ray::StageTrain") or any("StageTrainable" in part for part in process.cmdline())
     except psutil.Error:
         return False
-
-
-def test_ctrl_c_ends_with_130_tables_and_how_to_go_on(undisturbed, tmp_path):
-    file = sweeps.small(tmp_path)
-    process = sweeps.start(tmp_path, "sweep", str(file))
-    logs, deadline = tmp_path / "results" / "small" / "ledger", time.monotonic() + 120
-    while time.monotonic() < deadline and not (logs.exists() and len(ledger.read(logs).trials) >= 3):
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 130
-    assert "The same command goes on" in (tmp_path / "driver.log").read_text()
-    assert len(sweeps.table(tmp_path / "results" / "small", "trials")) >= 3
-    last = sweeps.command(tmp_path, "sweep", str(file))
-    assert last.returncode == 0, last.stdout + last.stderr
-    sweeps.assert_same_tables(undisturbed / "results" / "small", tmp_path / "results" / "small")

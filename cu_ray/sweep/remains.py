@@ -1,0 +1,30 @@
+"""The processes of a Ray that this process started, to be ended when Ray itself no longer does."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import psutil
+
+
+class Remains:
+    """The servers of one session among the children of this process, and what they started; nothing of another session."""
+
+    def __init__(self, session: str) -> None:
+        self._session = session
+        self._known: set[psutil.Process] = set()
+        self.look()
+
+    def look(self) -> None:
+        """Take in what is there now: the children of a server that has ended are no longer known as such."""
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                if any(self._session in argument for argument in child.cmdline()):
+                    self._known |= {child, *child.children(recursive=True)}
+
+    def end(self) -> None:
+        """Kill them all."""
+        self.look()
+        for process in self._known:
+            with suppress(psutil.Error):
+                process.kill()

@@ -1,0 +1,167 @@
+"""The end of a server of Ray is noticed within two seconds; who hangs in Ray then is ended; what Ray leaves behind is, too."""
+
+from __future__ import annotations
+
+import errno
+import math
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from cu_ray.errors import RayStopped
+from cu_ray.sweep import vigil
+from cu_ray.sweep.cluster import Room
+from cu_ray.sweep.remains import Remains
+from cu_ray.sweep.vigil import RayIsGone, Server, Vigil
+
+
+@pytest.fixture
+def listener():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+class Rest:
+    """What is left of a Ray."""
+
+    ended = False
+
+    def look(self) -> None:
+        pass
+
+    def end(self) -> None:
+        self.ended = True
+
+
+def watching(listener: socket.socket, *, patience: float = 0.5, leave=lambda: None, rest: Rest | None = None) -> Vigil:
+    server = Server("gcs_server", f"127.0.0.1:{listener.getsockname()[1]}", "gcs_server.out", patience)
+    return Vigil([server], remains=rest, leave=leave, last_words=pytest.fail)
+
+
+def work(watch: Vigil, seconds: float) -> None:
+    """What the driver's loop does."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        watch.require()
+        time.sleep(0.02)
+
+
+def test_the_end_of_a_server_is_said_within_two_seconds_and_the_rest_is_ended(listener):
+    rest = Rest()
+    expected = r"Ray's gcs_server ended: see gcs_server\.out\. Nothing is lost; the same command goes on from there\."
+    with pytest.raises(RayStopped, match=expected), watching(listener, rest=rest) as watch:
+        work(watch, 1.0)
+        listener.close()
+        with pytest.raises(RayIsGone):
+            work(watch, 2.0)
+        watch.require()
+    assert rest.ended
+
+
+def test_an_error_that_the_end_of_ray_brings_is_said_as_what_it_is(listener):
+    with pytest.raises(RayStopped, match="gcs_server ended"), watching(listener) as watch:
+        listener.close()
+        with pytest.raises(RayIsGone):
+            work(watch, 2.0)
+        raise ConnectionError("gcs did not answer")
+
+
+def test_a_ctrl_c_then_stays_one(listener):
+    with pytest.raises(KeyboardInterrupt), watching(listener) as watch:
+        listener.close()
+        with pytest.raises(RayIsGone):
+            work(watch, 2.0)
+        raise KeyboardInterrupt
+
+
+def test_a_server_that_comes_back_in_time_has_not_ended(listener):
+    address = listener.getsockname()
+    with watching(listener, patience=3.0) as watch:
+        listener.close()
+        work(watch, 1.5)
+        with socket.create_server(address):
+            work(watch, 3.0)
+
+
+def test_a_process_without_a_file_left_says_nothing_of_ray(listener, monkeypatch):
+    def no_file_left(*args, **kwargs):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with watching(listener) as watch:
+        monkeypatch.setattr(vigil.socket, "create_connection", no_file_left)
+        work(watch, 2.0)
+
+
+def test_servers_that_end_because_we_leave_are_no_end_of_ray(listener):
+    def leave():
+        listener.close()
+        time.sleep(2.0)
+
+    rest = Rest()
+    with watching(listener, leave=leave, rest=rest):
+        pass
+    assert not rest.ended
+
+
+HANGS = """
+import socket, time
+from cu_ray.sweep import vigil
+from cu_ray.sweep.cluster import Room
+vigil.GRACE = 1.0
+listener = socket.create_server(("127.0.0.1", 0))
+server = vigil.Server("raylet", f"127.0.0.1:{listener.getsockname()[1]}", "raylet.out", 0.5)
+with vigil.Vigil([server], remains=None, leave=lambda: None, last_words=lambda message: print(message, flush=True)):
+    listener.close()
+    time.sleep(60)
+"""
+
+
+def test_a_main_thread_that_hangs_in_ray_is_ended_with_the_message():
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith("Ray's raylet ended: see raylet.out.")
+    assert time.monotonic() - began < 20
+
+
+def start(*session: str) -> tuple[subprocess.Popen, psutil.Process]:
+    """A server of that session, and what it started."""
+    script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    server = subprocess.Popen([sys.executable, "-c", script, *session])
+    while not (children := psutil.Process(server.pid).children()):
+        time.sleep(0.02)
+    return server, children[0]
+
+
+def test_what_one_session_started_is_ended_and_nothing_else():
+    mine, others = start("--log-dir=/tmp/ray/session_1/logs"), start("--log-dir=/tmp/ray/session_2/logs")
+    try:
+        remains = Remains("session_1")
+        mine[0].kill()
+        mine[0].wait()
+        remains.end()
+        assert not psutil.wait_procs([mine[1]], timeout=5)[1], "a child outlived the server that it was of"
+        assert others[0].poll() is None
+        assert others[1].is_running()
+    finally:
+        for process in (mine[0], others[0], mine[1], others[1]):
+            if psutil.pid_exists(process.pid):
+                process.kill()
+        mine[0].wait(), others[0].wait()
+
+
+def test_a_gcs_that_does_not_answer_holds_nobody_up_for_long_and_leaves_the_room_as_it_was(monkeypatch):
+    room, silent = Room({"cpu": 1.0}, None), threading.Event()
+    monkeypatch.setattr(Room, "_count", lambda self: 3)
+    assert room() == 3
+    monkeypatch.setattr(Room, "_count", lambda self: silent.wait(20) and 0)
+    room._asked = -math.inf
+    began = time.monotonic()
+    assert room() == 3
+    assert time.monotonic() - began < 3
+    silent.set()
