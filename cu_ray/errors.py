@@ -16,6 +16,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_SHOWN = 50  # faults of one file
+
 
 class CuRayError(Exception):
     """Base of all errors that cu-ray raises on purpose."""
@@ -26,12 +28,13 @@ class UserError(CuRayError):
 
 
 class Faults(UserError):
-    """All faults of one file, a line each."""
+    """All faults of one file, a line each; in the message the first ones."""
 
     def __init__(self, source: str, faults: Iterable[str]) -> None:
         self.source, self.faults = source, list(faults)
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-        super().__init__("\n  ".join([f"{source}: {count}", *self.faults]))
+        more = [f"and {len(self.faults) - MOST_SHOWN} more"] if len(self.faults) > MOST_SHOWN else []
+        super().__init__("\n  ".join([f"{source}: {count}", *self.faults[:MOST_SHOWN], *more]))
 
 
 class FieldFault(UserError):
