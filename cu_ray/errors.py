@@ -17,6 +17,7 @@ import difflib
 from collections.abc import Iterable
 
 MOST_SHOWN = 50  # faults of one file
+MOST_QUOTED = 300  # characters of what another library says
 
 
 class CuRayError(Exception):
@@ -59,6 +60,12 @@ class ContractBroken(CuRayError):
 
 class TimeIsUp(BaseException):
     """A trial took longer than runtime.trial_time_limit; the message is the whole reason. Raised at any place in the trial."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error of another library says, the beginning of it where that is long."""
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    return text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}..."
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:
