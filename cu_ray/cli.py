@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cu_ray import __version__, config, plugins
+from cu_ray import __version__, config, plugins, yaml_file
 from cu_ray.config import SAMPLERS, Sweep
 from cu_ray.errors import CuRayError, UserError, did_you_mean
 from cu_ray.selection import RULES
@@ -247,10 +247,9 @@ def plan(file: str, only: tuple[str, ...], seeds: str, output: str | None, as_js
 @click.argument("folder", type=click.Path(path_type=Path))
 def status(folder: Path) -> None:
     """Say how far the sweep in FOLDER (results/NAME) is."""
-    path = folder / "status.json"
-    if not path.exists():
-        raise UserError(f"there is no {path}: is {folder} the folder of a sweep (results/NAME)?")
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    from cu_ray.sweep import status as statuses
+
+    facts = statuses.read(folder)
     running = facts["running"] and _alive(facts["process"], facts["host"])
     state = "running" if running else "stopped before its end" if facts["running"] else "not running"
     out = console()
@@ -345,7 +344,7 @@ def try_command(method: str, settings: tuple[str, ...], file: str | None, fracti
         name, equals, value = setting.partition("=")
         if not equals:
             raise UserError(f"--set {setting}: NAME=VALUE is needed")
-        given[name] = yaml.safe_load(value)
+        given[name] = yaml_file.parse(value, f"--set {setting}").value
     sweep = config.load(file) if file else config.parse(QUICKSTART, "try")
     text = yaml.safe_dump({method: given})
     record = foreground.try_method(sweep, config.parse_methods(text, f"cu-ray try {method}", sweep), fraction, seed)

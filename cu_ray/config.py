@@ -28,6 +28,7 @@ from cu_ray.yaml_file import YamlFile
 
 SAMPLERS = ("tpe", "random", "qmc", "gp", "nsga2", "grid")
 INDEPENDENT_SAMPLERS = ("random", "qmc", "grid")  # a point does not depend on the results of others
+MOST_COMBINATIONS = 10_000  # of the values that lists in one mapping give, and of the points of a grid
 MOST_INTEGERS_CHECKED = 64  # of a range, when hyperparameters are held against the model
 SECTIONS = (
     *("name", "dataset", "model", "manipulation", "train", "original", "detection", "deletion_fractions", "seeds"),
@@ -234,7 +235,7 @@ def seconds_of(time_limit: str | None, called: str = "--time-limit") -> float:
     """The seconds of a time like 8h, 90m, 1h30m or 45s; infinitely many for None. Raises UserError for anything else."""
     if time_limit is None:
         return math.inf
-    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", str(time_limit))
+    found = re.fullmatch(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?", str(time_limit))
     if not time_limit or found is None:
         raise UserError(f"{called} {time_limit}: hours, minutes and seconds are needed, like 8h, 90m, 1h30m or 45s")
     hours, minutes, seconds = (int(part or 0) for part in found.groups())
@@ -254,13 +255,13 @@ def parse_methods(text: str, source: str, sweep: Sweep) -> MethodPlan:
 class _Reader:
     def __init__(self, file: YamlFile) -> None:
         self.file = file
-        self.faults: list[str] = []
+        self.faults: dict[str, None] = {}  # in the order of the complaints
+        self.num_complaints = 0  # the same one again counts: what it is about could not be read again
 
     def fault(self, path: str, message: str) -> Any:
         """Complain, of the same only once; None stands for what could not be read."""
-        complaint = f"{self.file.where(path)}: {message}" if path else message
-        if complaint not in self.faults:
-            self.faults.append(complaint)
+        self.num_complaints += 1
+        self.faults[f"{self.file.where(path)}: {message}" if path else message] = None
 
     def sweep(self) -> Sweep:
         top = self.file.value
@@ -277,8 +278,8 @@ class _Reader:
                 self.fault(key, "this section is empty")
         train = {} if top.get("train") is None else top["train"]
         name = top.get("name", "sweep")
-        if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name)):
-            self.fault("name", f"{name!r} is not allowed. Allowed: letters, digits, '_', '-' and '.', no path")
+        if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name)):
+            self.fault("name", f"{name!r} is not allowed. Allowed: up to 100 letters, digits, '_', '-' and '.', no path")
         datasets = self.plugins("datasets", "dataset", top.get("dataset"))
         models = self.plugins("models", "model", top.get("model"))
         manipulations = self.plugins("manipulations", "manipulation", top.get("manipulation"))
@@ -372,9 +373,9 @@ class _Reader:
             if settings is not None and not isinstance(settings, dict):
                 self.fault(path, f"{settings!r} is not allowed. A mapping is needed: hyperparameters, {{}} for the defaults.")
                 continue
-            before = len(self.faults)
+            before = self.num_complaints
             plan = self.method(cls, settings or {}, path, search)
-            if len(self.faults) == before:
+            if self.num_complaints == before:
                 self.check_combinations(plan, path, models)
                 found.append(plan)
         return found
@@ -409,6 +410,8 @@ class _Reader:
             for name, each in space.items():
                 if isinstance(each, Span):
                     self.fault(f"{path}.{name}", "a grid needs values: give a list, or `num` beside low and high")
+            if math.prod(len(each.values) for each in space.values() if isinstance(each, Options)) > MOST_COMBINATIONS:
+                self.fault(path, f"a grid of more than {MOST_COMBINATIONS} points")
         if "trials" in given and (points is not None or not space or sampler == "grid"):
             self.fault(f"{path}.trials", "there is nothing to sample here: the points are given, fixed or a whole grid")
         return MethodPlan(cls, fixed, space, points, sampler, trials, keep)
@@ -465,10 +468,13 @@ class _Reader:
             return self.fault(path, f"low ({low}) must be below high ({high})")
         if log and low <= 0:
             return self.fault(path, f"a logarithmic range must start above 0, not at {low}")
+        if not _is_finite(high / low if log else high - low):
+            return self.fault(path, f"from {low} to {high} is more than a number can hold")
         if num is None:
             return _span_of(fact, low, high, log)
-        if isinstance(num, bool) or not isinstance(num, int) or num < 2:
-            return self.fault(f"{path}.num", f"{num!r} is not allowed. Allowed: an integer, at least 2.")
+        if isinstance(num, bool) or not isinstance(num, int) or not 2 <= num <= MOST_COMBINATIONS:
+            allowed = f"Allowed: an integer, at least 2 and at most {MOST_COMBINATIONS}."
+            return self.fault(f"{path}.num", f"{num!r} is not allowed. {allowed}")
         return Options(tuple(spaced(low, high, num, log=log, integer=_is_integer(fact))))
 
     # --------------------------------------------------------------------------------------------------------- values
@@ -494,6 +500,9 @@ class _Reader:
             if many and not value:
                 self.fault(f"{path}.{key}", "an empty list: give at least one value")
             alternatives.append(value if many else [value])
+        if math.prod(map(len, alternatives)) > MOST_COMBINATIONS:
+            self.fault(path, f"its lists come to more than {MOST_COMBINATIONS} combinations")
+            return
         for combination in itertools.product(*alternatives):
             yield path, dict(zip(mapping, combination, strict=True))
 
@@ -501,7 +510,7 @@ class _Reader:
         """The dataclass of these settings, or None after complaining."""
         if not isinstance(given, dict):
             return self.fault(path, f"{given!r} is not allowed. A mapping is needed.")
-        facts, values, before = plugins.facts(cls), {}, len(self.faults)
+        facts, values, before = plugins.facts(cls), {}, self.num_complaints
         for key, value in given.items():
             if key in facts:
                 values[key] = self.value(facts[key], value, f"{path}.{key}", None)
@@ -510,7 +519,7 @@ class _Reader:
         for name, fact in facts.items():
             if fact.required and name not in given:
                 self.fault(path, f"the setting {name!r} is missing: {fact.describe()}")
-        if len(self.faults) > before:
+        if self.num_complaints > before:
             return None
         try:
             return cls(**values)
@@ -525,6 +534,9 @@ class _Reader:
             return otherwise
         if fact.choices and isinstance(value, str) and value not in fact.choices.values:
             self.fault(path, f"{given!r} is not allowed. {did_you_mean(value, map(str, fact.choices.values))}")
+            return otherwise
+        if isinstance(value, str) and value.startswith("~") and not _has_home(value):
+            self.fault(path, f"{given!r} is not allowed: there is no such home folder")
             return otherwise
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if number and not (_is_finite(value) and (fact.bound is None or fact.bound.admits(value))):
@@ -605,7 +617,7 @@ class _Reader:
         """Complain of weights that are not there or would have to stand for several originals."""
         if original.path is None:
             return
-        if not original.path.is_file():
+        if not yaml_file.is_file(original.path):
             self.fault("original.weights", f"there is no file {str(original.path)!r}")
         for name, several in parts.items():
             if len(several) > 1:
@@ -654,9 +666,23 @@ def _is_list(fact: FieldFact) -> bool:
 def _typed(hint: Any, given: Any) -> Any:
     frozen = tuple(given) if isinstance(given, list) else given
     try:
-        return TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(frozen)
+        return _adapter(hint).validate_python(frozen)
     except ValidationError:
         return MISSING
+
+
+@functools.cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(hint, config=ConfigDict(strict=True))
+
+
+def _has_home(path: str) -> bool:
+    """Whether the home folder that a path begins with is known: `~` or `~user`."""
+    try:
+        Path(path).expanduser()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _is_finite(value: float) -> bool:

@@ -16,6 +16,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_SHOWN = 50  # faults of one file
+MOST_QUOTED = 300  # characters of what another library says
+
 
 class CuRayError(Exception):
     """Base of all errors that cu-ray raises on purpose."""
@@ -26,12 +29,13 @@ class UserError(CuRayError):
 
 
 class Faults(UserError):
-    """All faults of one file, a line each."""
+    """All faults of one file, a line each; in the message the first ones."""
 
     def __init__(self, source: str, faults: Iterable[str]) -> None:
         self.source, self.faults = source, list(faults)
         count = "1 fault" if len(self.faults) == 1 else f"{len(self.faults)} faults"
-        super().__init__("\n  ".join([f"{source}: {count}", *self.faults]))
+        more = [f"and {len(self.faults) - MOST_SHOWN} more"] if len(self.faults) > MOST_SHOWN else []
+        super().__init__("\n  ".join([f"{source}: {count}", *self.faults[:MOST_SHOWN], *more]))
 
 
 class FieldFault(UserError):
@@ -56,6 +60,12 @@ class ContractBroken(CuRayError):
 
 class TimeIsUp(BaseException):
     """A trial took longer than runtime.trial_time_limit; the message is the whole reason. Raised at any place in the trial."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error of another library says, the beginning of it where that is long."""
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    return text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}..."
 
 
 def did_you_mean(given: str, allowed: Iterable[str]) -> str:

@@ -208,7 +208,7 @@ def _imported(kind: str, path: str) -> type[Any]:
         )
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
-    except Exception as error:  # whatever a user's file raises when it is imported
+    except (Exception, SystemExit) as error:  # whatever a user's file raises when it is imported
         raise UserError(f"{path!r} cannot be imported: {type(error).__name__}: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, contract(kind)) and dataclasses.is_dataclass(cls)):
         raise UserError(f"{path!r} is not a dataclass derived from {contract(kind).__name__}, as {kind} are")

@@ -7,6 +7,7 @@ that says `extends: other.yaml` starts from that file.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,10 @@ from typing import Any
 import yaml
 
 from cu_ray.errors import Faults, UserError
+
+MOST_BYTES = 1 << 20  # of a file
+MOST_VALUES = 50_000  # when what aliases stand for is written out: a few lines can come to billions
+MOST_BITS = 8192  # of an integer: Python writes no longer ones
 
 
 @dataclass
@@ -55,6 +60,8 @@ def read(
     UserError where a file cannot be read, Faults for what is not YAML and for duplicate keys.
     """
     try:
+        if Path(path).stat().st_size > MOST_BYTES:
+            raise UserError(f"{path} is no sweep file: it has more than {MOST_BYTES} bytes")
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
@@ -72,16 +79,24 @@ def extended(
     if not isinstance(given, str):
         raise Faults(file.source, [f"{file.where('extends')}: {given!r} is not allowed. Allowed: the path of one sweep file."])
     base_path = folder / given
+    if not is_file(base_path):
+        raise Faults(file.source, [f"{file.where('extends')}: there is no file {str(base_path)!r}"])
     if base_path.resolve() in extended_by:
         raise Faults(file.source, [f"{file.where('extends')}: {given!r} extends this file in turn"])
-    if not base_path.is_file():
-        raise Faults(file.source, [f"{file.where('extends')}: there is no file {str(base_path)!r}"])
     base = read(base_path, merged=merged, own=own, extended_by=extended_by)
     if not isinstance(base.value, dict):
         raise Faults(file.source, [f"{file.where('extends')}: {str(base_path)!r} is not a mapping, as a sweep file is"])
     base.value = {name: value for name, value in base.value.items() if name not in own}
     _lay_over(base, file, merged)
     return file
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; not where the name is longer than a file system takes."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def _lay_over(base: YamlFile, file: YamlFile, merged: Mapping[str, int]) -> None:
@@ -115,7 +130,9 @@ def parse(text: str, source: str) -> YamlFile:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        result.value = None if node is None else _value(loader, node, "", result.lines, faults)
+        if node is not None:
+            _num_values(node, {})
+            result.value = _value(loader, node, "", result.lines, faults)
     except yaml.YAMLError as error:
         raise Faults(source, [f"not YAML: {' '.join(str(error).split())}"]) from error
     except RecursionError as error:
@@ -128,6 +145,24 @@ def parse(text: str, source: str) -> YamlFile:
     return result
 
 
+def _num_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node comes to with its aliases written out. Raises MarkedYAMLError for too many, and for endless ones."""
+    if known.setdefault(id(node), -1) > 0:
+        return known[id(node)]
+    parts = [
+        part for item in node.value for part in (item if isinstance(item, tuple) else (item,)) if isinstance(part, yaml.Node)
+    ]
+    number = 1
+    for part in parts:
+        if known.get(id(part)) == -1:
+            raise yaml.MarkedYAMLError(problem="an alias stands for something that it is part of", problem_mark=node.start_mark)
+        number += _num_values(part, known)
+    if number > MOST_VALUES:
+        raise yaml.MarkedYAMLError(problem=f"more than {MOST_VALUES} values", problem_mark=node.start_mark)
+    known[id(node)] = number
+    return number
+
+
 def _value(loader: _Loader, node: yaml.Node, path: str, lines: dict[str, int], faults: list[str]) -> Any:
     lines[path] = node.start_mark.line + 1
     if not isinstance(node, yaml.ScalarNode) and node.tag not in ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"):
@@ -137,18 +172,38 @@ def _value(loader: _Loader, node: yaml.Node, path: str, lines: dict[str, int], f
         return [_value(loader, item, f"{path}[{index}]", lines, faults) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
         try:
-            return loader.construct_object(node, deep=True)
-        except (ValueError, LookupError, AttributeError) as error:  # how YAML's constructors refuse, say, the date 2001-99-99
+            return _plain(loader.construct_object(node, deep=True))
+        except (ValueError, LookupError, AttributeError, ArithmeticError) as error:  # so constructors refuse the date 2001-99-99
             faults.append(f"{path} (line {lines[path]}): {node.value[:40]!r} cannot be read: {error}")
             return None
-    written = [key.value for key, _ in node.value]
+    written = Counter(str(key.value) for key, _ in node.value)
     loader.flatten_mapping(node)  # `<<` merges
+    if len(written) == written.total():  # once each, and so again where an alias comes here
+        node.value = list({str(key.value): (key, item) for key, item in node.value}.values())
     values: dict[str, Any] = {}
     for key_node, item in node.value:
         key = str(key_node.value)
         place = f"{path}.{key}" if path else key
-        if written.count(key) > 1:
-            faults.append(f"{place} (line {key_node.start_mark.line + 1}): this key is given more than once")
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, yaml.ScalarNode) or not key or not _is_text(key):
+            faults.append(f"{path or 'the file'} (line {line}): a key that is no plain name")
+            continue
+        if written[key] > 1:
+            faults.append(f"{place} (line {line}): this key is given more than once")
         values[key] = _value(loader, item, place, lines, faults)
-        lines[place] = key_node.start_mark.line + 1
+        lines[place] = line
     return values
+
+
+def _plain(value: Any) -> Any:
+    """The value, where it is one that messages, files and floats can hold. Raises ValueError for any other."""
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        raise ValueError("too large a number")
+    if isinstance(value, str) and not _is_text(value):
+        raise ValueError("characters that no text has")
+    return value
+
+
+def _is_text(value: str) -> bool:
+    """Whether a text can be written: halves of characters cannot, and a NUL ends the names of files."""
+    return "\0" not in value and not any("\ud800" <= character <= "\udfff" for character in value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import json
 import os
@@ -16,6 +17,7 @@ import warnings
 import zlib
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -420,6 +422,11 @@ UNKNOWN = [
     {"schema": 1, "is": "trial", **trial("x").to_json(), "key": None},
     {"schema": 1, "is": "point", "study_key": "s", "index": "0", "hyperparameters": {}, "trial_keys": []},
     {"schema": 1, "is": "point", "study_key": "s", "index": True, "hyperparameters": {}, "trial_keys": []},
+    {"schema": 1, "is": "point", "study_key": "s", "index": 0, "hyperparameters": {}, "trial_keys": [["a"]]},
+    {"schema": 1, "is": "trial", **trial("x").to_json(), "kind": "original"},
+    {"schema": 1, "is": "trial", **trial("x").to_json(), "scores": {"asr": "high"}},
+    {"schema": 1, "is": "trial", **trial("x").to_json(), "notes": {"steps": None}},
+    {"schema": 1, "is": "trial", **trial("x").to_json(), "error": 5},
     {"schema": 1, "is": "weather"},
     {"schema": 1, "is": ["trial"]},
     {"schema": "1"},
@@ -500,6 +507,79 @@ def test_no_bytes_end_in_an_error_and_no_whole_record_is_lost(tmp_path, small_se
             book.append(trial("new"))
         assert len(caught) <= 1
         assert ledger.read(folder).trials == {**known.trials, "new": trial("new")}
+
+
+LINES = [
+    {"schema": 1, "is": "trial", **trial("b", error="x", facts={"a": 1}, notes={"n": 1}).to_json()},
+    {"schema": 1, "is": "original", **trial("o").to_json(), "kind": "original"},
+    {"schema": 1, "is": "point", "study_key": "s", "index": 0, "hyperparameters": {"a": [1]}, "trial_keys": ["b"]},
+    {"schema": 1, "is": "code", "code": {"scrub": {"version": 1, "fingerprint": "f"}}},
+]
+
+
+@pytest.mark.parametrize("cases", [1000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_intact_lines_of_nearly_a_record_are_passed_over_or_usable(tmp_path, cases):
+    segment, rng = written(tmp_path, trial("a")), random.Random(0)
+    whole = segment.read_bytes()
+    for case in range(cases):
+        values = rng.choice(LINES)
+        for _ in range(rng.randint(1, 2)):
+            values = nearly(values, rng)
+        segment.write_bytes(whole + line(values) + line(LINES[0] | {"key": "z"}))
+        try:
+            known = ledger.read(tmp_path)
+        except UserError as error:
+            assert values["schema"] > ledger.SCHEMA
+            assert str(error).startswith(f"{segment} was written by a newer version")
+            continue
+        assert {"a", "z"} <= known.trials.keys(), case
+        with counted_warnings() as caught, Ledger(tmp_path) as book:
+            assert book.known == known
+        assert len(caught) <= 1
+        again = ledger.Known(code=known.code)
+        for record in everything(known):
+            assert again.take_in(records_module.to_json(record), "")
+            pa.array([*record.scores.values(), *record.notes.values()] if isinstance(record, Record) else [record.index])
+        assert again == known
+
+
+def everything(known: ledger.Known) -> list[Record | PointRecord]:
+    points = [point for study in known.points.values() for point in study.values()]
+    return [*known.trials.values(), *known.originals.values(), *points]
+
+
+def nearly(values, rng: random.Random):
+    """The values with another one, or without one, somewhere in them."""
+    odd = [
+        None,
+        True,
+        0,
+        -1,
+        2.5,
+        float("nan"),
+        float("inf"),
+        10**400,
+        "",
+        "x",
+        "\ud800",
+        [],
+        [[]],
+        {},
+        {"a": {}},
+        [None],
+        "b" * 999,
+    ]
+    if not values or not isinstance(values, (dict, list)) or rng.random() < 0.2:
+        return rng.choice(odd)
+    place = rng.choice(list(values) if isinstance(values, dict) else range(len(values)))
+    made = copy.copy(values)
+    if rng.random() < 0.2:
+        del made[place]
+    elif isinstance(values, dict) and rng.random() < 0.1:
+        made[rng.choice(["further", "", "\0", "\ud800"])] = rng.choice(odd)
+    else:
+        made[place] = nearly(values[place], rng)
+    return made
 
 
 def whole_line(record: Record) -> bytes:

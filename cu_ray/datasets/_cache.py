@@ -13,8 +13,6 @@ import fcntl
 import json
 import os
 import shutil
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cu_ray.errors import UserError
+from cu_ray.errors import CuRayError, UserError, in_one_line
 from cu_ray.identity import key_of
 from cu_ray.types import Images, Indices, Normalisation, Pixels
 
@@ -81,8 +79,8 @@ def kept(path: Path, read: Callable[[Path], Contents]) -> Kept:
             raise UserError(f"the images cannot be converted into {path.parent}: {error}{space}") from error
     try:
         return _opened(path)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} is damaged ({error}): delete it, and it is made again") from error
+    except Exception as error:  # as below
+        raise UserError(f"{path} is damaged ({in_one_line(error)}): delete it, and it is made again") from error
 
 
 @contextlib.contextmanager
@@ -162,16 +160,14 @@ def _mapped(path: Path) -> Any:
     return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
 
 
-# what the readers of damaged files raise
-UNREADABLE = (OSError, EOFError, ValueError, KeyError, zlib.error, zipfile.BadZipFile)
-
-
 @contextlib.contextmanager
 def readable(source: str) -> Iterator[None]:
     """A context in which errors of reading become a UserError that names the source; a full disk stays what it is."""
     try:
         yield
-    except UNREADABLE as error:
+    except CuRayError:
+        raise
+    except Exception as error:  # there is no end of what NumPy, zipfile, Arrow and Pillow raise for damaged files
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise
-        raise UserError(f"{source}: cannot be read ({type(error).__name__}: {error}); is it damaged?") from error
+        raise UserError(f"{source}: cannot be read ({type(error).__name__}: {in_one_line(error)}); is it damaged?") from error

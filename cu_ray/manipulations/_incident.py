@@ -6,7 +6,6 @@ import base64
 import csv
 import functools
 import json
-import zipfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cu_ray.errors import FieldFault, did_you_mean
+from cu_ray.errors import FieldFault, did_you_mean, in_one_line
 from cu_ray.types import DatasetFacts, Indices
 
 COLUMNS = ("index", "label")
@@ -88,8 +87,8 @@ def _columns(path: Path) -> dict[str, Sequence[Any]]:
             return {name.strip(): [line[place] for line in lines] for place, name in enumerate(header)}
     except FieldFault:
         raise
-    except (OSError, ValueError, EOFError, csv.Error, zipfile.BadZipFile, zlib.error) as error:
-        raise _fault(path, f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except Exception as error:  # there is no end of what NumPy, zipfile and Arrow raise for damaged files
+        raise _fault(path, f"cannot be read: {in_one_line(error)}") from error
     raise _fault(path, f"has the ending {path.suffix!r}. Allowed: .csv, .parquet, .npz.")
 
 

@@ -21,7 +21,7 @@ class CifarResNet(Model):
 
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "ResNet of the benchmark; depth: 6 n + 2 (20, 32, 44, 56, 110 as published); width: 16 as published"
-    depth: Annotated[int, Bound(low=8)] = 20
+    depth: Annotated[int, Bound(low=8, high=10_000)] = 20
     width: Annotated[int, Bound(low=1)] = 16
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> torch.nn.Module:

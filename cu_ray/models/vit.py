@@ -25,7 +25,7 @@ class Vit(Model):
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "vision transformer (ViT-B); patch: side in pixels, null: fitted to the image, up to 16"
     patch: Annotated[int | None, Bound(low=1)] = None
-    depth: Annotated[int, Bound(low=1)] = 12
+    depth: Annotated[int, Bound(low=1, high=1000)] = 12
     width: Annotated[int, Bound(low=1)] = 768
     heads: Annotated[int, Bound(low=1)] = 12
     mlp_ratio: Annotated[int, Bound(low=1)] = 4

@@ -22,7 +22,7 @@ class WideResNet(Model):
 
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "WideResNet of the benchmark; depth (6 n + 4) and width: 28 and 10 as published"
-    depth: Annotated[int, Bound(low=10)] = 28
+    depth: Annotated[int, Bound(low=10, high=10_000)] = 28
     width: Annotated[int, Bound(low=1)] = 10
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> torch.nn.Module:

@@ -15,7 +15,7 @@ from cu_ray.lazy import torch
 from cu_ray.report.terminal import cells_of, rows_of
 from cu_ray.stages.pipeline import Workbench, arrays_of
 from cu_ray.store import LocalStore
-from cu_ray.sweep import ledger, weights
+from cu_ray.sweep import ledger, status, weights
 from cu_ray.sweep.plan import typical_point
 from cu_ray.sweep.runner import device_kind, load_datasets, make_plan
 from cu_ray.types import Dataset, Record, TrialSpec
@@ -97,10 +97,11 @@ def _loader(spec: TrialSpec, dataset: Dataset) -> str:
     described = {name: value for name, value in plugins.describe(setting.model).items() if name not in ("name", "version")}
     cls = type(setting.model)
     settings = ", ".join(f"{name}={value!r}" for name, value in described.items())
+    classes = ", ".join(name if name.isprintable() else repr(name) for name in dataset.class_names)  # stay within their comment
     return (
         f"# images: float32 [B, {dataset.image_shape[2]}, {dataset.image_shape[0]}, {dataset.image_shape[1]}], "
         f"(pixel / 255 - {list(normalisation.mean)}) / {list(normalisation.std)} by channel\n"
-        f"# classes: {', '.join(dataset.class_names)}\n"
+        f"# classes: {classes}\n"
         "from pathlib import Path\n\n"
         "from safetensors.torch import load_file\n\n"
         f"from {cls.__module__} import {cls.__name__}\n\n"
@@ -118,13 +119,13 @@ def _recorded(folder: Path, key: str) -> tuple[Record, TrialSpec, Workbench]:
         raise UserError(f"{len(found)} of the {len(known)} trials in {folder} have a key that starts with {key!r}; one is needed")
     try:
         spec = TrialSpec.build(found[0].spec)
-    except (TypeError, FieldFault):  # settings that its plug-ins do not have any more
+    except (TypeError, ValueError, LookupError, AttributeError, FieldFault):  # settings that its plug-ins do not have (any more)
         spec = None
     if spec is None or spec.key != found[0].key:
         raise UserError(f"trial {key} was made by other versions of its plug-ins: the code installed here cannot make it again")
-    status = json.loads((folder / "status.json").read_text(encoding="utf-8"))
+    facts = status.read(folder)
     dataset = spec.original.setting.dataset.load()
-    return found[0], spec, _bench(dataset, status["storage"], status["device"])
+    return found[0], spec, _bench(dataset, facts["storage"], facts["device"])
 
 
 def _bench(dataset: Dataset, storage: str, device: str) -> Workbench:

@@ -26,7 +26,7 @@ def measured_share(
 
     seconds: how long they may take. Raises RayStopped where that is not enough, or no process on a GPU comes to its end.
     """
-    kept: Kept = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    kept = kept_in(file)
     specs = canaries(plan)
     shared = {dataset.content_hash: ray.put(dataset) for dataset in datasets}
     task = ray.remote(num_gpus=1, max_calls=1, max_retries=0)(_measure).remote(specs, shared, kept, make_probe)
@@ -38,6 +38,17 @@ def measured_share(
         raise RayStopped(f"measuring on a GPU failed: {reason}. A number as runtime.gpus_per_trial measures nothing.") from error
     file.write_text(json.dumps(kept | dict(measures)), encoding="utf-8")
     return share_of(plan, [(spec, Measure(**values)) for spec, (_, values) in zip(specs, measures, strict=True)])
+
+
+def kept_in(file: Path) -> Kept:
+    """The measures that were kept in a file; none where it holds anything else, so that all are taken again."""
+    try:
+        kept: Kept = json.loads(file.read_bytes())
+        for values in kept.values():
+            Measure(**values)
+    except (OSError, ValueError, RecursionError, AttributeError, TypeError):
+        return {}
+    return kept
 
 
 def _measure(

@@ -306,8 +306,8 @@ def _warn_of_changed_code(made: plan.Plan, journal: ledger.Ledger, console: Cons
             classes[plugins.name_of(plugin)] = type(plugin)
     code = {name: {"version": cls.version, "fingerprint": plugins.fingerprint(cls)} for name, cls in classes.items()}
     for name, facts in code.items():
-        earlier = journal.known.code.get(name)
-        if earlier and earlier["version"] == facts["version"] and earlier["fingerprint"] != facts["fingerprint"]:
+        earlier = journal.known.code.get(name, {})
+        if earlier.get("version") == facts["version"] and earlier.get("fingerprint") != facts["fingerprint"]:
             console.print(
                 f"Warning: the code of {name} changed since results here were made, its version ({facts['version']}) did not. "
                 "Earlier trials are kept; raise its version to have them run again."

@@ -13,6 +13,7 @@ from cu_ray.errors import UserError
 from cu_ray.types import Record
 
 SCHEMA = 2  # 1: no batches
+LARGEST = 1 << 63  # no integer of a table is as large
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Known:
             self.code |= values["code"]
             return True
         cls: Any = {"point": PointRecord, "trial": Record, "original": Record}.get(kind if isinstance(kind, str) else "")
-        if cls is None or not _is_one(cls, values):
+        if cls is None or not _is_one(cls, values) or values.get("kind", kind) != kind:
             return False
         self.add(cls(**{**values, "trial_keys": tuple(values["trial_keys"])} if cls is PointRecord else values))
         return True
@@ -87,11 +88,18 @@ def _frozen(value: Any) -> Any:
 
 
 def _parsed(payload: bytes) -> dict[str, Any]:
+    """The values of a payload; none where it is no JSON, or has numbers or characters that no table holds."""
     try:
-        values = json.loads(payload)
+        values = json.loads(payload, parse_constant=_refuse)
+        if b"\\ud" in payload:
+            json.dumps(values, ensure_ascii=False).encode()  # not possible for halves of characters
     except (ValueError, RecursionError):
         values = None
     return values if isinstance(values, dict) else {}
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is never written")
 
 
 def _is_code(value: Any) -> bool:
@@ -99,19 +107,35 @@ def _is_code(value: Any) -> bool:
 
 
 def _is_one(cls: Any, values: dict[str, Any]) -> bool:
-    """Whether the values are the fields of such a record."""
+    """Whether the values are the fields of such a record, of the types that they have in JSON."""
     required, types = _fields(cls)
-    return required <= values.keys() <= types.keys() and all(type(value) in types[name] for name, value in values.items())
+    return required <= values.keys() <= types.keys() and all(_fits(value, *types[name]) for name, value in values.items())
+
+
+def _fits(value: Any, types: set[Any], types_inside: set[Any]) -> bool:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    sound = type(value) in types and (not types_inside or types_inside.issuperset(map(type, inside)))
+    if sound and (int in types or int in types_inside):
+        return all(-LARGEST <= each < LARGEST for each in (value, *inside) if type(each) is int)
+    return sound
 
 
 @functools.cache
-def _fields(cls: Any) -> tuple[set[str], dict[str, list[Any]]]:
-    """The names of a record's fields that have no default, and of each the types that it may have in JSON."""
+def _fields(cls: Any) -> tuple[set[str], dict[str, tuple[set[Any], set[Any]]]]:
+    """The names of a record's fields that have no default; of each field the types in JSON, and those inside it, if not any."""
     required = {each.name for each in dataclasses.fields(cls) if each.default is each.default_factory is dataclasses.MISSING}
-    hints = {name: get_args(hint) if isinstance(hint, UnionType) else (hint,) for name, hint in get_type_hints(cls).items()}
-    return required, {name: [_json_type(each) for each in of_field] for name, of_field in hints.items()}
+    return required, {name: (_json_types(hint), _json_types(_inner(hint))) for name, hint in get_type_hints(cls).items()}
 
 
-def _json_type(hint: Any) -> Any:
-    kind = get_origin(hint) or hint
-    return list if kind is tuple else kind
+def _inner(hint: Any) -> Any:
+    """What is in a container of this type; None for any, and for what is no container."""
+    inner = {dict: get_args(hint)[-1:], tuple: get_args(hint)[:1]}.get(get_origin(hint), ())
+    return None if inner in ((), (Any,)) else inner[0]
+
+
+def _json_types(hint: Any) -> set[Any]:
+    if hint is None:
+        return set()
+    hints = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    kinds = {get_origin(each) or each for each in hints}
+    return {list if kind is tuple else kind for kind in kinds} | ({int} if float in kinds else set())

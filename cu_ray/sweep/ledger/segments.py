@@ -6,6 +6,7 @@ import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from cu_ray.errors import UserError
 from cu_ray.places import Place
 from cu_ray.sweep.ledger.lines import Scan, batches, line, scan
 from cu_ray.sweep.ledger.records import Known, payload
@@ -53,7 +54,10 @@ class Segment:
 
 
 def load(place: Place) -> tuple[Known, list[Segment]]:
-    """What a ledger holds, and its files; also while another process writes to it. Raises UserError for a newer schema."""
+    """What a ledger holds, and its files; also while another process writes to it.
+
+    Raises UserError for a newer schema and for a file that cannot be read.
+    """
     known, segments = Known(), []
     for name, content in _contents(place):
         found, source = scan(content), str(place / name)
@@ -69,13 +73,15 @@ def packed(lines: bytes) -> bytes:
 
 def _contents(place: Place) -> list[tuple[str, bytes]]:
     while True:
-        names = [file.name for file in place.files() if _NAME.fullmatch(file.name)]
-        names.sort(key=lambda name: (_number(name), name))
         try:
+            names = [file.name for file in place.files() if _NAME.fullmatch(file.name)]
+            names.sort(key=lambda name: (_number(name), name))
             with ThreadPoolExecutor(16) as pool:
                 return list(zip(names, pool.map(place.read, names), strict=True))
         except FileNotFoundError:  # compacted meanwhile: what was in it is in another file now
             continue
+        except OSError as error:
+            raise UserError(f"{place} cannot be read: {error}") from error
 
 
 def _number(name: str) -> int:
