@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -219,6 +220,42 @@ def fetch(folder: Path) -> None:
     sent.fetch()
     state = {"running": "still runs", "lost": "was killed"}.get(sent.status, "has ended")
     out.print(f"Results until now are in {folder}; the sweep {state} on {sent.cluster.name}.", soft_wrap=True)
+
+
+@main.command()
+@click.option("--address", help="the Ray to look at  [default: RAY_ADDRESS, or one that is started here]")
+@click.option("--cluster", type=click.Path(), help="the cluster.yaml of a cluster that `ray up` started, to look at that")
+@click.option(
+    "--storage", default=config.RuntimeSection().storage, show_default=True, help="the folder that all nodes are to see"
+)
+@click.option("--nodes", type=click.IntRange(min=1), help="how many nodes there should be  [default: as --cluster says]")
+def doctor(address: str | None, cluster: str | None, storage: str, nodes: int | None) -> None:
+    """Look at every node of a Ray: versions, GPUs, disk, clock, the shared folder. Exit code 1 where something is wrong."""
+    from cu_ray.sweep.cluster import connected
+    from cu_ray.sweep.doctor import examine, table_of
+
+    out = console()
+    if cluster is not None:
+        sys.exit(_doctor_there(cluster, storage, nodes))
+    runtime = config.RuntimeSection(address=address)
+    with connected(runtime, out, own_files={}, log=Path("the head's logs"), last_words=lambda message: None):
+        found, faults = examine(storage, nodes)
+    out.print(table_of(found))
+    faults += [f"{node.host} ({node.address}) {fault}" for node in found for fault in node.faults]
+    for fault in faults:
+        out.print(Text(f"Fault: {fault}."), soft_wrap=True)
+    out.print("No fault found." if not faults else f"{len(faults)} faults.")
+    sys.exit(bool(faults))
+
+
+def _doctor_there(file: str, storage: str, nodes: int | None) -> int:
+    from cu_ray.remote.launcher import Cluster
+
+    there = Cluster.of(file)
+    command = f"cu-ray doctor --address auto --storage {shlex.quote(storage)} --nodes {nodes or there.num_nodes}"
+    said, _, code = there.ask(f"{command}; echo code:$?").rpartition("code:")
+    print(said, end="")
+    return int(code)
 
 
 @main.command()

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ class Cluster:
     path: Path
     name: str
     provider: dict[str, Any]
+    min_workers: int
 
     @classmethod
     def of(cls, path: Path | str) -> Cluster:
@@ -49,7 +49,14 @@ class Cluster:
         provider = value.get("provider") if isinstance(value, dict) else None
         if not (isinstance(provider, dict) and isinstance(value.get("cluster_name"), str) and "type" in provider):
             raise UserError(f"{path}: not a file for `ray up`: it needs cluster_name and provider.type")
-        return cls(path, value["cluster_name"], provider)
+        kinds = value.get("available_node_types") or {}
+        workers = [each.get("min_workers", 0) for each in kinds.values() if isinstance(each, dict)]
+        return cls(path, value["cluster_name"], provider, sum(workers) or int(value.get("min_workers", 0)))
+
+    @property
+    def num_nodes(self) -> int:
+        """How many nodes it has at least when all have joined."""
+        return 1 + (len(self.provider.get("worker_ips", ())) if self._is_of_given_machines else self.min_workers)
 
     def was_launched(self) -> bool:
         """Whether the launcher has started it from this machine, as far as the launcher's own files say: no network is used.
@@ -111,7 +118,7 @@ class Cluster:
             sdk.configure_logging(log_style="pretty", color_mode="false", verbosity=0)
             try:
                 yield
-            except (click.ClickException, RuntimeError, ValueError, OSError, subprocess.CalledProcessError, SystemExit) as error:
+            except (click.ClickException, RuntimeError, ValueError, OSError, SystemExit) as error:
                 remarks.flush()
                 remarks.seek(0)
                 said = [line.strip() for line in remarks if line.strip() and not line.startswith("Shared connection")]

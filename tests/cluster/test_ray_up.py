@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -101,7 +102,13 @@ def test_before_ray_up_the_cluster_is_not_found_and_asked_for_it_is_one_message(
 def test_ray_up_then_the_same_command_uses_all_nodes_and_gives_the_tables_of_one_machine(lab):
     done = lab.driver("ray up -y cluster.yaml")
     assert done.returncode == 0, done.stdout
-    until(lambda: "2 local.cluster.node" in lab.driver("ray exec cluster.yaml 'ray status'").stdout)
+    until(lambda: "of 2 nodes" not in lab.driver(f"cu-ray doctor --cluster cluster.yaml --storage {lab.folder}/store").stdout)
+    said = lab.driver(f"cu-ray doctor --cluster cluster.yaml --storage {lab.folder}/store").stdout
+    assert re.search(r"h1 +│ 10\.77\.0\.11 ", said)
+    assert re.search(r"h2 +│ 10\.77\.0\.12 ", said)
+    assert all("make room" in line for line in said.splitlines() if line.startswith("Fault: ")), said
+    said = lab.cu_ray("doctor --cluster cluster.yaml --storage ~/of-each-its-own", code=1)
+    assert "h2 (10.77.0.12) does not see what another node wrote to /root/of-each-its-own: mount the same" in said
     said = lab.cu_ray("sweep small.yaml")
     assert "`ray up` has started cu-ray (cluster.yaml) from this machine: the sweep goes there." in said
     assert "Best of each study" in said

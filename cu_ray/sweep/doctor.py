@@ -1,0 +1,163 @@
+"""Looks at every node of a Ray at once: what is there, what differs from node to node, and what mends it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+PACKAGES = ("cu-ray", "ray", "torch", "numpy", "optuna")
+MOST_SECONDS = 60.0  # for all nodes to answer
+MOST_SKEW = 5.0  # seconds
+LEAST_FREE = {"/tmp": 5 << 30, "/dev/shm": 1 << 30}  # bytes  # noqa: S108
+
+
+@dataclass
+class Node:
+    """What a node says of itself; faults: what is wrong with it."""
+
+    host: str
+    address: str
+    versions: dict[str, str] = field(default_factory=dict)
+    num_cpus: float = 0
+    gpus: list[str] = field(default_factory=list)  # name and memory of each that ran a kernel
+    free: dict[str, int] = field(default_factory=dict)  # bytes, by folder
+    clock_off: float = 0.0  # seconds, at least, from the clock of the one who asks
+    faults: list[str] = field(default_factory=list)
+
+
+def examine(storage: str, expected: int | None = None) -> tuple[list[Node], list[str]]:
+    """All nodes of the Ray that this process is at, with their faults; the faults of the whole, each with its mend.
+
+    storage: the folder that all nodes are to see; expected: how many nodes there should be.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    probe = Path(storage).expanduser().resolve() / "probes" / uuid.uuid4().hex
+    probe.parent.mkdir(parents=True, exist_ok=True)
+    probe.write_text(platform.node(), encoding="utf-8")
+    try:
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        asked = {}
+        for node in alive:
+            where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            gpus = node["Resources"].get("GPU", 0)
+            task = ray.remote(look).options(num_cpus=0, num_gpus=gpus, scheduling_strategy=where, max_retries=0)
+            asked[task.remote(str(probe), gpus)] = node
+        since = time.time()
+        ray.wait(list(asked), num_returns=len(asked), timeout=MOST_SECONDS)
+        nodes = [_answer(reference, node, since) for reference, node in asked.items()]
+    finally:
+        shutil.rmtree(probe.parent, ignore_errors=True)
+    return nodes, faults_of(nodes, expected)
+
+
+def look(probe: str, num_gpus: float) -> dict[str, Any]:
+    """What the node that this runs on says of itself, as the fields of Node, and its time."""
+    found: dict[str, Any] = {"host": platform.node(), "versions": {"python": platform.python_version()}, "faults": []}
+    for package in PACKAGES:
+        try:
+            found["versions"][package] = version(package)
+        except PackageNotFoundError:
+            found["versions"][package] = "missing"
+    found["free"] = {folder: shutil.disk_usage(folder).free for folder in LEAST_FREE if Path(folder).is_dir()}
+    found["now"] = time.time()
+    if not Path(probe).exists():
+        found["faults"].append(
+            f"does not see what another node wrote to {Path(probe).parent.parent}: mount the same folder there on all nodes, "
+            "or give one that they share as runtime.storage"
+        )
+    else:
+        try:
+            Path(probe).with_suffix(f".{os.getpid()}").touch()
+        except OSError as error:
+            found["faults"].append(f"cannot write to {Path(probe).parent.parent}: {error.strerror}")
+    found["gpus"] = []
+    if num_gpus:
+        try:
+            found["gpus"] = _gpus()
+        except Exception as error:  # whatever a driver or a build without CUDA raises
+            found["faults"].append(
+                f"Ray counts {num_gpus:g} GPUs, but torch cannot use them ({type(error).__name__}: {error}): install the CUDA "
+                "build of torch and a driver that fits it"
+            )
+    return found
+
+
+def _gpus() -> list[str]:
+    """Name and memory of each GPU, after a product of matrices on it."""
+    import torch
+
+    found = []
+    for index in range(torch.cuda.device_count()):
+        ones = torch.ones(64, 64, device=f"cuda:{index}")
+        if float((ones @ ones).sum()) != 64.0**3:
+            raise RuntimeError(f"GPU {index} multiplies wrongly")
+        facts = torch.cuda.get_device_properties(index)
+        found.append(f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB")
+    if not found:
+        raise RuntimeError("torch sees none")
+    return found
+
+
+def _answer(reference: Any, node: Mapping[str, Any], since: float) -> Node:
+    import ray
+
+    asked = Node(node["NodeManagerHostname"], node["NodeManagerAddress"], num_cpus=node["Resources"].get("CPU", 0))
+    try:
+        answer = ray.get(reference, timeout=0)
+    except ray.exceptions.GetTimeoutError:
+        asked.faults.append(f"did not answer within {MOST_SECONDS:.0f} s: its GPUs are in use, or it is cut off")
+    except Exception as error:  # the node died, or its Python is another one
+        asked.faults.append(f"cannot run a task: {str(error).strip().splitlines()[-1]}")
+    else:
+        now = answer.pop("now")
+        for name, value in answer.items():
+            setattr(asked, name, value)
+        asked.clock_off = max(since - now, now - time.time(), 0.0)
+    return asked
+
+
+def faults_of(nodes: Sequence[Node], expected: int | None) -> list[str]:
+    """What is wrong with the nodes as a whole, each with its mend; what is wrong with one goes to its faults."""
+    found = []
+    if expected is not None and len(nodes) < expected:
+        found.append(
+            f"{len(nodes)} of {expected} nodes have joined: `ray monitor cluster.yaml` shows what becomes of the others; "
+            "`ray up` again is harmless"
+        )
+    answered = [node for node in nodes if node.versions]
+    for package in ("python", *PACKAGES):
+        counts = Counter(node.versions[package] for node in answered)
+        usual = counts.most_common(1)[0][0] if counts else None
+        for node in answered:
+            if node.versions[package] != usual:
+                node.faults.append(f"{package} {node.versions[package]}, the others {usual}: install the same everywhere")
+    for node in answered:
+        if node.clock_off > MOST_SKEW:
+            node.faults.append(f"its clock is {node.clock_off:.0f} s off: have it set by NTP")
+        for folder, least in LEAST_FREE.items():
+            if node.free.get(folder, least) < least:
+                node.faults.append(f"{node.free[folder] / 2**30:.1f} GiB free in {folder}, {least >> 30} are needed: make room")
+    return found
+
+
+def table_of(nodes: Sequence[Node]) -> Table:
+    """The nodes, a row each; below it the versions that the first one has."""
+    first = next((node.versions for node in nodes if node.versions), {})
+    table = Table("node", "address", "CPUs", "GPUs", *LEAST_FREE, "faults", caption=", ".join(map(" ".join, first.items())))
+    for node in nodes:
+        free = [f"{node.free[folder] / 2**30:.0f} GiB free" if folder in node.free else "-" for folder in LEAST_FREE]
+        table.add_row(node.host, node.address, f"{node.num_cpus:g}", "; ".join(node.gpus) or "-", *free, str(len(node.faults)))
+    return table
