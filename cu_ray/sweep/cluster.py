@@ -17,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 from cu_ray.config import RuntimeSection
-from cu_ray.errors import UserError
+from cu_ray.errors import RayStopped, UserError
 from cu_ray.sweep.remains import Remains
 from cu_ray.sweep.shares import trials_in
 from cu_ray.sweep.vigil import Server, Vigil
@@ -63,10 +63,14 @@ def connected(
             if address and own_files:
                 options["runtime_env"] = {"working_dir": _copied(own_files, Path(folder))}
             context = ray.init(log_to_driver=False, logging_level="ERROR", **options)
-    except ConnectionError as error:
-        raise UserError(f"no Ray cluster answers at {address}: {error}") from error
     except SystemExit as error:  # what Ray makes of a SIGTERM while it starts
         raise KeyboardInterrupt from error
+    except Exception as error:  # of any class, where one of its processes dies while it starts
+        if address and isinstance(error, ConnectionError):
+            raise UserError(f"no Ray cluster answers at {address}: {error}") from error
+        raise RayStopped(
+            f"Ray did not start: {error} (see {log}). Nothing is lost; the same command goes on from there."
+        ) from error
     if address:
         made = _vigil_of_joined(log, ray.shutdown, last_words)
     else:

@@ -9,13 +9,17 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import psutil
 import pytest
+import ray
+from rich.console import Console
 
-from cu_ray.errors import RayStopped
+from cu_ray.config import RuntimeSection
+from cu_ray.errors import RayStopped, UserError
 from cu_ray.sweep import vigil
-from cu_ray.sweep.cluster import Room
+from cu_ray.sweep.cluster import Room, connected
 from cu_ray.sweep.remains import Remains
 from cu_ray.sweep.vigil import RayIsGone, Server, Vigil
 
@@ -111,7 +115,7 @@ def test_servers_that_end_because_we_leave_are_no_end_of_ray(listener):
 HANGS = """
 import socket, time
 from cu_ray.sweep import vigil
-from cu_ray.sweep.cluster import Room
+from cu_ray.sweep.cluster import Room, connected
 vigil.GRACE = 1.0
 listener = socket.create_server(("127.0.0.1", 0))
 server = vigil.Server("raylet", f"127.0.0.1:{listener.getsockname()[1]}", "raylet.out", 0.5)
@@ -165,3 +169,26 @@ def test_a_gcs_that_does_not_answer_holds_nobody_up_for_long_and_leaves_the_room
     assert room() == 3
     assert time.monotonic() - began < 3
     silent.set()
+
+
+@pytest.mark.parametrize(
+    ("address", "raised", "said"),
+    [
+        (
+            None,
+            Exception("The current node timed out"),
+            "Ray did not start: The current node timed out .see tune.log.. Nothing is",
+        ),
+        (None, ConnectionError("refused"), "Ray did not start: refused"),
+        ("10.0.0.1:6379", ConnectionError("refused"), "no Ray cluster answers at 10.0.0.1:6379: refused"),
+    ],
+)
+def test_a_ray_that_does_not_start_is_one_message(monkeypatch, address, raised, said):
+    def init(**options):
+        raise raised
+
+    monkeypatch.setattr(ray, "init", init)
+    runtime, out = RuntimeSection(address=address), Console(quiet=True)
+    expected = UserError if address else RayStopped
+    with pytest.raises(expected, match=said), connected(runtime, out, Path("tune.log"), pytest.fail):
+        pass
