@@ -1,29 +1,39 @@
-"""Content-addressed artefacts on a local path: original models and memos, as safetensors with a checksum.
+"""Content-addressed artefacts in a folder or at a URI: original models and memos, as safetensors with a checksum.
 
-An entry appears finished or not at all: it is written under a temporary name in the same folder, flushed and renamed.
-Nothing read here can run code.
+An entry appears finished or not at all. Nothing read here can run code.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import uuid
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load, save, save_file
 
 from cu_ray.identity import canonical_json
+from cu_ray.places import Folder, Remote, at
 from cu_ray.types import Tensors
 
 LIMITS = {"memos": 4 << 30}  # bytes kept of a kind; the least recently used entries go first
 
 
+def open_store(where: str) -> LocalStore | RemoteStore:
+    """The store in a folder or at a URI."""
+    place = at(where)
+    if isinstance(place, Remote):
+        return RemoteStore(place)
+    assert isinstance(place, Folder)
+    return LocalStore(place.path)
+
+
 class LocalStore:
-    """A store in a folder: `<folder>/<kind>/<key>.safetensors`."""
+    """A store in a folder: `<folder>/<kind>/<key>.safetensors`, written under a temporary name, flushed and renamed."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).expanduser()
@@ -69,7 +79,56 @@ class LocalStore:
             _trim(path.parent, LIMITS[kind])
 
     def _path(self, kind: str, key: str) -> Path:
-        return self.folder / kind / f"{key}.safetensors"
+        return self.folder / kind / _name(key)
+
+
+class RemoteStore:
+    """A store at a URI, of objects with the same names and content. Entries of a limited kind go in the order they came."""
+
+    def __init__(self, place: Remote) -> None:
+        self.place = place
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether there is an entry; it may still turn out to be damaged."""
+        return (self.place / kind).has(_name(key))
+
+    def load(self, kind: str, key: str) -> tuple[Tensors, dict[str, str]] | None:
+        """The arrays of an entry and its metadata; None where there is no entry or it is damaged (it is then removed)."""
+        try:
+            content = (self.place / kind).read(_name(key))
+        except FileNotFoundError:
+            return None
+        try:
+            tensors, metadata = load(content), _metadata(content)
+        except (SafetensorError, ValueError, KeyError, TypeError):
+            tensors, metadata = {}, {}
+        if metadata.pop("checksum", None) != checksum(tensors, metadata):
+            (self.place / kind).delete(_name(key))
+            return None
+        return tensors, metadata
+
+    def save(self, kind: str, key: str, tensors: Tensors, metadata: dict[str, str]) -> None:
+        """Keep an entry; the oldest of a limited kind make room."""
+        folder = self.place / kind
+        tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+        folder.write(_name(key), save(tensors, metadata={**metadata, "checksum": checksum(tensors, metadata)}))
+        if kind in LIMITS:
+            entries = sorted(folder.files())
+            excess = sum(entry.size for entry in entries) - LIMITS[kind]
+            while excess > 0:
+                oldest = entries.pop(0)
+                folder.delete(oldest.name)
+                excess -= oldest.size
+
+
+def _name(key: str) -> str:
+    return f"{key}.safetensors"
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """What stands in the head of a safetensors file besides its arrays."""
+    length = int.from_bytes(content[:8], "little")
+    return dict(json.loads(content[8 : 8 + length]).get("__metadata__", {}))
 
 
 def checksum(tensors: Tensors, metadata: dict[str, str]) -> str:

@@ -18,10 +18,11 @@ from rich.console import Console
 from cu_ray import __version__
 from cu_ray.config import Sweep
 from cu_ray.errors import UserError
+from cu_ray.places import Folder, Place
 from cu_ray.remote.launcher import Cluster, HeadFailed
 from cu_ray.remote.parcel import pack
 
-MARK = "cluster.json"  # in the results folder here: where the sweep runs
+MARK = "cluster.json"  # in the results folder here, or at the URI of the results: where the sweep runs
 RUN = """#!/usr/bin/env bash
 cd "$(dirname "$0")/files" || exit 1
 {command} &
@@ -33,18 +34,21 @@ echo $? > ../exit
 
 @dataclass(frozen=True)
 class Away:
-    """A sweep that was sent to a cluster. results: its folder on the head, from there; home: its folder here."""
+    """A sweep that was sent to a cluster. results: its folder on the head, from there; home: its folder here.
+
+    With results at a URI, they are at home there.
+    """
 
     cluster: Cluster
     folder: str
     results: str
-    home: Path
+    home: Place
 
     @classmethod
-    def of(cls, home: Path) -> Away:
+    def of(cls, home: Place) -> Away:
         """The sweep whose results are to come into this folder. Raises UserError where none was sent to a cluster from here."""
         try:
-            facts = json.loads((home / MARK).read_text(encoding="utf-8"))
+            facts = json.loads(home.read(MARK))
             return cls(Cluster.of(facts["cluster"]), facts["folder"], facts["results"], home)
         except FileNotFoundError:
             raise UserError(f"{home} is not the folder (results/NAME) of a sweep that was sent to a cluster from here") from None
@@ -64,8 +68,9 @@ class Away:
         self.cluster.ask(f"cd {self.folder} && kill -TERM $(cat process)")
 
     def fetch(self) -> None:
-        """Bring ledger, tables and logs home."""
-        self.cluster.fetch(str(PurePosixPath(self.folder, "files", self.results)), self.home)
+        """Bring ledger, tables and logs home, unless the driver writes them there itself."""
+        if isinstance(self.home, Folder):
+            self.cluster.fetch(str(PurePosixPath(self.folder, "files", self.results)), self.home.path)
 
     def follow(self, console: Console) -> int:
         """Show the driver's output until it ends, then bring the results home; the driver's exit code.
@@ -93,10 +98,10 @@ def start(sweep: Sweep, cluster: Cluster, options: Sequence[str], console: Conso
 
     Raises UserError where the head has another version of cu-ray or a file cannot be sent, HeadFailed where it is not reached.
     """
-    away = Away(cluster, f"~/cu-ray/{sweep.name}", str(Path(sweep.runtime.output) / sweep.name), sweep.folder)
+    away = Away(cluster, f"~/cu-ray/{sweep.name}", str(sweep.folder), sweep.folder)
     _require_same_version(cluster)
-    away.home.mkdir(parents=True, exist_ok=True)
     mark = {"cluster": str(cluster.path), "folder": away.folder, "results": away.results}
+    away.home.write(MARK, json.dumps(mark).encode())  # before anything starts: it may be that nothing can be written there
     if cluster.ask(f"test -e {away.folder}/process && echo there || true").strip() and away.status == "running":
         console.print(f"{sweep.name} runs on {cluster.name} already: following it.")
     else:
@@ -111,7 +116,6 @@ def start(sweep: Sweep, cluster: Cluster, options: Sequence[str], console: Conso
             f"cd {away.folder} && rm -f exit process && (setsid nohup bash run.sh > run.log 2>&1 < /dev/null &) "
             "&& for i in $(seq 100); do [ -e process ] && exit 0; sleep 0.1; done; exit 1"
         )
-    (away.home / MARK).write_text(json.dumps(mark), encoding="utf-8")
     return away
 
 
