@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import secrets
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,9 +14,11 @@ from typing import Any
 from rich.console import Console
 
 from cu_ray.config import RuntimeSection
-from cu_ray.errors import UserError
+from cu_ray.errors import UserError, in_one_line
+from cu_ray.sweep import process
 from cu_ray.sweep.shares import trials_in
 
+ASKED = "One that asks for a token takes that of RAY_AUTH_TOKEN or ~/.ray/auth_token, with RAY_AUTH_MODE=token."
 ASK_EVERY = 5.0  # seconds between looks at what the cluster has
 
 
@@ -23,7 +26,8 @@ ASK_EVERY = 5.0  # seconds between looks at what the cluster has
 def connected(runtime: RuntimeSection, console: Console) -> Iterator[None]:
     """Ray, started on this machine or joined, until the end of the context. Raises UserError where no cluster answers.
 
-    A Ray that the process is at already is joined and left as it is.
+    A Ray that the process is at already is joined and left as it is. One that is started here lets nobody in but this process
+    and its children.
     """
     import ray
 
@@ -37,16 +41,44 @@ def connected(runtime: RuntimeSection, console: Console) -> Iterator[None]:
     options: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": runtime.workers}
     if not address:
         options["include_dashboard"] = False
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            ray.init(log_to_driver=False, logging_level="ERROR", **options)
-    except ConnectionError as error:
-        raise UserError(f"no Ray cluster answers at {address}: {error}") from error
-    try:
+    with contextlib.nullcontext() if address else guarded():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                ray.init(log_to_driver=False, logging_level="ERROR", **options)
+        except (ConnectionError, getattr(ray.exceptions, "AuthenticationError", ConnectionError)) as error:
+            raise UserError(f"no Ray cluster answers at {address}: {in_one_line(error)}. {ASKED}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def guarded() -> Iterator[None]:
+    """A Ray that starts in this context takes no client without a token, which is made here and known to children only.
+
+    Its processes listen on all addresses of the machine, and who may speak to them may run code. Left to itself Ray keeps one
+    token for good, in the home folder. RAY_AUTH_MODE=disabled is a user's wish.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
         yield
+        return
+    try:
+        with process.environment(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32)):
+            _look_at_environment()
+            yield
     finally:
-        ray.shutdown()
+        _look_at_environment()
+
+
+def _look_at_environment() -> None:
+    """Have Ray read its token and whether one is needed: it remembers what it has read before."""
+    from ray import _raylet
+
+    _raylet.Config.initialize("")  # type: ignore[attr-defined] # compiled, its stubs do not say
+    if hasattr(_raylet, "AuthenticationTokenLoader"):  # Ray before 2.52 knows no tokens
+        _raylet.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _require_here(address: str | None) -> None:
