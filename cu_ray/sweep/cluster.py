@@ -17,11 +17,13 @@ from typing import Any
 from rich.console import Console
 
 from cu_ray.config import RuntimeSection
-from cu_ray.errors import RayStopped, UserError
+from cu_ray.errors import RayStopped, UserError, in_one_line
 from cu_ray.sweep.remains import Remains
 from cu_ray.sweep.shares import trials_in
+from cu_ray.sweep.tokens import guarded
 from cu_ray.sweep.vigil import Server, Vigil
 
+ASKED = "One that asks for a token takes that of RAY_AUTH_TOKEN or ~/.ray/auth_token, with RAY_AUTH_MODE=token."
 ASK_EVERY = 5.0  # seconds between looks at what the cluster has
 ANSWERS_IN = 1.0  # seconds that it is waited for
 ENDS_AFTER = 1.0  # seconds of silence of a server whose end is the end of this process: two looks
@@ -57,26 +59,33 @@ def connected(
     options: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": runtime.workers}
     if not address:
         options["include_dashboard"] = False
+    with contextlib.nullcontext() if address else guarded():
+        context = _init(address, options, own_files, log)
+        if address:
+            made = _vigil_of_joined(log, ray.shutdown, last_words)
+        else:
+            made = _vigil_of_started(Path(context.address_info["session_dir"]), ray.shutdown, last_words)
+        with made as vigil:
+            yield vigil
+
+
+def _init(address: str | None, options: Mapping[str, Any], own_files: Mapping[Path, Path], log: Path) -> Any:
+    """What ray.init gives. Raises UserError where no cluster answers, RayStopped where Ray does not come up here."""
+    import ray
+
     try:
         with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="cu-ray-") as folder:
             warnings.simplefilter("ignore", FutureWarning)
-            if address and own_files:
-                options["runtime_env"] = {"working_dir": _copied(own_files, Path(folder))}
-            context = ray.init(log_to_driver=False, logging_level="ERROR", **options)
+            files = {"runtime_env": {"working_dir": _copied(own_files, Path(folder))}} if address and own_files else {}
+            return ray.init(log_to_driver=False, logging_level="ERROR", **options, **files)
     except SystemExit as error:  # what Ray makes of a SIGTERM while it starts
         raise KeyboardInterrupt from error
     except Exception as error:  # of any class, where one of its processes dies while it starts
-        if address and isinstance(error, ConnectionError):
-            raise UserError(f"no Ray cluster answers at {address}: {error}") from error
+        if address and isinstance(error, (ConnectionError, getattr(ray.exceptions, "AuthenticationError", ConnectionError))):
+            raise UserError(f"no Ray cluster answers at {address}: {in_one_line(error)}. {ASKED}") from error
         raise RayStopped(
-            f"Ray did not start: {error} (see {log}). Nothing is lost; the same command goes on from there."
+            f"Ray did not start: {in_one_line(error)} (see {log}). Nothing is lost; the same command goes on from there."
         ) from error
-    if address:
-        made = _vigil_of_joined(log, ray.shutdown, last_words)
-    else:
-        made = _vigil_of_started(Path(context.address_info["session_dir"]), ray.shutdown, last_words)
-    with made as vigil:
-        yield vigil
 
 
 def _vigil_of_started(session: Path, leave: Callable[[], object], last_words: Callable[[str], object]) -> Vigil:
