@@ -15,6 +15,8 @@ from cu_ray.types import UnlearningTask
 
 EXECUTIONS = "executions.txt"  # beside this file: which trial (the seed of its generator) and when
 
+SECONDS = 0.5  # that a trial waits, to be hit
+
 
 @dataclass(frozen=True)
 class Counted(CatastrophicForgetting):
@@ -25,4 +27,5 @@ class Counted(CatastrophicForgetting):
     def unlearn(self, task: UnlearningTask) -> torch.nn.Module:
         with open(Path(__file__).parent / EXECUTIONS, "a", encoding="utf-8") as executions:
             executions.write(f"{task.generator.initial_seed()} {time.time()}\n")
+        time.sleep(SECONDS)
         return super().unlearn(task)

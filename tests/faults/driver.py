@@ -74,5 +74,14 @@ def member(ancestor: psutil.Process, name: str) -> psutil.Process | None:
 
 
 def left_of(family: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that are still there after so long."""
-    return psutil.wait_procs(family, timeout=seconds)[1]
+    """Those that are still there after so long. psutil's own wait fails where a number has become that of a thread."""
+    deadline = time.monotonic() + seconds
+    while (left := [each for each in family if _lives(each)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return left
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False

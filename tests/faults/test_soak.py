@@ -21,3 +21,4 @@ def test_twenty_kills_on_one_sweep_lose_nothing_and_repeat_nothing(tmp_path, nod
     undisturbed = soak.undisturbed_in(tmp_path / "undisturbed", 20)
     made = soak.soak(tmp_path / "killed", undisturbed, 20, "0", kills=20, nodes=nodes)
     assert len(made.kills) == 20
+    assert max(map(len, soak.executions(made.folder).values())) > 1, "no kill hit a trial that counts itself: nothing was tested"
