@@ -190,5 +190,5 @@ def test_a_ray_that_does_not_start_is_one_message(monkeypatch, address, raised, 
     monkeypatch.setattr(ray, "init", init)
     runtime, out = RuntimeSection(address=address), Console(quiet=True)
     expected = UserError if address else RayStopped
-    with pytest.raises(expected, match=said), connected(runtime, out, Path("tune.log"), pytest.fail):
+    with pytest.raises(expected, match=said), connected(runtime, out, own_files={}, log=Path("tune.log"), last_words=pytest.fail):
         pass
