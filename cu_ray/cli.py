@@ -118,8 +118,9 @@ def sweep(
 ) -> None:
     """Run the sweep of FILE, or what of it is not done yet.
 
-    On the Ray at --address (or RAY_ADDRESS); else on the cluster of --cluster; else on the cluster of ./cluster.yaml, if
-    `ray up` has started it from this machine; else on a Ray that is started here.
+    On the Ray at --address, the cluster of --cluster or, with --local, this machine. Without these on the Ray of
+    runtime.address or RAY_ADDRESS; else on the cluster of ./cluster.yaml, if `ray up` has started it from this machine; else
+    on a Ray that is started here.
     """
     from cu_ray.report.terminal import best_table
     from cu_ray.sweep import runner
@@ -133,6 +134,8 @@ def sweep(
         wanted = replace(wanted, runtime=replace(wanted.runtime, address="local"))
     elif (found := _cluster_for(wanted, cluster, out)) is not None:
         sys.exit(_send(wanted, found, detach, out))
+    if detach:
+        raise UserError("--detach is for a sweep that goes to a cluster (--cluster): here the driver has to stay")
     outcome = runner.run(wanted, out, retry_failed=retry_failed, seconds=seconds)
     counts = outcome.estimate
     if counts.trials_done:
@@ -161,7 +164,11 @@ def _cluster_for(wanted: Sweep, given: str | None, out: Console) -> Any:
         return Cluster.of(given)
     if wanted.runtime.address or os.environ.get("RAY_ADDRESS") or not Path("cluster.yaml").exists():
         return None
-    found = Cluster.of("cluster.yaml")
+    try:
+        found = Cluster.of("cluster.yaml")
+    except UserError as error:
+        out.print(f"Not asked for and passed over: {error}.", soft_wrap=True)
+        return None
     if not found.was_launched():
         return None
     out.print(f"`ray up` has started {found.name} (cluster.yaml) from this machine: the sweep goes there. --local runs it here.")
@@ -223,6 +230,21 @@ def fetch(folder: Path) -> None:
 
 
 @main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("others", type=click.Path(path_type=Path), nargs=-1, required=True)
+def merge(folder: Path, others: tuple[Path, ...]) -> None:
+    """Take into the sweep in FOLDER (results/NAME) what the sweeps in OTHERS have done."""
+    from cu_ray.sweep import ledger
+
+    for other in others:
+        if not (other / "ledger").is_dir():
+            raise UserError(f"there is no {other / 'ledger'}: is {other} the folder of a sweep (results/NAME)?")
+    with ledger.Ledger(folder / "ledger") as book:
+        count = sum(book.take_over(ledger.read(other / "ledger")) for other in others)
+    console().print(f"{count} records came in. The `cu-ray sweep` command takes them as done, and writes the tables.")
+
+
+@main.command()
 @click.option("--address", help="the Ray to look at  [default: RAY_ADDRESS, or one that is started here]")
 @click.option("--cluster", type=click.Path(), help="the cluster.yaml of a cluster that `ray up` started, to look at that")
 @click.option(
@@ -238,7 +260,8 @@ def doctor(address: str | None, cluster: str | None, storage: str, nodes: int | 
     if cluster is not None:
         sys.exit(_doctor_there(cluster, storage, nodes))
     runtime = config.RuntimeSection(address=address)
-    with connected(runtime, out, own_files={}, log=Path("the head's logs"), last_words=lambda message: None):
+    log = Path("/tmp/ray/session_latest/logs")  # noqa: S108
+    with connected(runtime, out, own_files={}, log=log, last_words=lambda said: print(f"cu-ray: {said}", file=sys.stderr)):
         found, faults = examine(storage, nodes)
     out.print(table_of(found))
     faults += [f"{node.host} ({node.address}) {fault}" for node in found for fault in node.faults]
@@ -283,9 +306,13 @@ def plan(file: str, only: tuple[str, ...], seeds: str, output: str | None, as_js
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 def status(folder: Path) -> None:
-    """Say how far the sweep in FOLDER (results/NAME) is."""
+    """Say how far the sweep in FOLDER (results/NAME) is, also where it runs on a cluster."""
+    from cu_ray.remote.away import MARK, Away
     from cu_ray.sweep import status as statuses
 
+    if (folder / MARK).exists() and not (sent := Away.of(folder)).ended:
+        print(f"On {sent.cluster.name}: {sent.report()}", end="")
+        return
     facts = statuses.read(folder)
     running = facts["running"] and _alive(facts["process"], facts["host"])
     state = "running" if running else "stopped before its end" if facts["running"] else "not running"

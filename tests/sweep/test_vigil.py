@@ -19,8 +19,9 @@ from rich.console import Console
 from cu_ray.config import RuntimeSection
 from cu_ray.errors import RayStopped, UserError
 from cu_ray.sweep import vigil
-from cu_ray.sweep.cluster import Room, connected
+from cu_ray.sweep.cluster import connected
 from cu_ray.sweep.remains import Remains
+from cu_ray.sweep.room import Room
 from cu_ray.sweep.vigil import RayIsGone, Server, Vigil
 
 
@@ -115,7 +116,8 @@ def test_servers_that_end_because_we_leave_are_no_end_of_ray(listener):
 HANGS = """
 import socket, time
 from cu_ray.sweep import vigil
-from cu_ray.sweep.cluster import Room, connected
+from cu_ray.sweep.cluster import connected
+from cu_ray.sweep.room import Room
 vigil.GRACE = 1.0
 listener = socket.create_server(("127.0.0.1", 0))
 server = vigil.Server("raylet", f"127.0.0.1:{listener.getsockname()[1]}", "raylet.out", 0.5)
