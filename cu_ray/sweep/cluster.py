@@ -86,7 +86,8 @@ def _init(address: str | None, options: Mapping[str, Any], own_files: Mapping[Pa
     except SystemExit as error:  # what Ray makes of a SIGTERM while it starts
         raise KeyboardInterrupt from error
     except Exception as error:  # of any class, where one of its processes dies while it starts
-        if address and isinstance(error, (ConnectionError, getattr(ray.exceptions, "AuthenticationError", ConnectionError))):
+        refusals = (ConnectionError, ValueError, getattr(ray.exceptions, "AuthenticationError", ConnectionError))
+        if address and isinstance(error, refusals):
             raise UserError(f"no Ray cluster answers at {address}: {in_one_line(error)}. {ASKED}") from error
         raise RayStopped(
             f"Ray did not start: {in_one_line(error)} (see {log}). Nothing is lost; the same command goes on from there."
