@@ -59,6 +59,10 @@ class Commands(click.Group):
             ctx.exit(130)
         except BrokenPipeError:
             ctx.exit(1)
+        except OSError as error:  # a full disk, no permission
+            where = f" ({error.filename})" if error.filename else ""
+            print(f"cu-ray: {error.strerror or error}{where}", file=sys.stderr)
+            ctx.exit(1)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """The command named, or a complaint with the nearest name."""
@@ -267,7 +271,7 @@ def doctor(address: str | None, cluster: str | None, storage: str, nodes: int | 
     faults += [f"{node.host} ({node.address}) {fault}" for node in found for fault in node.faults]
     for fault in faults:
         out.print(Text(f"Fault: {fault}."), soft_wrap=True)
-    out.print("No fault found." if not faults else f"{len(faults)} faults.")
+    out.print("No fault found." if not faults else f"{len(faults)} {'fault' if len(faults) == 1 else 'faults'} found.")
     sys.exit(bool(faults))
 
 
