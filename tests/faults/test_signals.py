@@ -12,14 +12,6 @@ from tests import sweeps
 from tests.faults.driver import Driver, left_of
 
 
-@pytest.fixture(autouse=True)
-def hangups_are_heard():
-    """Also where the tests themselves run under nohup, which their children inherit."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_while_ray_starts_ends_the_sweep_within_ten_seconds(tmp_path, number):
     driver = Driver(tmp_path, str(sweeps.small(tmp_path)))
