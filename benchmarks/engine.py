@@ -14,7 +14,6 @@ import itertools
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -134,9 +133,15 @@ def measure(trials: int, studies: int, seconds: float, workers: int) -> dict[str
             "start_and_end_s": wall - (last - first),
             "planning_s": planning,
             "nothing_to_do_s": time.perf_counter() - began,
-            "driver_peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "driver_peak_mb": peak_mb(),
             **disk.figures(Path(str(sweep.folder / "tables"))),
         }
+
+
+def peak_mb() -> float:
+    """The most memory of this process; `ru_maxrss` would be at least that of the process that started it."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def gaps(records: list[Any]) -> list[float]:

@@ -23,7 +23,7 @@ from rich.text import Text
 from cu_ray import __version__, config, plugins, yaml_file
 from cu_ray.config import SAMPLERS, Sweep
 from cu_ray.errors import CuRayError, UserError, did_you_mean
-from cu_ray.places import Place, at
+from cu_ray.places import Folder, Place, at
 from cu_ray.selection import RULES
 
 QUICKSTART = """
@@ -72,6 +72,10 @@ class Commands(click.Group):
             print("cu-ray: interrupted. What a sweep has finished is kept; the same command goes on from there.", file=sys.stderr)
             ctx.exit(130)
         except BrokenPipeError:
+            ctx.exit(1)
+        except OSError as error:  # a full disk, no permission
+            where = f" ({error.filename})" if error.filename else ""
+            print(f"cu-ray: {error.strerror or error}{where}", file=sys.stderr)
             ctx.exit(1)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
@@ -132,8 +136,9 @@ def sweep(
 ) -> None:
     """Run the sweep of FILE, or what of it is not done yet.
 
-    On the Ray at --address (or RAY_ADDRESS); else on the cluster of --cluster; else on the cluster of ./cluster.yaml, if
-    `ray up` has started it from this machine; else on a Ray that is started here.
+    On the Ray at --address, the cluster of --cluster or, with --local, this machine. Without these on the Ray of
+    runtime.address or RAY_ADDRESS; else on the cluster of ./cluster.yaml, if `ray up` has started it from this machine; else
+    on a Ray that is started here.
     """
     from cu_ray.report.terminal import best_table
     from cu_ray.sweep import runner
@@ -147,6 +152,8 @@ def sweep(
         wanted = replace(wanted, runtime=replace(wanted.runtime, address="local"))
     elif (found := _cluster_for(wanted, cluster, out)) is not None:
         sys.exit(_send(wanted, found, detach, out))
+    if detach:
+        raise UserError("--detach is for a sweep that goes to a cluster (--cluster): here the driver has to stay")
     outcome = runner.run(wanted, out, retry_failed=retry_failed, seconds=seconds)
     counts = outcome.estimate
     if counts.trials_done:
@@ -175,7 +182,11 @@ def _cluster_for(wanted: Sweep, given: str | None, out: Console) -> Any:
         return Cluster.of(given)
     if wanted.runtime.address or os.environ.get("RAY_ADDRESS") or not Path("cluster.yaml").exists():
         return None
-    found = Cluster.of("cluster.yaml")
+    try:
+        found = Cluster.of("cluster.yaml")
+    except UserError as error:
+        out.print(f"Not asked for and passed over: {error}.", soft_wrap=True)
+        return None
     if not found.was_launched():
         return None
     out.print(f"`ray up` has started {found.name} (cluster.yaml) from this machine: the sweep goes there. --local runs it here.")
@@ -237,6 +248,21 @@ def fetch(folder: Place) -> None:
 
 
 @main.command()
+@click.argument("folder", type=PLACE)
+@click.argument("others", type=PLACE, nargs=-1, required=True)
+def merge(folder: Place, others: tuple[Place, ...]) -> None:
+    """Take into the sweep in FOLDER (results/NAME) what the sweeps in OTHERS have done."""
+    from cu_ray.sweep import ledger
+
+    for other in others:
+        if not (other / "ledger").files():
+            raise UserError(f"there is no {other / 'ledger'}: is {other} the folder of a sweep (results/NAME)?")
+    with ledger.Ledger(folder / "ledger") as book:
+        count = sum(book.take_over(ledger.read(other / "ledger")) for other in others)
+    console().print(f"{count} records came in. The `cu-ray sweep` command takes them as done, and writes the tables.")
+
+
+@main.command()
 @click.option("--address", help="the Ray to look at  [default: RAY_ADDRESS, or one that is started here]")
 @click.option("--cluster", type=click.Path(), help="the cluster.yaml of a cluster that `ray up` started, to look at that")
 @click.option(
@@ -252,13 +278,14 @@ def doctor(address: str | None, cluster: str | None, storage: str, nodes: int | 
     if cluster is not None:
         sys.exit(_doctor_there(cluster, storage, nodes))
     runtime = config.RuntimeSection(address=address)
-    with connected(runtime, out, own_files={}, log=Path("the head's logs"), last_words=lambda message: None):
+    log = Path("/tmp/ray/session_latest/logs")  # noqa: S108
+    with connected(runtime, out, own_files={}, log=log, last_words=lambda said: print(f"cu-ray: {said}", file=sys.stderr)):
         found, faults = examine(storage, nodes)
     out.print(table_of(found))
     faults += [f"{node.host} ({node.address}) {fault}" for node in found for fault in node.faults]
     for fault in faults:
         out.print(Text(f"Fault: {fault}."), soft_wrap=True)
-    out.print("No fault found." if not faults else f"{len(faults)} faults.")
+    out.print("No fault found." if not faults else f"{len(faults)} {'fault' if len(faults) == 1 else 'faults'} found.")
     sys.exit(bool(faults))
 
 
@@ -297,9 +324,13 @@ def plan(file: str, only: tuple[str, ...], seeds: str, output: str | None, as_js
 @main.command()
 @click.argument("folder", type=PLACE)
 def status(folder: Place) -> None:
-    """Say how far the sweep in FOLDER (results/NAME) is."""
+    """Say how far the sweep in FOLDER (results/NAME) is, also where it runs on a cluster."""
+    from cu_ray.remote.away import MARK, Away
     from cu_ray.sweep import status as statuses
 
+    if isinstance(folder, Folder) and folder.has(MARK) and not (sent := Away.of(folder)).ended:
+        print(f"On {sent.cluster.name}: {sent.report()}", end="")
+        return
     facts = statuses.read(folder)
     running = facts["running"] and _alive(facts["process"], facts["host"])
     state = "running" if running else "stopped before its end" if facts["running"] else "not running"

@@ -167,3 +167,19 @@ def test_no_share_of_a_gpu_is_refused(tmp_path):
     result = cu_ray("plan", str(tmp_path / "none.yaml"))
     assert result.exit_code == 2
     assert "runtime.gpus_per_trial" in result.output
+
+
+def test_merge_takes_over_what_others_have_done_and_a_full_or_forbidden_place_is_one_message(tmp_path):
+    file = sweeps.small(tmp_path, seeds="[0]", fractions="[1.0]", trials=2)
+    done = sweeps.command(tmp_path, "sweep", str(file), "--only", "method=no_unlearning", "--output", "one")
+    assert done.returncode == 0, done.stderr
+    merged = sweeps.command(tmp_path, "merge", "two/small", "one/small")
+    assert merged.returncode == 0, merged.stderr
+    assert merged.stdout.startswith("3 records came in.")  # an original, a trial and the point that it is of
+    left = sweeps.command(tmp_path, "plan", str(file), "--only", "method=no_unlearning", "--output", "two", "--json")
+    assert json.loads(left.stdout)["trials_done"] == 1
+    (tmp_path / "three").touch()
+    refused = sweeps.command(tmp_path, "merge", "three/small", "one/small")
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("cu-ray: Not a directory (three/small")
+    assert len(refused.stderr.splitlines()) == 1

@@ -673,3 +673,25 @@ def test_a_ledger_is_read_while_another_process_writes_it_and_is_free_when_that_
     assert [len(each) for each in seen] == sorted(len(each) for each in seen)
     with Ledger(tmp_path) as book:
         assert list(book.known.trials) == keys
+
+
+def test_a_ledger_takes_over_what_it_lacks_and_what_went_better_elsewhere(tmp_path):
+    failed = Record("trial", "b", {}, "failed", "no")
+    with Ledger(tmp_path / "other") as other:
+        for record in (trial("a"), trial("b"), Record("trial", "c", {}, "failed", "later"), Record("original", "o", {}, "ok")):
+            other.append(record)
+        other.append(PointRecord("s", 0, {"alpha": 0.5}, ("a",)))
+        other.append(PointRecord("s", 1, {"alpha": 0.7}, ("b",)))
+        other.note_code({"scrub": {"version": 1}, "ssd": {"version": 1}})
+    with Ledger(tmp_path / "mine") as book:
+        book.append(failed)
+        book.append(trial("c"))
+        book.append(PointRecord("s", 0, {"alpha": 0.1}, ("z",)))
+        book.note_code({"scrub": {"version": 2}})
+        assert book.take_over(ledger.read(tmp_path / "other")) == 4
+        assert book.take_over(ledger.read(tmp_path / "other")) == 0
+    known = ledger.read(tmp_path / "mine")
+    assert {key: record.ok for key, record in known.trials.items()} == {"a": True, "b": True, "c": True}
+    assert list(known.originals) == ["o"]
+    assert {index: point.hyperparameters["alpha"] for index, point in known.points["s"].items()} == {0: 0.1, 1: 0.7}
+    assert known.code == {"scrub": {"version": 2}, "ssd": {"version": 1}}

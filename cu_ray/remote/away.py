@@ -1,16 +1,18 @@
 """A sweep on the head of a cluster: started there so that it needs this machine no more, followed, stopped, brought home.
 
 On the head it has a folder of its own, `~/cu-ray/NAME`: what was sent in `files`, from which the driver runs, its output in
-`run.log`, its process in `process`, and its exit code in `exit` when it has ended.
+`run.log`, its process in `process`, and its exit code in `exit` when it has ended. The ledgers here and there take over what
+the other one has, whenever something is sent or fetched: nothing is run twice, and nothing is overwritten.
 """
 
 from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from rich.console import Console
@@ -19,13 +21,14 @@ from cu_ray import __version__
 from cu_ray.config import Sweep
 from cu_ray.errors import UserError
 from cu_ray.places import Folder, Place
-from cu_ray.remote.launcher import Cluster, HeadFailed
+from cu_ray.remote.launcher import Cluster, HeadFailed, quoted
 from cu_ray.remote.parcel import pack
+from cu_ray.sweep import ledger
 
 MARK = "cluster.json"  # in the results folder here, or at the URI of the results: where the sweep runs
 RUN = """#!/usr/bin/env bash
 cd "$(dirname "$0")/files" || exit 1
-{command} &
+{{ [ ! -d ../brought ] || cu-ray merge {results} ../brought; }} && exec {command} &
 echo $! > ../process
 wait $!
 echo $? > ../exit
@@ -34,7 +37,7 @@ echo $? > ../exit
 
 @dataclass(frozen=True)
 class Away:
-    """A sweep that was sent to a cluster. results: its folder on the head, from there; home: its folder here.
+    """A sweep that was sent to a cluster. results: its folder on the head, from where the driver runs; home: its folder here.
 
     With results at a URI, they are at home there.
     """
@@ -43,17 +46,28 @@ class Away:
     folder: str
     results: str
     home: Place
+    ended: bool = False  # and everything is at home
 
     @classmethod
     def of(cls, home: Place) -> Away:
         """The sweep whose results are to come into this folder. Raises UserError where none was sent to a cluster from here."""
         try:
             facts = json.loads(home.read(MARK))
-            return cls(Cluster.of(facts["cluster"]), facts["folder"], facts["results"], home)
+            return cls(Cluster.of(facts["cluster"]), facts["folder"], facts["results"], home, facts["ended"])
         except FileNotFoundError:
             raise UserError(f"{home} is not the folder (results/NAME) of a sweep that was sent to a cluster from here") from None
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{home / MARK} is damaged: give the `cu-ray sweep --cluster` command again") from None
+
+    def note(self) -> None:
+        """Remember in the folder here where the sweep runs. Raises UserError where that cannot be written."""
+        facts = {"cluster": str(self.cluster.path), "folder": self.folder, "results": self.results, "ended": self.ended}
+        try:
+            self.home.write(MARK, json.dumps(facts).encode())
+        except OSError as error:
+            raise UserError(
+                f"results cannot be written to {self.home}: {error.strerror or error}. Give another place with --output."
+            ) from error
 
     @property
     def status(self) -> str:
@@ -63,34 +77,73 @@ class Away:
             "else echo lost; fi"
         ).strip()
 
+    def report(self) -> str:
+        """What `cu-ray status` says on the head. Raises HeadFailed."""
+        results = quoted(self.results)
+        return self.cluster.ask(
+            f"cd {self.folder}/files && if [ -e {results}/status.json ]; then cu-ray status {results}; "
+            "else echo 'It starts: nothing is done yet.'; fi"
+        )
+
     def stop(self) -> None:
         """Let the driver stop as by Ctrl-C: its tables are written, and the same command goes on."""
         self.cluster.ask(f"cd {self.folder} && kill -TERM $(cat process)")
 
     def fetch(self) -> None:
-        """Bring ledger, tables and logs home, unless the driver writes them there itself."""
-        if isinstance(self.home, Folder):
-            self.cluster.fetch(str(PurePosixPath(self.folder, "files", self.results)), self.home.path)
+        """Bring tables and logs home, and what the ledger there has and the one here has not. Raises HeadFailed.
+
+        Nothing is to be done where the results are at a URI. Raises UserError where a sweep is writing to the folder here.
+        """
+        if not isinstance(self.home, Folder):
+            return
+        there = str(PurePosixPath(self.folder, "files", self.results)) if self.results[:1] != "~" else self.results
+        with tempfile.TemporaryDirectory(prefix="cu-ray-") as name:
+            fetched = Path(name)
+            if self.cluster.ask(f"test -e {quoted(there)} && echo there || true").strip():
+                self.cluster.fetch(there, fetched)
+            with ledger.Ledger(self.home / "ledger") as book:
+                book.take_over(ledger.read(fetched / "ledger"))
+            shutil.rmtree(fetched / "ledger", ignore_errors=True)
+            shutil.copytree(fetched, self.home.path, dirs_exist_ok=True)
 
     def follow(self, console: Console) -> int:
         """Show the driver's output until it ends, then bring the results home; the driver's exit code.
 
-        Ctrl-C leaves the sweep alone and gives 0.
+        Ctrl-C leaves the sweep alone and gives 130, a lost connection 1.
         """
         try:
-            self.cluster.show(f"tail -n +1 -f --pid=$(cat {self.folder}/process) {self.folder}/run.log")
+            self._show()
             status = self.status
-        except (KeyboardInterrupt, HeadFailed):
-            status = "left"
-        if status in ("running", "left"):
-            console.print(f"\nNo longer followed; the sweep goes on on {self.cluster.name}. What to do from here:")
-            for command, what in (("attach", "follow it again"), ("status", "how far it is"), ("fetch", "bring its tables home")):
-                console.print(f"  cu-ray {command} {self.home}   {what}", soft_wrap=True)
-            console.print(f"  cu-ray stop {self.home}     end it; the same command goes on later", soft_wrap=True)
-            return 0
+        except KeyboardInterrupt:
+            status = "running"
+        except HeadFailed as error:
+            console.print(f"cu-ray: {error}.", soft_wrap=True)
+            status = "unknown"
+        if status in ("running", "unknown"):
+            self._say_what_to_do(console)
+            return 130 if status == "running" else 1
         self.fetch()
+        replace(self, ended=True).note()
+        if status == "lost":
+            console.print(f"The driver on {self.cluster.name} was killed. The same command goes on from there.", soft_wrap=True)
         console.print(f"Results are in {self.home}.", soft_wrap=True)
         return int(status) if status.isdigit() else 1
+
+    def _show(self) -> None:
+        try:
+            self.cluster.show(f"tail -n +1 -f --pid=$(cat {self.folder}/process) {self.folder}/run.log")
+        except HeadFailed:  # Ctrl-C is sent to the head, where it ends all that is shown
+            self.cluster.ask("true")
+
+    def _say_what_to_do(self, console: Console) -> None:
+        console.print(f"\nNo longer followed; the sweep goes on on {self.cluster.name}. What to do from here:")
+        for command, what in (
+            ("attach", "follow it again, and bring it home when it has ended"),
+            ("status", "how far it is"),
+            ("fetch", "bring home what is done"),
+            ("stop", "end it; the same command goes on later"),
+        ):
+            console.print(f"  cu-ray {command} {self.home}   {what}", soft_wrap=True)
 
 
 def start(sweep: Sweep, cluster: Cluster, options: Sequence[str], console: Console) -> Away:
@@ -98,24 +151,29 @@ def start(sweep: Sweep, cluster: Cluster, options: Sequence[str], console: Conso
 
     Raises UserError where the head has another version of cu-ray or a file cannot be sent, HeadFailed where it is not reached.
     """
-    away = Away(cluster, f"~/cu-ray/{sweep.name}", str(sweep.folder), sweep.folder)
+    local = isinstance(sweep.folder, Folder)  # a home folder (~) in its path is then the head's
+    results = str(Path(sweep.runtime.output) / sweep.name if local else sweep.folder)
+    away = Away(cluster, f"~/cu-ray/{sweep.name}", results, sweep.folder)
     _require_same_version(cluster)
-    mark = {"cluster": str(cluster.path), "folder": away.folder, "results": away.results}
-    away.home.write(MARK, json.dumps(mark).encode())  # before anything starts: it may be that nothing can be written there
+    away.note()
     if cluster.ask(f"test -e {away.folder}/process && echo there || true").strip() and away.status == "running":
         console.print(f"{sweep.name} runs on {cluster.name} already: following it.")
-    else:
-        source = Path(sweep.source).resolve()
-        with tempfile.TemporaryDirectory(prefix="cu-ray-") as name:
-            paths = pack(source, Path(name) / "files")
-            command = ["cu-ray", "sweep", str(source.relative_to(Path.cwd())), "--address", "auto", *options]
-            (Path(name) / "run.sh").write_text(RUN.format(command=shlex.join(command)), encoding="utf-8")
-            console.print(f"Sending {len(paths)} files to {cluster.name} ...")
-            cluster.send(Path(name), away.folder)
-        cluster.ask(
-            f"cd {away.folder} && rm -f exit process && (setsid nohup bash run.sh > run.log 2>&1 < /dev/null &) "
-            "&& for i in $(seq 100); do [ -e process ] && exit 0; sleep 0.1; done; exit 1"
-        )
+        return away
+    source = Path(sweep.source).resolve()
+    with tempfile.TemporaryDirectory(prefix="cu-ray-") as name:
+        parcel = Path(name)
+        paths = pack(source, parcel / "files")
+        if isinstance(away.home, Folder) and (away.home / "ledger").files():
+            shutil.copytree(away.home.path / "ledger", parcel / "brought" / "ledger")
+        command = ["cu-ray", "sweep", str(source.relative_to(Path.cwd())), "--address", "auto", *options]
+        (parcel / "run.sh").write_text(RUN.format(command=shlex.join(command), results=quoted(away.results)), encoding="utf-8")
+        console.print(f"Sending {len(paths)} files to {cluster.name} ...")
+        cluster.ask(f"rm -rf {away.folder}/brought")
+        cluster.send(parcel, away.folder)
+    cluster.ask(
+        f"cd {away.folder} && rm -f exit process && (setsid nohup bash run.sh > run.log 2>&1 < /dev/null &) "
+        "&& for i in $(seq 100); do [ -e process ] && exit 0; sleep 0.1; done; exit 1"
+    )
     return away
 
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import sys
+import tarfile
 import tempfile
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +23,13 @@ import yaml
 from cu_ray.errors import CuRayError, UserError
 
 RAY_FOLDER = Path("/tmp/ray")  # noqa: S108 where the launcher keeps what it knows of clusters of given machines
+PACKED = "cu-ray-packed"  # the file that is copied
 ENDED = "cu-ray-ended:"  # before the exit code: the launcher itself does not tell it
+
+
+def quoted(path: str) -> str:
+    """A path of the head's for its shell, which knows the home folder."""
+    return f"~/{shlex.quote(path[2:])}" if path.startswith("~/") else shlex.quote(path)
 
 
 class HeadFailed(CuRayError):
@@ -91,14 +100,31 @@ class Cluster:
             sdk.run_on_cluster(str(self.path), cmd=f"({command}); true")
 
     def send(self, folder: Path, to: str) -> None:
-        """Copy a folder's content into a folder of the head's, which is made. Raises HeadFailed."""
-        self.ask(f"mkdir -p {to}")
-        self._copy(f"{folder}/", f"{to}/", down=False)
+        """Put a folder's content into a folder of the head's, which is made. Raises HeadFailed.
+
+        As one file: what cluster.yaml leaves out when Ray copies (rsync_exclude, rsync_filter) is meant for other things.
+        """
+        with tempfile.TemporaryDirectory(prefix="cu-ray-") as name:
+            packed = Path(name) / PACKED
+            with tarfile.open(packed, "w:gz") as file:
+                file.add(folder, ".")
+            self.ask(f"mkdir -p {to}")
+            self._copy(str(packed), f"{to}/{PACKED}", down=False)
+            self.ask(f"cd {to} && tar xzf {PACKED} && rm {PACKED}")
 
     def fetch(self, folder: str, to: Path) -> None:
-        """Copy the content of a folder of the head's into one here. Raises HeadFailed."""
-        to.mkdir(parents=True, exist_ok=True)
-        self._copy(f"{folder}/", f"{to}/", down=True)
+        """Put the content of a folder of the head's into one here. Raises HeadFailed."""
+        there = f"/tmp/{PACKED}-{uuid.uuid4().hex}"  # noqa: S108
+        self.ask(f"tar czf {there} -C {quoted(folder)} . || [ $? = 1 ]")  # 1: a file changed meanwhile
+        try:
+            with tempfile.TemporaryDirectory(prefix="cu-ray-") as name:
+                self._copy(there, f"{name}/{PACKED}", down=True)
+                with tarfile.open(f"{name}/{PACKED}") as file:
+                    file.extractall(to, filter="data")
+        except (OSError, tarfile.TarError) as error:
+            raise HeadFailed(f"what came from the head of {self.name} cannot be put into {to}: {error}") from error
+        finally:
+            self.ask(f"rm -f {there}")
 
     def _copy(self, source: str, target: str, *, down: bool) -> None:
         from ray.autoscaler import sdk

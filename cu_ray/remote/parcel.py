@@ -47,8 +47,15 @@ def _named(source: Path, here: Path) -> Iterator[Path]:
     """The files and folders that the sweep files name by a relative path: weights, index files, images."""
     for file in _sweep_files(source):
         for given in _texts({name: value for name, value in _value(file).items() if name not in ("runtime", "extends")}):
-            if ("/" in given or "." in given) and not Path(given).is_absolute() and (here / given).exists():
+            if ("/" in given or "." in given) and not Path(given).is_absolute() and _exists(here / given):
                 yield (here / given).resolve()
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a text longer than any name
+        return False
 
 
 def _texts(value: Any) -> Iterator[str]:

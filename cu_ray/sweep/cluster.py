@@ -1,14 +1,12 @@
-"""Ray itself: started on this machine or joined at an address; the shape of a worker and how many fit."""
+"""Ray itself: started on this machine or joined at an address, and watched while a sweep is at it."""
 
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import shutil
+import socket
 import tempfile
-import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,13 +17,11 @@ from rich.console import Console
 from cu_ray.config import RuntimeSection
 from cu_ray.errors import RayStopped, UserError, in_one_line
 from cu_ray.sweep.remains import Remains
-from cu_ray.sweep.shares import trials_in
 from cu_ray.sweep.tokens import guarded
 from cu_ray.sweep.vigil import Server, Vigil
 
 ASKED = "One that asks for a token takes that of RAY_AUTH_TOKEN or ~/.ray/auth_token, with RAY_AUTH_MODE=token."
-ASK_EVERY = 5.0  # seconds between looks at what the cluster has
-ANSWERS_IN = 1.0  # seconds that it is waited for
+REACHED_IN = 10.0  # seconds
 ENDS_AFTER = 1.0  # seconds of silence of a server whose end is the end of this process: two looks
 MAY_COME_BACK = 30.0  # of the gcs of a cluster, which may be restarted; after 60 Ray ends this process
 
@@ -69,10 +65,19 @@ def connected(
             yield vigil
 
 
+def num_nodes() -> int:
+    """How many nodes the Ray has that this process is at."""
+    import ray
+
+    return sum(node["Alive"] for node in ray.nodes())
+
+
 def _init(address: str | None, options: Mapping[str, Any], own_files: Mapping[Path, Path], log: Path) -> Any:
     """What ray.init gives. Raises UserError where no cluster answers, RayStopped where Ray does not come up here."""
     import ray
 
+    if address:
+        _require_answer(address)
     try:
         with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="cu-ray-") as folder:
             warnings.simplefilter("ignore", FutureWarning)
@@ -81,11 +86,22 @@ def _init(address: str | None, options: Mapping[str, Any], own_files: Mapping[Pa
     except SystemExit as error:  # what Ray makes of a SIGTERM while it starts
         raise KeyboardInterrupt from error
     except Exception as error:  # of any class, where one of its processes dies while it starts
-        if address and isinstance(error, (ConnectionError, getattr(ray.exceptions, "AuthenticationError", ConnectionError))):
+        refusals = (ConnectionError, ValueError, getattr(ray.exceptions, "AuthenticationError", ConnectionError))
+        if address and isinstance(error, refusals):
             raise UserError(f"no Ray cluster answers at {address}: {in_one_line(error)}. {ASKED}") from error
         raise RayStopped(
             f"Ray did not start: {in_one_line(error)} (see {log}). Nothing is lost; the same command goes on from there."
         ) from error
+
+
+def _require_answer(address: str) -> None:
+    """Raise UserError where nothing listens at HOST:PORT: Ray itself would try for a minute, and sometimes for ever."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED_IN).close()
+        except (OSError, OverflowError) as error:
+            raise UserError(f"no Ray cluster answers at {address}: {in_one_line(error)}") from error
 
 
 def _vigil_of_started(session: Path, leave: Callable[[], object], last_words: Callable[[str], object]) -> Vigil:
@@ -134,49 +150,3 @@ def _require_here(address: str | None) -> None:
     here = ray.get_runtime_context().gcs_address
     if address not in (None, "auto", here):
         raise UserError(f"this process is at the Ray at {here}, not at {address}: leave the address out, or call ray.shutdown()")
-
-
-def shape(share: float | None) -> dict[str, float]:
-    """The one resource shape of all workers: a CPU, and this share of a GPU."""
-    return {"cpu": 1.0} if share is None else {"cpu": 1.0, "gpu": share}
-
-
-class Room:
-    """How many workers fit into the cluster, asked anew every few seconds: nodes come and go."""
-
-    def __init__(self, shape: Mapping[str, float], limit: int | None) -> None:
-        self._shape, self._limit = shape, limit
-        self._asked, self._fit = -math.inf, 0
-
-    def __call__(self) -> int:
-        """How many fit, and not more than the limit; as many as before where a gcs that has ended does not answer."""
-        if time.monotonic() - self._asked > ASK_EVERY:
-            self._asked = time.monotonic()
-            asker = threading.Thread(target=self._ask, name="room", daemon=True)
-            asker.start()
-            asker.join(ANSWERS_IN if self._fit else None)
-        return self._fit if self._limit is None else min(self._fit, self._limit)
-
-    def _ask(self) -> None:
-        self._fit = self._count()
-
-    def _count(self) -> int:
-        import ray
-
-        resources = ray.cluster_resources()
-        cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-        share = self._shape.get("gpu")
-        if share is None:
-            return cpus
-        # a worker is on one GPU: what is left over of two does not make a third
-        return min(cpus, int(gpus // share) if share > 1 else gpus * trials_in(share))
-
-
-def require(room: Room, shape: Mapping[str, float]) -> None:
-    """Raise UserError where not one worker of that shape fits."""
-    import ray
-
-    if room() < 1:
-        gpus = ray.cluster_resources().get("GPU", 0)
-        needed = f"{shape['gpu']:g} GPUs" if "gpu" in shape else "1 CPU"
-        raise UserError(f"not one worker fits: it needs {needed}, Ray has {gpus:g} GPUs (runtime.device, runtime.gpus_per_trial)")

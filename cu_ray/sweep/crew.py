@@ -12,10 +12,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cu_ray.config import Sweep
 from cu_ray.places import lasting
-from cu_ray.sweep import cluster
 from cu_ray.sweep.desk import Desk
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.ready import Job
+from cu_ray.sweep.room import Room, require, shape
 from cu_ray.sweep.searcher import NowAndThen, WhenOver, WorkerSearcher
 from cu_ray.sweep.trainable import StageTrainable, pack
 from cu_ray.types import Dataset
@@ -47,12 +47,12 @@ class Crew:
 
         Raises UserError where not one worker fits into the cluster.
         """
-        shape = cluster.shape(share)
-        room = cluster.Room(shape, self._sweep.runtime.workers)
-        cluster.require(room, shape)
+        worker = shape(share)
+        room = Room(worker, self._sweep.runtime.workers)
+        require(room, worker)
         scratch = self._sweep.scratch / ".tune"
         tuner = tune.Tuner(
-            tune.with_resources(self._trainable, shape),
+            tune.with_resources(self._trainable, worker),
             tune_config=tune.TuneConfig(
                 search_alg=WorkerSearcher(dispatch, room),
                 num_samples=-1,

@@ -16,10 +16,14 @@ from typing import Any
 
 from rich.table import Table
 
+from cu_ray.errors import UserError
 from cu_ray.places import at, lasting
 
 PACKAGES = ("cu-ray", "ray", "torch", "numpy", "optuna")
 MOST_SECONDS = 60.0  # for all nodes to answer
+QUICK = 20.0  # seconds, likewise before a sweep
+NO_ANSWER = "did not answer in time: its GPUs are in use, or it is cut off"
+MISSING = "`ray monitor cluster.yaml` shows what becomes of the others; `ray up` again is harmless"
 MOST_SKEW = 5.0  # seconds
 LEAST_FREE = {"/tmp": 5 << 30, "/dev/shm": 1 << 30}  # bytes  # noqa: S108
 
@@ -41,27 +45,50 @@ class Node:
 def examine(storage: str, expected: int | None = None) -> tuple[list[Node], list[str]]:
     """All nodes of the Ray that this process is at, with their faults; the faults of the whole, each with its mend.
 
-    storage: the folder or URI that all nodes are to see; expected: how many nodes there should be.
+    storage: the folder or URI that all nodes are to see; expected: how many nodes there should be. Raises UserError where this
+    process cannot write to the storage.
     """
+    nodes = _asked(storage, use_gpus=True, seconds=MOST_SECONDS)
+    compare(nodes)
+    for node in nodes:
+        _look_at_room_and_clock(node)
+    missing = expected is not None and len(nodes) < expected
+    return nodes, [f"{len(nodes)} of {expected} nodes have joined: {MISSING}"] if missing else []
+
+
+def require_alike(storage: str) -> None:
+    """Raise UserError where nodes cannot do one sweep: versions that differ, a storage that not all of them see.
+
+    Quick, and without GPUs: a node that does not answer now is passed over.
+    """
+    nodes = [node for node in _asked(storage, use_gpus=False, seconds=QUICK) if NO_ANSWER not in node.faults]
+    compare(nodes)
+    faults = [f"{node.host} ({node.address}) {fault}" for node in nodes for fault in node.faults]
+    if faults:
+        raise UserError("\n  ".join(["the nodes of this Ray cannot do one sweep (see also `cu-ray doctor`):", *faults]))
+
+
+def _asked(storage: str, *, use_gpus: bool, seconds: float) -> list[Node]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     place, probe = at(lasting(storage)), f"probe-{uuid.uuid4().hex}"
-    place.write(probe, platform.node().encode())
     try:
-        alive = [node for node in ray.nodes() if node["Alive"]]
+        place.write(probe, platform.node().encode())
+    except OSError as error:
+        raise UserError(f"{place} cannot be written to: {error.strerror or error}. Give another as runtime.storage") from error
+    try:
         asked = {}
-        for node in alive:
+        for node in (node for node in ray.nodes() if node["Alive"]):
             where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            gpus = node["Resources"].get("GPU", 0)
+            gpus = node["Resources"].get("GPU", 0) if use_gpus else 0
             task = ray.remote(look).options(num_cpus=0, num_gpus=gpus, scheduling_strategy=where, max_retries=0)
             asked[task.remote(str(place), probe, gpus)] = node
         since = time.time()
-        ray.wait(list(asked), num_returns=len(asked), timeout=MOST_SECONDS)
-        nodes = [_answer(reference, node, since) for reference, node in asked.items()]
+        ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
+        return [_answer(reference, node, since) for reference, node in asked.items()]
     finally:
         place.delete(probe)
-    return nodes, faults_of(nodes, expected)
 
 
 def look(storage: str, probe: str, num_gpus: float) -> dict[str, Any]:
@@ -121,7 +148,7 @@ def _answer(reference: Any, node: Mapping[str, Any], since: float) -> Node:
     try:
         answer = ray.get(reference, timeout=0)
     except ray.exceptions.GetTimeoutError:
-        asked.faults.append(f"did not answer within {MOST_SECONDS:.0f} s: its GPUs are in use, or it is cut off")
+        asked.faults.append(NO_ANSWER)
     except Exception as error:  # the node died, or its Python is another one
         asked.faults.append(f"cannot run a task: {str(error).strip().splitlines()[-1]}")
     else:
@@ -132,28 +159,24 @@ def _answer(reference: Any, node: Mapping[str, Any], since: float) -> Node:
     return asked
 
 
-def faults_of(nodes: Sequence[Node], expected: int | None) -> list[str]:
-    """What is wrong with the nodes as a whole, each with its mend; what is wrong with one goes to its faults."""
-    found = []
-    if expected is not None and len(nodes) < expected:
-        found.append(
-            f"{len(nodes)} of {expected} nodes have joined: `ray monitor cluster.yaml` shows what becomes of the others; "
-            "`ray up` again is harmless"
-        )
+def compare(nodes: Sequence[Node]) -> None:
+    """Add to the faults of each node the versions in which it differs from most."""
     answered = [node for node in nodes if node.versions]
     for package in ("python", *PACKAGES):
         counts = Counter(node.versions[package] for node in answered)
-        usual = counts.most_common(1)[0][0] if counts else None
         for node in answered:
+            usual = counts.most_common(1)[0][0]
             if node.versions[package] != usual:
-                node.faults.append(f"{package} {node.versions[package]}, the others {usual}: install the same everywhere")
-    for node in answered:
-        if node.clock_off > MOST_SKEW:
-            node.faults.append(f"its clock is {node.clock_off:.0f} s off: have it set by NTP")
-        for folder, least in LEAST_FREE.items():
-            if node.free.get(folder, least) < least:
-                node.faults.append(f"{node.free[folder] / 2**30:.1f} GiB free in {folder}, {least >> 30} are needed: make room")
-    return found
+                node.faults.append(f"has {package} {node.versions[package]}, others {usual}: install the same everywhere")
+
+
+def _look_at_room_and_clock(node: Node) -> None:
+    if node.clock_off > MOST_SKEW:
+        node.faults.append(f"has a clock that is {node.clock_off:.0f} s off: have it set by NTP")
+    for folder, least in LEAST_FREE.items():
+        if node.free.get(folder, least) < least:
+            free = f"{node.free[folder] / 2**30:.1f} GiB"
+            node.faults.append(f"has {free} free in {folder}, {least >> 30} are needed: make room")
 
 
 def table_of(nodes: Sequence[Node]) -> Table:

@@ -24,10 +24,11 @@ from cu_ray.learning.precision import local_device_kind, resolve
 from cu_ray.places import Place, at, lasting
 from cu_ray.stages.poison import poison
 from cu_ray.store import checksum, open_store
-from cu_ray.sweep import cluster, ledger, plan, process, remarks, tables, weights
+from cu_ray.sweep import cluster, doctor, ledger, plan, process, remarks, tables, weights
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
+from cu_ray.sweep.room import Room, require, shape
 from cu_ray.sweep.shares import next_share
 from cu_ray.sweep.vigil import Vigil
 from cu_ray.types import Dataset
@@ -193,6 +194,8 @@ class _Work:
             ) as vigil,
             process.signals_interrupt(),  # again: when Ray starts it takes SIGTERM for itself
         ):
+            if cluster.num_nodes() > 1:
+                doctor.require_alike(self.sweep.runtime.storage)
             self._run_phases(vigil)
 
     def _last_words(self, message: str) -> None:
@@ -259,7 +262,7 @@ class _Work:
         wish = self.sweep.runtime.gpus_per_trial
         if wish != "auto":
             return float(wish)
-        cluster.require(cluster.Room(cluster.shape(1.0), None), cluster.shape(1.0))
+        require(Room(shape(1.0), None), shape(1.0))
         self.console.print("Measuring the memory of each method on a GPU (runtime.gpus_per_trial: a number measures nothing) ...")
         limit = self.sweep.runtime.trial_seconds
         seconds = None if math.isinf(limit) else limit

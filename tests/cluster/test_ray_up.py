@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from cu_ray.sweep import ledger
 from tests import sweeps
 
 HOSTS = Path(__file__).parent / "hosts.sh"
@@ -34,15 +37,15 @@ class Lab:
 
     folder: Path
 
-    def hosts(self, *arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    def hosts(self, *arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+        process = self.hosts_process(*arguments, stdout=stdout, stderr=subprocess.STDOUT, text=True)
+        said, _ = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(arguments, process.returncode, said)
+
+    def hosts_process(self, *arguments: str, **options) -> subprocess.Popen:
         own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        return subprocess.run(
-            ["bash", str(HOSTS), *arguments],
-            env={**own, "LAB": str(self.folder / "lab")},
-            text=True,
-            timeout=300,
-            **{"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, **options},
-        )
+        variables = {**own, "LAB": str(self.folder / "lab")}
+        return subprocess.Popen(["bash", str(HOSTS), *arguments], env=variables, start_new_session=True, **options)
 
     def driver(self, command: str) -> subprocess.CompletedProcess[str]:
         return self.hosts("exec", "driver", "bash", "-c", f"cd {self.folder} && {command}")
@@ -63,6 +66,7 @@ def shipped_for(lab: Path) -> str:
     del value["file_mounts"]["/tmp/cu-ray-source"]
     value["setup_commands"] = [each for each in value["setup_commands"] if "pip install" not in each]
     assert len(value["setup_commands"]) == 1
+    value["rsync_exclude"] += ["*.log", "*.yaml", "ledger"]  # what a user leaves out there is not left out of a sweep
     return yaml.safe_dump(value)
 
 
@@ -71,7 +75,7 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
     lab = Lab(folder)
     (folder / "cluster.yaml").write_text(shipped_for(folder / "lab"))
-    up = lab.hosts("up", "2", str(Path(sys.executable).parent), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    up = lab.hosts("up", "2", str(Path(sys.executable).parent), stdout=subprocess.DEVNULL)
     try:
         assert up.returncode == 0, "the hosts do not come up"
         assert lab.driver("ray get-auth-token --generate > token").returncode == 0
@@ -109,6 +113,11 @@ def test_ray_up_then_the_same_command_uses_all_nodes_and_gives_the_tables_of_one
     assert all("make room" in line for line in said.splitlines() if line.startswith("Fault: ")), said
     said = lab.cu_ray("doctor --cluster cluster.yaml --storage ~/of-each-its-own", code=1)
     assert "h2 (10.77.0.12) does not see what another node wrote to /root/of-each-its-own: mount the same" in said
+    sweeps.small(lab.folder, name="apart.yaml", storage="~/of-each-its-own")
+    said = lab.cu_ray("sweep apart.yaml --output apart", code=2)
+    assert "the nodes of this Ray cannot do one sweep" in said
+    assert "h2 (10.77.0.12) does not see what another node wrote to /root/of-each-its-own" in said
+    assert "Traceback" not in said
     said = lab.cu_ray("sweep small.yaml")
     assert "`ray up` has started cu-ray (cluster.yaml) from this machine: the sweep goes there." in said
     assert "Best of each study" in said
@@ -137,9 +146,7 @@ def test_a_user_s_own_plugin_goes_along(lab):
         '    """Catastrophic forgetting at a rate of its own."""\n\n'
         "    lr: float = RATE\n"
     )
-    sweeps.small(lab.folder, name="own.yaml", storage=lab.folder / "store", more="mine.methods:Mine: {steps: 4}")
-    text = (lab.folder / "own.yaml").read_text().replace("name: small", "name: own")
-    (lab.folder / "own.yaml").write_text(text)
+    named(lab, "own", more="mine.methods:Mine: {steps: 4}")
     said = lab.cu_ray("sweep own.yaml --only method=mine.methods:Mine")
     assert "Sending 4 files" in said
     trials = pd.read_parquet(lab.folder / "results/own/tables/trials.parquet")
@@ -148,32 +155,85 @@ def test_a_user_s_own_plugin_goes_along(lab):
     assert set(mine["status"]) == {"ok"}
 
 
-def test_a_sweep_survives_its_follower_and_a_node_and_comes_home(lab):
-    sweeps.small(lab.folder, name="long.yaml", storage=lab.folder / "other-store", seeds="[2, 3, 4]", trials=12)
-    text = (lab.folder / "long.yaml").read_text().replace("name: small", "name: long")
-    (lab.folder / "long.yaml").write_text(text)
+def named(lab, name, **settings):
+    """A sweep file of that name in the driver's folder."""
+    path = sweeps.small(lab.folder, name=f"{name}.yaml", storage=lab.folder / "store", **settings)
+    path.write_text(path.read_text().replace("name: small", f"name: {name}"))
+
+
+def counts_of(lab, name):
+    return json.loads((lab.folder / f"results/{name}/status.json").read_text())
+
+
+def hosts_of(lab, name):
+    """The host of each trial at home, by its key."""
+    known = ledger.read(lab.folder / f"results/{name}/ledger")
+    return {key: record.facts["host"] for key, record in known.trials.items()}
+
+
+def test_what_was_done_here_is_taken_along_and_comes_back_and_nothing_is_run_twice(lab):
+    named(lab, "both")
+    lab.cu_ray("sweep both.yaml --local --only method=no_unlearning")
+    here = hosts_of(lab, "both")
+    assert set(here.values()) == {"driver"}
+    lab.cu_ray("sweep both.yaml")
+    after = hosts_of(lab, "both")
+    assert {key: after[key] for key in here} == here
+    assert "driver" not in {host for key, host in after.items() if key not in here}
+    assert counts_of(lab, "both")["trials_done"] == counts_of(lab, "both")["trials"]
+    said = lab.cu_ray("sweep both.yaml --local")
+    assert "Nothing to do" in said
+
+
+def test_ctrl_c_leaves_the_sweep_and_its_follower_comes_back(lab):
+    named(lab, "left", seeds="[7, 8]", trials=12)
+    terminal, end = pty.openpty()
+    command = ["exec", "driver", "bash", "-c", f"cd {lab.folder} && cu-ray sweep left.yaml"]
+    follower = lab.hosts_process(*command, stdin=end, stdout=end, stderr=end)
+    os.close(end)
+    said = read_until(terminal, "Joining Ray at auto")
+    os.write(terminal, b"\x03")
+    said += read_until(terminal, "cu-ray stop results/left")
+    assert follower.wait(timeout=30) == 130, said
+    assert "No longer followed; the sweep goes on on cu-ray" in said
+    assert re.search(r"On cu-ray: (It starts|left: running; \d+ of \d+ trials done)", lab.cu_ray("status results/left"))
+    assert "Results are in results/left." in lab.cu_ray("attach results/left")
+    assert counts_of(lab, "left")["trials_done"] == counts_of(lab, "left")["trials"]
+    assert "left: not running" in lab.cu_ray("status results/left")
+
+
+def read_until(terminal, text, seconds=90.0):
+    """What a terminal shows until a text is there."""
+    shown, deadline = "", time.monotonic() + seconds
+    while text not in shown:
+        assert time.monotonic() < deadline, shown
+        if select.select([terminal], [], [], 1.0)[0]:
+            shown += os.read(terminal, 65536).decode(errors="replace")
+    return shown
+
+
+def test_a_detached_sweep_survives_a_node_and_comes_home(lab):
+    named(lab, "long", seeds="[2, 3, 4]", trials=12)
     said = lab.cu_ray("sweep long.yaml --detach")
     assert "cu-ray attach results/long follows it" in said
+    assert "still runs on cu-ray" in lab.cu_ray("fetch results/long")
     assert "runs on cu-ray already" in lab.cu_ray("sweep long.yaml --detach")
 
     def done():
         lab.cu_ray("fetch results/long")
-        status = lab.folder / "results/long/status.json"
-        return status.exists() and json.loads(status.read_text())["trials_done"]
+        return len(hosts_of(lab, "long"))
 
     before = until(done)
     lab.hosts("kill", "h2")
     said = lab.cu_ray("attach results/long")
     assert "Results are in results/long." in said
-    counts = json.loads((lab.folder / "results/long/status.json").read_text())
+    counts = counts_of(lab, "long")
     assert counts["trials_done"] == counts["trials"] > before
     assert counts["trials_failed"] == 0
 
 
 def test_stop_ends_it_with_tables_and_the_same_command_goes_on(lab):
-    sweeps.small(lab.folder, name="stopped.yaml", storage=lab.folder / "store", seeds="[5, 6]", trials=12)
-    text = (lab.folder / "stopped.yaml").read_text().replace("name: small", "name: stopped")
-    (lab.folder / "stopped.yaml").write_text(text)
+    named(lab, "stopped", seeds="[5, 6]", trials=12)
     lab.cu_ray("sweep stopped.yaml --detach")
     until(lambda: "Joining Ray" in lab.driver("ray exec cluster.yaml 'cat cu-ray/stopped/run.log'").stdout)
     assert "Stopping on cu-ray" in lab.cu_ray("stop results/stopped")
@@ -182,7 +242,7 @@ def test_stop_ends_it_with_tables_and_the_same_command_goes_on(lab):
     assert (lab.folder / "results/stopped/tables/trials.parquet").exists()
     assert "it does not run on cu-ray" in lab.cu_ray("stop results/stopped", code=2)
     lab.cu_ray("sweep stopped.yaml")
-    counts = json.loads((lab.folder / "results/stopped/status.json").read_text())
+    counts = counts_of(lab, "stopped")
     assert counts["trials_done"] == counts["trials"]
 
 

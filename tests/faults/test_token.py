@@ -16,7 +16,7 @@ import ray
 from rich.console import Console
 
 from cu_ray.config import RuntimeSection
-from cu_ray.sweep import cluster
+from cu_ray.sweep import cluster, tokens
 from tests.sweeps import command, small
 
 CLIENT = (
@@ -53,10 +53,18 @@ def client(address: str, token: str | None) -> subprocess.Popen[str]:
     )
 
 
+@pytest.fixture
+def no_token_set():
+    """A process in which nobody has set one; Ray reads the environment again when it is as before."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+            patch.delenv(name, raising=False)
+        yield
+    tokens._look_at_environment()
+
+
 @ray_s_leftovers
-def test_who_has_no_token_or_another_is_refused(tmp_path, monkeypatch):
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
+def test_who_has_no_token_or_another_is_refused(no_token_set, tmp_path):
     before, tokens = dict(os.environ), set()
     for _ in range(2):  # a notebook runs sweep after sweep
         nowhere = {"own_files": {}, "log": tmp_path / "log", "last_words": lambda message: None}

@@ -11,8 +11,9 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 
+from cu_ray.errors import UserError
 from cu_ray.sweep import doctor
-from cu_ray.sweep.doctor import PACKAGES, Node, examine, faults_of, look
+from cu_ray.sweep.doctor import PACKAGES, Node, compare, examine, look, require_alike
 
 
 def sound(host, **differs):
@@ -20,33 +21,49 @@ def sound(host, **differs):
     return Node(host, "10.0.0.1", versions=versions, free={"/tmp": 50 << 30, "/dev/shm": 8 << 30}, **differs)
 
 
+def faults_of(*nodes):
+    """What the doctor says of nodes that answered so."""
+    compare(nodes)
+    for node in nodes:
+        doctor._look_at_room_and_clock(node)
+    return [node.faults for node in nodes]
+
+
 def test_nodes_that_are_alike_have_no_fault():
-    nodes = [sound("a"), sound("b"), sound("c", clock_off=1.0)]
-    assert faults_of(nodes, 3) == []
-    assert [node.faults for node in nodes] == [[], [], []]
+    assert faults_of(sound("a"), sound("b"), sound("c", clock_off=1.0)) == [[], [], []]
 
 
 @pytest.mark.parametrize(
     ("differs", "said"),
     [
-        ({"versions": {"ray": "2.40.0"}}, "ray 2.40.0, the others 1.0: install the same everywhere"),
-        ({"versions": {"python": "3.12.1"}}, "python 3.12.1, the others 3.11.7"),
-        ({"clock_off": 90.0}, "its clock is 90 s off"),
+        ({"versions": {"ray": "2.40.0"}}, "has ray 2.40.0, others 1.0: install the same everywhere"),
+        ({"versions": {"python": "3.12.1"}}, "has python 3.12.1, others 3.11.7: install the same everywhere"),
+        ({"clock_off": 90.0}, "has a clock that is 90 s off: have it set by NTP"),
     ],
 )
 def test_the_node_that_differs_is_named(differs, said):
-    nodes = [sound("a"), sound("b", **differs), sound("c")]
-    assert faults_of(nodes, None) == []
-    assert [len(node.faults) for node in nodes] == [0, 1, 0]
-    assert said in nodes[1].faults[0]
+    assert faults_of(sound("a"), sound("b", **differs), sound("c")) == [[], [said], []]
 
 
-def test_little_room_and_nodes_that_did_not_join_are_faults():
+def test_little_room_is_a_fault():
     full = sound("a")
     full.free["/dev/shm"] = 64 << 20
-    (missing,) = faults_of([full], 3)
-    assert missing.startswith("1 of 3 nodes have joined: ")
-    assert full.faults == ["0.1 GiB free in /dev/shm, 1 are needed: make room"]
+    assert faults_of(full) == [["has 0.1 GiB free in /dev/shm, 1 are needed: make room"]]
+
+
+def test_nodes_that_differ_do_no_sweep_together(monkeypatch):
+    nodes = [sound("a"), sound("b", versions={"torch": "2.0"}), sound("c"), sound("d", faults=[doctor.NO_ANSWER])]
+    monkeypatch.setattr(doctor, "_asked", lambda storage, use_gpus, seconds: nodes)
+    with pytest.raises(UserError, match=r"cannot do one sweep.*\n  b \(10.0.0.1\) has torch 2.0, others 1.0"):
+        require_alike("store")
+    nodes.pop(1)
+    require_alike("store")
+
+
+def test_a_storage_that_cannot_be_written_is_one_message(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"file cannot be written to: Not a directory\. Give another folder as runtime\.storage"):
+        examine(str(tmp_path / "file"))
 
 
 def test_a_node_that_does_not_see_the_shared_folder_says_so(tmp_path):
@@ -83,7 +100,7 @@ def test_every_node_of_a_real_ray_answers_and_nothing_is_left_in_the_shared_fold
         ray.shutdown()
         cluster.shutdown()
     assert sorted(node.num_cpus for node in nodes) == [1, 1, 2]
-    assert faults[0].startswith("3 of 4 nodes have joined")
+    assert [fault[:24] for fault in faults] == ["3 of 4 nodes have joined"]
     told = [fault for node in nodes for fault in node.faults if "make room" not in fault]
     if not torch.cuda.is_available():
         assert [fault[:43] for fault in told] == ["Ray counts 1 GPUs, but torch cannot use them"[:43]]

@@ -19,8 +19,9 @@ from rich.console import Console
 from cu_ray.config import RuntimeSection
 from cu_ray.errors import RayStopped, UserError
 from cu_ray.sweep import vigil
-from cu_ray.sweep.cluster import Room, connected
+from cu_ray.sweep.cluster import connected
 from cu_ray.sweep.remains import Remains
+from cu_ray.sweep.room import Room
 from cu_ray.sweep.vigil import RayIsGone, Server, Vigil
 
 
@@ -115,7 +116,8 @@ def test_servers_that_end_because_we_leave_are_no_end_of_ray(listener):
 HANGS = """
 import socket, time
 from cu_ray.sweep import vigil
-from cu_ray.sweep.cluster import Room, connected
+from cu_ray.sweep.cluster import connected
+from cu_ray.sweep.room import Room
 vigil.GRACE = 1.0
 listener = socket.create_server(("127.0.0.1", 0))
 server = vigil.Server("raylet", f"127.0.0.1:{listener.getsockname()[1]}", "raylet.out", 0.5)
@@ -190,5 +192,5 @@ def test_a_ray_that_does_not_start_is_one_message(monkeypatch, address, raised, 
     monkeypatch.setattr(ray, "init", init)
     runtime, out = RuntimeSection(address=address), Console(quiet=True)
     expected = UserError if address else RayStopped
-    with pytest.raises(expected, match=said), connected(runtime, out, Path("tune.log"), pytest.fail):
+    with pytest.raises(expected, match=said), connected(runtime, out, own_files={}, log=Path("tune.log"), last_words=pytest.fail):
         pass

@@ -58,6 +58,21 @@ class Ledger:
         """Write a record, which is not taken in yet; the future is done when it will last."""
         return self._writer.write(to_json(record))
 
+    def take_over(self, other: Known) -> int:
+        """How many records of another ledger came in: those that this one lacks, or has as failures only."""
+        mine = {**self.known.originals, **self.known.trials}
+        new: list[Record | PointRecord] = [
+            record
+            for record in (*other.originals.values(), *other.trials.values())
+            if record.key not in mine or (record.ok and not mine[record.key].ok)
+        ]
+        for study_key, points in other.points.items():
+            new += [point for index, point in points.items() if index not in self.known.points.get(study_key, {})]
+        for record in new:
+            self.append(record)
+        self.note_code({name: facts for name, facts in other.code.items() if name not in self.known.code})
+        return len(new)
+
     def note_code(self, code: dict[str, dict[str, Any]]) -> None:
         """Remember the versions and fingerprints of the plug-ins in use, where they are new."""
         if any(self.known.code.get(name) != facts for name, facts in code.items()):

@@ -1,0 +1,60 @@
+"""The shape of a worker, and how many of it fit into the Ray that this process is at."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Mapping
+
+from cu_ray.errors import UserError
+from cu_ray.sweep.shares import trials_in
+
+ASK_EVERY = 5.0  # seconds between looks at what the cluster has
+ANSWERS_IN = 1.0  # seconds that it is waited for
+
+
+def shape(share: float | None) -> dict[str, float]:
+    """The one resource shape of all workers: a CPU, and this share of a GPU."""
+    return {"cpu": 1.0} if share is None else {"cpu": 1.0, "gpu": share}
+
+
+class Room:
+    """How many workers fit into the cluster, asked anew every few seconds: nodes come and go."""
+
+    def __init__(self, shape: Mapping[str, float], limit: int | None) -> None:
+        self._shape, self._limit = shape, limit
+        self._asked, self._fit = -math.inf, 0
+
+    def __call__(self) -> int:
+        """How many fit, and not more than the limit; as many as before where a gcs that has ended does not answer."""
+        if time.monotonic() - self._asked > ASK_EVERY:
+            self._asked = time.monotonic()
+            asker = threading.Thread(target=self._ask, name="room", daemon=True)
+            asker.start()
+            asker.join(ANSWERS_IN if self._fit else None)
+        return self._fit if self._limit is None else min(self._fit, self._limit)
+
+    def _ask(self) -> None:
+        self._fit = self._count()
+
+    def _count(self) -> int:
+        import ray
+
+        resources = ray.cluster_resources()
+        cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+        share = self._shape.get("gpu")
+        if share is None:
+            return cpus
+        # a worker is on one GPU: what is left over of two does not make a third
+        return min(cpus, int(gpus // share) if share > 1 else gpus * trials_in(share))
+
+
+def require(room: Room, shape: Mapping[str, float]) -> None:
+    """Raise UserError where not one worker of that shape fits."""
+    import ray
+
+    if room() < 1:
+        gpus = ray.cluster_resources().get("GPU", 0)
+        needed = f"{shape['gpu']:g} GPUs" if "gpu" in shape else "1 CPU"
+        raise UserError(f"not one worker fits: it needs {needed}, Ray has {gpus:g} GPUs (runtime.device, runtime.gpus_per_trial)")
