@@ -532,15 +532,18 @@ def test_the_doctor_looks_for_a_storage_at_a_uri_and_leaves_nothing_there(uri):
 def test_a_sweep_that_was_sent_to_a_cluster_is_found_by_its_uri_and_brings_nothing_home(uri, tmp_path, monkeypatch):
     sent, fetched = [], []
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Cluster, "ask", lambda cluster, command: __version__ if "--version" in command else "")
+    answers = {"cu-ray --version": __version__, "test -e ~/cu-ray/small/files/results": "there"}
+    monkeypatch.setattr(
+        Cluster, "ask", lambda cluster, command: next((what for begin, what in answers.items() if command.startswith(begin)), "")
+    )
     monkeypatch.setattr(Cluster, "send", lambda cluster, folder, to: sent.append((folder / "run.sh").read_text()))
-    monkeypatch.setattr(Cluster, "fetch", lambda cluster, folder, to: fetched.append((folder, to)))
+    monkeypatch.setattr(Cluster, "fetch", lambda cluster, folder, to: fetched.append(folder))
     for output in (uri, "results"):
         sweep = config.with_runtime(config.load(sweeps.small(tmp_path)), output=output)
         away.start(sweep, Cluster.of(ROOT / "cluster.yaml"), ["--output", output], Console(quiet=True))
         assert f"cu-ray sweep small.yaml --address auto --output {output}" in sent[-1]
         away.Away.of(sweep.folder).fetch()
-    assert fetched == [("~/cu-ray/small/files/results/small", Path("results/small"))]
+    assert fetched == ["~/cu-ray/small/files/results/small"]
     with pytest.raises(UserError, match=f"{uri}/other is not the folder"):
         away.Away.of(at(uri) / "other")
 

@@ -76,7 +76,9 @@ def _asked(storage: str, *, use_gpus: bool, seconds: float) -> list[Node]:
     try:
         place.write(probe, platform.node().encode())
     except OSError as error:
-        raise UserError(f"{place} cannot be written to: {error.strerror or error}. Give another as runtime.storage") from error
+        raise UserError(
+            f"{place} cannot be written to: {error.strerror or error}. Give another place as runtime.storage"
+        ) from error
     try:
         asked = {}
         for node in (node for node in ray.nodes() if node["Alive"]):

@@ -62,7 +62,7 @@ def test_nodes_that_differ_do_no_sweep_together(monkeypatch):
 
 def test_a_storage_that_cannot_be_written_is_one_message(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file cannot be written to: Not a directory\. Give another folder as runtime\.storage"):
+    with pytest.raises(UserError, match=r"file cannot be written to: File exists\. Give another place as runtime\.storage"):
         examine(str(tmp_path / "file"))
 
 
