@@ -6,10 +6,12 @@ An entry appears finished or not at all. Nothing read here can run code.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save, save_file
 
 from cu_ray.identity import canonical_json
+from cu_ray.lease import Lease, Taken
 from cu_ray.places import Folder, Remote, at
 from cu_ray.types import Tensors
 
@@ -78,6 +81,19 @@ class LocalStore:
         if kind in LIMITS:
             _trim(path.parent, LIMITS[kind])
 
+    @contextlib.contextmanager
+    def claimed(self, kind: str, key: str) -> Iterator[None]:
+        """While others that claim the entry wait: who made it has kept it then. A claim ends with its process at the latest."""
+        path = self.folder / kind / f".{key}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            with contextlib.suppress(OSError):  # a file system without locks: the entry may be made twice
+                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
     def _path(self, kind: str, key: str) -> Path:
         return self.folder / kind / _name(key)
 
@@ -106,6 +122,19 @@ class RemoteStore:
             (self.place / kind).delete(_name(key))
             return None
         return tensors, metadata
+
+    @contextlib.contextmanager
+    def claimed(self, kind: str, key: str) -> Iterator[None]:
+        """While others that claim the entry wait, until it is there. A claim is free some time after its process died."""
+        lease = None
+        while lease is None and not self.has(kind, key):
+            with contextlib.suppress(Taken):
+                lease = Lease(self.place / "claims" / f"{kind}-{key}")
+        try:
+            yield
+        finally:
+            if lease is not None:
+                lease.close()
 
     def save(self, kind: str, key: str, tensors: Tensors, metadata: dict[str, str]) -> None:
         """Keep an entry; the oldest of a limited kind make room."""

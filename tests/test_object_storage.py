@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ import pytest
 from rich.console import Console
 
 import cu_ray
-from cu_ray import __version__, config, store
+from cu_ray import __version__, config, lease, store
 from cu_ray.errors import Faults, PlaceFailed, RayStopped, UserError
 from cu_ray.places import Folder, Remote, at, lasting
 from cu_ray.remote import away
@@ -31,7 +32,7 @@ from cu_ray.store import LocalStore, RemoteStore, open_store
 from cu_ray.sweep import ledger
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.doctor import look
-from cu_ray.sweep.ledger import Ledger, PointRecord, lease, objects
+from cu_ray.sweep.ledger import Ledger, PointRecord, objects
 from cu_ray.types import Record
 from tests import sweeps
 from tests.object_storage import SECRET, server
@@ -381,6 +382,30 @@ def test_a_writer_that_was_taken_for_dead_stops_and_what_both_wrote_is_kept(uri,
 
 
 # ----------------------------------------------------------------------------------------------------------------- store
+
+
+def made_once(uri, made, name):
+    with open_store(uri).claimed("originals", "abc"):
+        if open_store(uri).load("originals", "abc") is None:
+            time.sleep(0.5)
+            made.append(name)
+            open_store(uri).save("originals", "abc", WEIGHTS, {})
+
+
+def test_of_many_that_claim_an_entry_one_makes_it(uri, monkeypatch):
+    monkeypatch.setattr(lease, "BEAT", 2.0)
+    made = []
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda name: made_once(uri, made, name), "abc"))
+    assert len(made) == 1
+    assert (at(uri) / "claims" / "originals-abc").files() == []
+
+
+def test_the_claim_of_a_dead_process_is_free(uri, quick):
+    held_by(f"{uri}/claims/originals-abc", 1, "elsewhere")
+    made = []
+    made_once(uri, made, "next")
+    assert made == ["next"]
 
 
 def test_a_store_at_a_uri_gives_back_arrays_and_metadata_to_the_bit(uri):

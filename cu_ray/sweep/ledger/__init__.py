@@ -12,10 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from cu_ray.lease import Lease
 from cu_ray.places import Folder, Place, at
 from cu_ray.sweep.ledger.folder import Appender, Lock
 from cu_ray.sweep.ledger.folder import finished as finished
-from cu_ray.sweep.ledger.lease import Lease
 from cu_ray.sweep.ledger.objects import Batcher
 from cu_ray.sweep.ledger.records import SCHEMA as SCHEMA
 from cu_ray.sweep.ledger.records import Known as Known

@@ -11,8 +11,8 @@ import contextlib
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from cu_ray.lease import Lease
 from cu_ray.places import Place
-from cu_ray.sweep.ledger.lease import Lease
 from cu_ray.sweep.ledger.lines import line
 from cu_ray.sweep.ledger.segments import Segment, packed
 

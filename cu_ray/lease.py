@@ -19,12 +19,16 @@ STALE = 6  # beats without a renewal, after which the holder is taken for dead
 SETTLE = 1.0  # seconds within which two that take the lease at once have written theirs
 
 
+class Taken(UserError):
+    """Another process has it."""
+
+
 class LeaseLost(OSError):
-    """Another process took the ledger over, while this one was stopped for long."""
+    """Another process took it over, while this one was stopped for long."""
 
 
 class Lease:
-    """Held from here until `close`, or until the process has not renewed it for a while. Raises UserError where another has it.
+    """Held from here until `close`, or until the process has not renewed it for a while. Raises Taken where another has it.
 
     No clocks are compared: a holder lives as long as its lease changes.
     """
@@ -41,7 +45,7 @@ class Lease:
         self._thread.start()
 
     def require(self) -> None:
-        """Raise LeaseLost where another process has the ledger now. Asks only where the last renewal is some beats ago."""
+        """Raise LeaseLost where another process has it now. Asks only where the last renewal is some beats ago."""
         if time.time() - self._renewed > 2 * BEAT:  # wall time: it goes on while a machine sleeps
             self._confirm()
 
@@ -114,8 +118,8 @@ def _is_dead(holder: dict[str, Any]) -> bool:
     return False
 
 
-def _taken(place: Place, holder: dict[str, Any]) -> UserError:
-    return UserError(f"{place} is being written by {_named(holder)}: wait for it or stop it")
+def _taken(place: Place, holder: dict[str, Any]) -> Taken:
+    return Taken(f"{place} is being written by {_named(holder)}: wait for it or stop it")
 
 
 def _named(holder: dict[str, Any] | None) -> str:
