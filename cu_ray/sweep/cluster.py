@@ -58,10 +58,10 @@ def connected(
     with contextlib.nullcontext() if address else guarded():
         with _watched_while_joined(address, log, last_words):
             context = _init(address, options, own_files, log)
-        if address:
-            made = _vigil_of_joined(log, ray.shutdown, last_words)
-        else:
-            made = _vigil_of_started(Path(context.address_info["session_dir"]), ray.shutdown, last_words)
+            if address:
+                made = _vigil_of_joined(log, ray.shutdown, last_words)
+            else:
+                made = _vigil_of_started(Path(context.address_info["session_dir"]), ray.shutdown, last_words)
         with made as vigil:
             yield vigil
 
