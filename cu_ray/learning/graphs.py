@@ -89,7 +89,7 @@ class Graphs:
 
     def _record(self, kind: Any, step: Step, batch: Batch, loss: Loss) -> bool:
         """Whether it was recorded. A failure leaves nothing behind: what is recorded is not done."""
-        own = Batch(*(torch.empty_like(tensor) for tensor in _tensors(batch)))
+        own = Batch(*(tensor.clone() for tensor in _tensors(batch)))
         try:
             with taped() as counts:
                 replay, value = self._recorder.record(lambda: step(own, loss))
