@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -78,8 +79,8 @@ class PlainSgd(Sgd):
 class RecordedSgd(Sgd):
     """Records by the stand-in; `made` are all of them."""
 
-    made = []
-    how = {}
+    made: ClassVar[list] = []
+    how: ClassVar[dict] = {}
 
     def __init__(self, *given):
         super().__init__(*given)
