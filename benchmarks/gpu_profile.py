@@ -1,0 +1,214 @@
+"""Where a training step's time goes on a GPU, and what single changes would bring: needs torch, NumPy and this repository.
+
+python benchmarks/gpu_profile.py --out profile.txt        # about a minute
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from gpu import TOY, Bench, Sizes, Training, machine
+from torch import nn
+
+from cu_ray.learning.precision import autocast
+from cu_ray.learning.sgd import cross_entropy
+
+Change = contextlib.AbstractContextManager[object]
+
+
+@contextlib.contextmanager
+def nothing() -> Iterator[None]:
+    """As it is."""
+    yield
+
+
+@contextlib.contextmanager
+def cudnn_chooses_by_timing() -> Iterator[None]:
+    """Kernels of convolutions are timed once for each shape."""
+    before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextlib.contextmanager
+def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Another attribute."""
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def torch_normalises() -> Change:
+    """BatchNorm by torch's own kernels."""
+    forward = nn.BatchNorm2d.forward
+
+    def own(self: Any, inputs: torch.Tensor) -> torch.Tensor:
+        with torch.backends.cudnn.flags(enabled=False, benchmark=None, deterministic=None, allow_tf32=None):
+            return forward(self, inputs)
+
+    return patched(nn.BatchNorm2d, "forward", own)
+
+
+def no_biases() -> Change:
+    """Convolutions leave out their bias (to see what it costs)."""
+    return patched(nn.Conv2d, "forward", lambda self, inputs: self._conv_forward(inputs, self.weight, None))
+
+
+def eight_channels() -> Change:
+    """The first convolution gets eight channels, five of them nothing."""
+    forward = nn.Conv2d.forward
+
+    def padded(self: Any, inputs: torch.Tensor) -> torch.Tensor:
+        if self.in_channels % 8 == 0:
+            return forward(self, inputs)
+        more = -self.in_channels % 8
+        wide = nn.functional.pad(inputs, (0, 0, 0, 0, 0, more)).contiguous(memory_format=torch.channels_last)
+        return self._conv_forward(wide, nn.functional.pad(self.weight, (0, 0, 0, 0, 0, more)), self.bias)
+
+    return patched(nn.Conv2d, "forward", padded)
+
+
+def in_place() -> Change:
+    """CELU in place."""
+    return patched(nn.CELU, "forward", lambda self, inputs: nn.functional.celu(inputs, self.alpha, inplace=True))
+
+
+def plain_relu() -> Change:
+    """ReLU in place of CELU (to see what CELU costs)."""
+    return patched(nn.CELU, "forward", lambda self, inputs: nn.functional.relu(inputs))
+
+
+def no_normalisation() -> Change:
+    """No BatchNorm (to see what it costs)."""
+    return patched(nn.BatchNorm2d, "forward", lambda self, inputs: inputs * self.weight[:, None, None].to(inputs.dtype))
+
+
+CHANGES: dict[str, Callable[[], Change]] = {
+    "as it is": nothing,
+    "cuDNN chooses by timing": cudnn_chooses_by_timing,
+    "torch normalises": torch_normalises,
+    "no biases": no_biases,
+    "eight channels": eight_channels,
+    "CELU in place": in_place,
+    "ReLU for CELU": plain_relu,
+    "no BatchNorm": no_normalisation,
+}
+
+
+def profile(bench: Bench, name: str, *, backward: bool) -> str:
+    """The kernels and the operations, longest first, of five steps."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as profiling
+
+    run, model = Training(bench, name, "plain"), bench.model(name).eval()
+    rows = torch.arange(min(500, bench.sizes.test), device=bench.device)
+
+    def evaluated(times: int) -> None:
+        with torch.inference_mode(), autocast(bench.precision, bench.device):
+            for _ in range(times):
+                model(bench.data.test.load(rows)).argmax(dim=1)
+
+    work = run.run if backward else evaluated
+    work(5)
+    bench.synchronise()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.device.type == "cuda" else [])]
+    with profiling(activities=activities, record_shapes=True) as found:
+        work(5)
+        bench.synchronise()
+    key = "self_device_time_total" if bench.device.type == "cuda" else "self_cpu_time_total"
+    wide = {"max_name_column_width": 90, "max_shapes_column_width": 90}
+    kernels = found.key_averages().table(sort_by=key, row_limit=40, **wide)
+    shapes = found.key_averages(group_by_input_shape=True).table(sort_by=key, row_limit=45, **wide)
+    return f"{kernels}\n{shapes}"
+
+
+def pieces(bench: Bench, name: str) -> str:
+    """Milliseconds of the pieces of one step."""
+    run, model = Training(bench, name, "plain"), bench.model(name).train()
+    batches = [next(run._batches) for _ in range(2)]
+
+    def forward() -> torch.Tensor:
+        with autocast(bench.precision, bench.device):
+            return cross_entropy(model(batches[0].images).float(), batches[0])
+
+    def timed(work: Callable[[], Any], times: int = 20) -> float:
+        work()
+        return 1000 * bench.seconds(lambda: [work() for _ in range(times)]) / times
+
+    parts = {
+        "make a batch": timed(lambda: next(run._batches)),
+        "forward": timed(forward),
+        "forward and backward": timed(lambda: forward().backward()),
+        "update": timed(lambda: run.sgd._optimiser.step()),
+    }
+    return "\n".join(f"{part}: {milliseconds:.3f} ms" for part, milliseconds in parts.items())
+
+
+def changes(bench: Bench, name: str, number: int = len(CHANGES)) -> str:
+    """Images a second of training by graphs under each of the first changes; interleaved."""
+    runs, rates, lines = {}, {}, []
+    for what, change in list(CHANGES.items())[:number]:
+        try:
+            with change():
+                runs[what] = Training(bench, name, "graphs")
+                runs[what].run(8)
+        except Exception as problem:
+            lines.append(f"{what}: {type(problem).__name__}: {str(problem)[:300]}")
+            runs.pop(what, None)
+    steps = bench.sizes.steps[name]
+    for _ in range(3):
+        for what, run in runs.items():
+            with CHANGES[what]():
+                seconds = bench.seconds(lambda run=run: run.run(steps))
+            rates.setdefault(what, []).append(steps * bench.sizes.batch / seconds)
+    lines += [
+        f"{what}: {statistics.median(each):,.0f} images/s ({min(each):,.0f} to {max(each):,.0f})" for what, each in rates.items()
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true", help="toy sizes")
+    parser.add_argument("--out", type=Path, default=Path("profile.txt"))
+    options = parser.parse_args()
+    bench = Bench(TOY if options.quick else Sizes(), options.device)
+    text = [str(machine(bench.device))]
+    for what, work in (
+        ("changes, ResNet-9", lambda: changes(bench, "ResNet-9")),
+        ("pieces, ResNet-9", lambda: pieces(bench, "ResNet-9")),
+        ("training, ResNet-9", lambda: profile(bench, "ResNet-9", backward=True)),
+        ("evaluation, ResNet-9", lambda: profile(bench, "ResNet-9", backward=False)),
+        ("changes, WRN-28-10", lambda: changes(bench, "WRN-28-10", 4)),
+        ("training, WRN-28-10", lambda: profile(bench, "WRN-28-10", backward=True)),
+    ):
+        try:
+            found = work()
+        except Exception:
+            found = traceback.format_exc()
+        text.append(f"==== {what}\n{found}")
+        options.out.write_text("\n".join(text) + "\n")
+        if bench.device.type == "cuda":
+            torch.cuda.empty_cache()
+    print("\n".join(text)[:6000])
+
+
+if __name__ == "__main__":
+    main()
