@@ -30,7 +30,7 @@ class Sgd:
 
     def __init__(self, model: torch.nn.Module, recipe: TrainRecipe, device: torch.device) -> None:
         self._model, self._recipe, self._device = model, recipe, device
-        self._optimiser = _optimiser(model, recipe, device)
+        self._optimiser = optimiser_of(model, recipe, device, fused=device.type == "cuda")
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self._graphs: Graphs | None = None
         if device.type == "cuda" and recipe.precision != "fp16":  # what a failed recording leaves in the scaler is unknown
@@ -81,10 +81,9 @@ class Sgd:
             raise Diverged(f"the loss was {float(self._last_loss)} at step {self.num_steps}")
 
 
-def _optimiser(model: torch.nn.Module, recipe: TrainRecipe, device: torch.device) -> torch.optim.SGD:
-    """On a GPU its learning rate and its velocities lie there from the start, so that graphs and loss scaling find them."""
+def optimiser_of(model: torch.nn.Module, recipe: TrainRecipe, device: torch.device, *, fused: bool) -> torch.optim.SGD:
+    """The update rule. fused: with learning rate and velocities on the device from the start, for graphs and loss scaling."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    fused = device.type == "cuda"
     rate = torch.full((), recipe.lr, dtype=torch.float32, device=device) if fused else recipe.lr
     optimiser = torch.optim.SGD(
         parameters, lr=rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=not fused, fused=fused

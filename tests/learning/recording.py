@@ -6,11 +6,13 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from cu_ray.detections.uniform import Uniform
 from cu_ray.learning.graphs import Graphs
-from cu_ray.learning.meter import Meter, taped
-from cu_ray.learning.sgd import Sgd
+from cu_ray.learning.meter import Meter
+from cu_ray.learning.sgd import Sgd, optimiser_of
 from cu_ray.methods.bad_teaching import BadTeaching
 from cu_ray.methods.catastrophic_forgetting import CatastrophicForgetting
 from cu_ray.methods.exact_unlearning import ExactUnlearning
@@ -32,8 +34,36 @@ METHODS = {
 }
 
 
+class Tape(TorchDispatchMode):
+    """Remembers operations with the memory that they read and wrote, as a graph does, and does them again there."""
+
+    def __init__(self):
+        super().__init__()
+        self._done = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        given = tree_map(alias, (args, kwargs or {}))
+        known = {each.untyped_storage().data_ptr() for each in tree_leaves(given) if isinstance(each, torch.Tensor)}
+        self._done.append((operation, given, [alias(each) for each in tree_leaves(result)], known))
+        return result
+
+    @torch.no_grad()
+    def replay(self):
+        """The same work on what lies in that memory now."""
+        for operation, (args, kwargs), results, known in self._done:
+            for target, value in zip(results, tree_leaves(operation(*args, **kwargs)), strict=True):
+                if isinstance(target, torch.Tensor) and target.untyped_storage().data_ptr() not in known:
+                    target.copy_(value)
+
+
+def alias(value):
+    """The same memory, whatever becomes of the tensor."""
+    return value.detach() if isinstance(value, torch.Tensor) else value
+
+
 class StandIn:
-    """Records as a GPU does, the work not being done: a replay does it, and leaves loss and gradients where the recording did."""
+    """Records as a GPU does: the work is not done, and a replay knows no more of Python."""
 
     def __init__(self, sgd, *, can_be_recorded=True, fault=None):
         self._model, self._optimiser = sgd._model, sgd._optimiser
@@ -45,12 +75,12 @@ class StandIn:
         return work(), self._can_be_recorded
 
     def record(self, work):
-        """Done, for what hooks see, and undone."""
+        """Done, and undone."""
         self.recordings += 1
         before = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
         velocities = {each: state["momentum_buffer"].clone() for each, state in self._optimiser.state.items()}
-        value = work().clone()
-        gradients = [parameter.grad for parameter in self._model.parameters()]
+        with Tape() as tape:
+            value = work()
         self._model.load_state_dict(before)
         for each, velocity in velocities.items():
             self._optimiser.state[each]["momentum_buffer"].copy_(velocity)
@@ -59,24 +89,21 @@ class StandIn:
 
         def replay():
             self.replays += 1
-            with taped():  # what it counts was counted
-                value.copy_(work())
-            for parameter, gradient in zip(self._model.parameters(), gradients, strict=True):
-                if gradient is not None:
-                    gradient.copy_(parameter.grad)
+            tape.replay()
 
         return replay, value
 
 
 class PlainSgd(Sgd):
-    """Never records."""
+    """Never records; updates as on a GPU."""
 
-    def __init__(self, *given):
-        super().__init__(*given)
+    def __init__(self, model, recipe, device):
+        super().__init__(model, recipe, device)
+        self._optimiser = optimiser_of(model, recipe, device, fused=True)
         self._graphs = None
 
 
-class RecordedSgd(Sgd):
+class RecordedSgd(PlainSgd):
     """Records by the stand-in; `made` are all of them."""
 
     made: ClassVar[list] = []
