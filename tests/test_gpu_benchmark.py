@@ -30,3 +30,8 @@ def test_what_does_not_fit_into_the_time_is_said_not_measured(tmp_path):
     result, table = run(tmp_path, "--minutes", "0")
     assert all(set(part) == {"left_out"} for part in result["parts"].values())
     assert table.count("not measured") == len(result["parts"])
+
+
+def test_parts_can_be_chosen(tmp_path):
+    result, _ = run(tmp_path, "--only", "SSD")
+    assert list(result["parts"]) == ["floors", "SSD"]
