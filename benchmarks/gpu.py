@@ -33,6 +33,7 @@ import torch  # noqa: E402
 
 from cu_ray.detections.uniform import Uniform  # noqa: E402
 from cu_ray.learning.batches import RowStream  # noqa: E402
+from cu_ray.learning.graphs import WARM_UPS, CudaRecorder, Graphs  # noqa: E402
 from cu_ray.learning.importance import squared_gradient_importance  # noqa: E402
 from cu_ray.learning.precision import autocast  # noqa: E402
 from cu_ray.learning.sgd import Sgd, cross_entropy  # noqa: E402
@@ -165,21 +166,37 @@ def random_images(sizes: Sizes) -> Dataset:
 
 
 class Training:
-    """A training that goes on for as many steps as are asked for: plainly, by graphs, or compiled."""
+    """A training that goes on for as many steps as are asked for.
+
+    how: plain, graphs (as the package does), compiled, or compiled and recorded (compiled code in a graph).
+    """
 
     def __init__(self, bench: Bench, name: str, how: str) -> None:
-        self._bench, recipe = bench, bench.spec(name, steps=10_000_000).setting.train
-        model = bench.model(name).train()
-        compiled: Any = torch.compile(model, backend=bench.sizes.backend) if how == "compiled" else model
-        self.sgd = Sgd(compiled, recipe, bench.device)
-        if how != "graphs":
-            self.sgd._graphs = None
-        self._batches = self._all_batches(recipe.batch_size)
+        self._bench, self._how, recipe = bench, how, bench.spec(name, steps=10_000_000).setting.train
+        self.model = bench.model(name).train()
+        run: Any = torch.compile(self.model, backend=bench.sizes.backend) if how.startswith("compiled") else self.model
+        self.sgd = Sgd(run, recipe, bench.device)
+        self.batches = self._all_batches(recipe.batch_size)
+
+    def start(self) -> None:
+        """The first steps, in which compilers compile and graphs are recorded."""
+        graphs, self.sgd._graphs = self.sgd._graphs, None
+        self.run(2)
+        if self._how == "graphs":
+            self.sgd._graphs = graphs
+        elif self._how == "compiled and recorded" and self._bench.device.type == "cuda":
+            self.sgd._graphs = Graphs(self.model, CudaRecorder(self._bench.device))
+        self.run(WARM_UPS + 2)
+
+    @property
+    def recorded(self) -> bool:
+        """Whether its steps are replayed."""
+        return self.sgd._graphs is not None and bool(self.sgd._graphs._recorded)
 
     def run(self, steps: int) -> None:
         """So many steps."""
         for _ in range(steps):
-            self.sgd.step(next(self._batches), cross_entropy)
+            self.sgd.step(next(self.batches), cross_entropy)
 
     def _all_batches(self, batch_size: int) -> Iterator[Any]:
         data, sizes, device = self._bench.data, self._bench.sizes, self._bench.device
@@ -225,9 +242,7 @@ def training(bench: Bench, name: str, variants: tuple[str, ...] = ("plain", "gra
     """Training images a second."""
     flops, steps = bench.flops(name, backward=True), bench.sizes.steps[name]
     runs = {how: Training(bench, name, how) for how in variants}
-    first = {how: bench.seconds(lambda run=run: run.run(1)) for how, run in runs.items()}
-    for run in runs.values():
-        run.run(8)
+    started = {how: bench.seconds(run.start) for how, run in runs.items()}
     rates: dict[str, list[float]] = {how: [] for how in variants}
     for _ in range(bench.sizes.repeats):
         for how, run in runs.items():
@@ -235,9 +250,6 @@ def training(bench: Bench, name: str, variants: tuple[str, ...] = ("plain", "gra
     found = []
     for how in variants:
         fraction = bench.fraction(statistics.median(rates[how]) * flops)
-        more = {"first_step_seconds": first[how]} if how == "compiled" else {}
-        memory = torch.cuda.max_memory_reserved() / 2**30 if bench.device.type == "cuda" else None
-        recorded = bool(runs[how].sgd._graphs and runs[how].sgd._graphs._recorded)
         found.append(
             row(
                 f"{name} training, batches of {bench.sizes.batch}, {how}",
@@ -245,12 +257,39 @@ def training(bench: Bench, name: str, variants: tuple[str, ...] = ("plain", "gra
                 rates[how],
                 fraction=fraction,
                 gflop_an_image=flops / 1e9,
-                recorded=recorded,
-                gib_reserved_by_all=memory,
-                **more,
+                recorded=runs[how].recorded,
+                seconds_of_first_steps=started[how],
             )
         )
+    if any(how.startswith("compiled") for how in variants):
+        found += [row(f"{name}, first steps, {how}", "s", [started[how]]) for how in variants]
     return found
+
+
+def breakdown(bench: Bench, name: str) -> list[Row]:
+    """Milliseconds of a step's pieces, each by itself: the host's orders or the device's work, whichever takes longer."""
+    runs, steps = {how: Training(bench, name, how) for how in ("plain", "graphs")}, bench.sizes.steps[name]
+    for run in runs.values():
+        run.start()
+    batch = next(runs["plain"].batches)
+
+    def passes() -> torch.Tensor:
+        with autocast(bench.precision, bench.device):
+            return cross_entropy(runs["plain"].model(batch.images).float(), batch)
+
+    pieces: dict[str, Callable[[], Any]] = {
+        "making a batch": lambda: next(runs["plain"].batches),
+        "forward": passes,
+        "forward and backward": lambda: (passes().backward(), runs["plain"].sgd._optimiser.zero_grad()),
+        "a step on a made batch, plain": lambda: runs["plain"].sgd.step(batch, cross_entropy),
+        "a step on a made batch, graphs": lambda: runs["graphs"].sgd.step(batch, cross_entropy),
+    }
+    taken: dict[str, list[float]] = {piece: [] for piece in pieces}
+    for number in range(bench.sizes.repeats + 1):
+        for piece, work in pieces.items():
+            seconds = bench.seconds(lambda work=work: [work() for _ in range(steps)])
+            taken[piece] += [1000 * seconds / steps] if number else []
+    return [row(f"{name}: {piece}", "ms", values) for piece, values in taken.items()]
 
 
 def original(bench: Bench) -> list[Row]:
@@ -375,7 +414,7 @@ def packed(pipe: Any, sizes: Sizes, device: str) -> None:
     torch.set_num_threads(1)
     bench = Bench(replace(sizes, train=min(sizes.train, 10_000)), device)
     run = Training(bench, "ResNet-9", "graphs")
-    run.run(10)
+    run.start()
     bench.synchronise()
     pipe.send("ready")
     while True:
@@ -392,16 +431,18 @@ def packed(pipe: Any, sizes: Sizes, device: str) -> None:
 
 def parts(bench: Bench) -> Iterator[tuple[str, float, Callable[[], list[Row]]]]:
     """Name, seconds that it may need, and what measures it; those that matter most first."""
-    yield "floors", 10, lambda: floors(bench)
-    yield "training ResNet-9", 20, lambda: training(bench, "ResNet-9")
+    ways = ("graphs", "compiled", "compiled and recorded")
+    yield "floors", 5, lambda: floors(bench)
+    yield "training ResNet-9", 15, lambda: training(bench, "ResNet-9")
+    yield "breakdown ResNet-9", 15, lambda: breakdown(bench, "ResNet-9")
     yield "original", 35, lambda: original(bench)
-    yield "SSD", 45, lambda: ssd_cell(bench)
+    yield "SSD", 50, lambda: ssd_cell(bench)
     yield "evaluation ResNet-9", 10, lambda: evaluating(bench, "ResNet-9")
-    yield "training WRN-28-10", 35, lambda: training(bench, "WRN-28-10")
-    yield "evaluation WRN-28-10", 15, lambda: evaluating(bench, "WRN-28-10", (500,))
-    yield "packing", 60, lambda: packing(bench)
-    yield "compiling ResNet-9", 60, lambda: training(bench, "ResNet-9", ("graphs", "compiled"))
-    yield "compiling WRN-28-10", 120, lambda: training(bench, "WRN-28-10", ("graphs", "compiled"))
+    yield "training WRN-28-10", 20, lambda: training(bench, "WRN-28-10")
+    yield "evaluation WRN-28-10", 10, lambda: evaluating(bench, "WRN-28-10", (500,))
+    yield "compiling ResNet-9", 60, lambda: training(bench, "ResNet-9", ways)
+    yield "packing", 55, lambda: packing(bench)
+    yield "compiling WRN-28-10", 100, lambda: training(bench, "WRN-28-10", ways)
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from gpu import TOY, Bench, Sizes, Training, machine
 from torch import nn
 
 from cu_ray.learning.precision import autocast
-from cu_ray.learning.sgd import cross_entropy
 
 Change = contextlib.AbstractContextManager[object]
 
@@ -51,17 +50,6 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
-
-
-def torch_normalises() -> Change:
-    """BatchNorm by torch's own kernels."""
-    forward = nn.BatchNorm2d.forward
-
-    def own(self: Any, inputs: torch.Tensor) -> torch.Tensor:
-        with torch.backends.cudnn.flags(enabled=False, benchmark=None, deterministic=None, allow_tf32=None):
-            return forward(self, inputs)
-
-    return patched(nn.BatchNorm2d, "forward", own)
 
 
 def no_biases() -> Change:
@@ -98,11 +86,41 @@ def no_normalisation() -> Change:
     return patched(nn.BatchNorm2d, "forward", lambda self, inputs: inputs * self.weight[:, None, None].to(inputs.dtype))
 
 
+def fused() -> Change:
+    """BatchNorm and the activation after it compiled together, for each shape."""
+
+    def pair(inputs: torch.Tensor, norm: Any, alpha: float | None) -> torch.Tensor:
+        scale = (norm.weight, norm.bias, norm.training, norm.momentum, norm.eps)
+        normalised = nn.functional.batch_norm(inputs, norm.running_mean, norm.running_var, *scale)
+        return nn.functional.relu(normalised) if alpha is None else nn.functional.celu(normalised, alpha)
+
+    compiled = torch.compile(pair, dynamic=False)
+    torch._dynamo.config.recompile_limit = 64
+    forward = nn.Sequential.forward
+
+    def own(self: Any, inputs: torch.Tensor) -> torch.Tensor:
+        modules = list(self)
+        if not any(isinstance(module, nn.BatchNorm2d) for module in modules):
+            return forward(self, inputs)
+        place = 0
+        while place < len(modules):
+            module, after = modules[place], modules[place + 1] if place + 1 < len(modules) else None
+            if isinstance(module, nn.BatchNorm2d) and isinstance(after, nn.CELU | nn.ReLU):
+                inputs = compiled(inputs, module, getattr(after, "alpha", None))
+                place += 2
+            else:
+                inputs = module(inputs)
+                place += 1
+        return inputs
+
+    return patched(nn.Sequential, "forward", own)
+
+
 CHANGES: dict[str, Callable[[], Change]] = {
     "as it is": nothing,
     "cuDNN chooses by timing": cudnn_chooses_by_timing,
-    "torch normalises": torch_normalises,
     "no biases": no_biases,
+    "BatchNorm and activation compiled": fused,
     "eight channels": eight_channels,
     "CELU in place": in_place,
     "ReLU for CELU": plain_relu,
@@ -123,6 +141,7 @@ def profile(bench: Bench, name: str, *, backward: bool) -> str:
             for _ in range(times):
                 model(bench.data.test.load(rows)).argmax(dim=1)
 
+    run.start()
     work = run.run if backward else evaluated
     work(5)
     bench.synchronise()
@@ -137,28 +156,6 @@ def profile(bench: Bench, name: str, *, backward: bool) -> str:
     return f"{kernels}\n{shapes}"
 
 
-def pieces(bench: Bench, name: str) -> str:
-    """Milliseconds of the pieces of one step."""
-    run, model = Training(bench, name, "plain"), bench.model(name).train()
-    batches = [next(run._batches) for _ in range(2)]
-
-    def forward() -> torch.Tensor:
-        with autocast(bench.precision, bench.device):
-            return cross_entropy(model(batches[0].images).float(), batches[0])
-
-    def timed(work: Callable[[], Any], times: int = 20) -> float:
-        work()
-        return 1000 * bench.seconds(lambda: [work() for _ in range(times)]) / times
-
-    parts = {
-        "make a batch": timed(lambda: next(run._batches)),
-        "forward": timed(forward),
-        "forward and backward": timed(lambda: forward().backward()),
-        "update": timed(lambda: run.sgd._optimiser.step()),
-    }
-    return "\n".join(f"{part}: {milliseconds:.3f} ms" for part, milliseconds in parts.items())
-
-
 def changes(bench: Bench, name: str, number: int = len(CHANGES)) -> str:
     """Images a second of training by graphs under each of the first changes; interleaved."""
     runs, rates, lines = {}, {}, []
@@ -166,14 +163,16 @@ def changes(bench: Bench, name: str, number: int = len(CHANGES)) -> str:
         try:
             with change():
                 runs[what] = Training(bench, name, "graphs")
-                runs[what].run(8)
+                lines.append(
+                    f"{what}: {bench.seconds(runs[what].start):.1f} s for the first steps; recorded {runs[what].recorded}"
+                )
         except Exception as problem:
             lines.append(f"{what}: {type(problem).__name__}: {str(problem)[:300]}")
             runs.pop(what, None)
     steps = bench.sizes.steps[name]
     for _ in range(3):
         for what, run in runs.items():
-            with CHANGES[what]():
+            with nothing() if run.recorded else CHANGES[what]():  # a graph knows no more of Python
                 seconds = bench.seconds(lambda run=run: run.run(steps))
             rates.setdefault(what, []).append(steps * bench.sizes.batch / seconds)
     lines += [
@@ -193,7 +192,6 @@ def main() -> None:
     text = [str(machine(bench.device))]
     for what, work in (
         ("changes, ResNet-9", lambda: changes(bench, "ResNet-9")),
-        ("pieces, ResNet-9", lambda: pieces(bench, "ResNet-9")),
         ("training, ResNet-9", lambda: profile(bench, "ResNet-9", backward=True)),
         ("evaluation, ResNet-9", lambda: profile(bench, "ResNet-9", backward=False)),
         ("changes, WRN-28-10", lambda: changes(bench, "WRN-28-10", 4)),
