@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 
-def conv_norm_celu(channels_in: int, channels: int, kernel: int, *, stride: int = 1, padding: int = 1) -> nn.Sequential:
+def conv_norm_celu(channels_in: int, channels: int, kernel: int, *, stride: int = 1, padding: int = 1) -> Chain:
     """Convolution with bias, BatchNorm and CELU (alpha 0.075)."""
     convolution = nn.Conv2d(channels_in, channels, kernel, stride=stride, padding=padding)
-    return BiasedNormed(convolution, nn.BatchNorm2d(channels), nn.CELU(alpha=0.075))
+    return Chain(convolution, nn.BatchNorm2d(channels), nn.CELU(alpha=0.075))
 
 
-class BiasedNormed(nn.Sequential):
-    """A convolution with a bias, BatchNorm and what follows, to the same numbers but for rounding.
+class Chain(nn.Sequential):
+    """Modules one after the other; a convolution with a bias and the BatchNorm after it are one, but for rounding the same.
 
     In train mode BatchNorm takes away what the bias adds, and the bias has no gradient; in eval mode the bias can be added to
     the mean that is taken away. A GPU that adds it and sums its gradient up spends a fifth of a ResNet-9's step on that.
@@ -23,19 +23,19 @@ class BiasedNormed(nn.Sequential):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """As Sequential's. Importances, which need the gradient of the bias in eval mode, have it added as it stands."""
-        convolution, norm, *others = self.children()
-        plain = not (self.spares_bias(inputs) and _is_plain(convolution, norm))
-        if plain or (_learns(convolution) and not norm.training):
-            outputs: torch.Tensor = super().forward(inputs)  # type: ignore[no-untyped-call]
-            return outputs
-        outputs = _normed_without_bias(inputs, convolution, norm)
-        for module in others:
-            outputs = module(outputs)
-        return outputs
+        modules = [*self]
+        spares = self.spares_bias(inputs)
+        while modules:
+            module = modules.pop(0)
+            if spares and modules and _can_spare_bias(module, modules[0]):
+                inputs = _normed_without_bias(inputs, module, modules.pop(0))
+            else:
+                inputs = module(inputs)
+        return inputs
 
     @staticmethod
     def spares_bias(inputs: torch.Tensor) -> bool:
-        """Whether the bias is left out: that pays on GPUs."""
+        """Whether biases before BatchNorm are left out: that pays on GPUs."""
         return inputs.is_cuda
 
 
@@ -57,11 +57,13 @@ def _learns(convolution: Any) -> bool:
     return torch.is_grad_enabled() and bool(convolution.bias.requires_grad)
 
 
-def _is_plain(convolution: nn.Module, norm: nn.Module) -> bool:
-    """Whether these are what was built, not a method's own parts in their place or watched by hooks."""
+def _can_spare_bias(convolution: Any, norm: Any) -> bool:
+    """Whether these are as they are built, not a method's own parts in their place or watched by hooks."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    as_built = type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d and convolution.bias is not None
-    return as_built and not any(vars(module)[kind] for module in (convolution, norm) for kind in hooks)
+    if type(convolution) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d or convolution.bias is None:
+        return False
+    watched = any(vars(module)[kind] for module in (convolution, norm) for kind in hooks)
+    return not watched and (norm.training or not _learns(convolution))
 
 
 def conv3x3(channels_in: int, channels: int, *, stride: int = 1, bias: bool = False) -> nn.Conv2d:
@@ -69,7 +71,7 @@ def conv3x3(channels_in: int, channels: int, *, stride: int = 1, bias: bool = Fa
     return nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1, bias=bias)
 
 
-class Shortcut(nn.Sequential):
+class Shortcut(Chain):
     """The way past a residual branch that changes the shape: a 1x1 convolution and BatchNorm."""
 
     is_shortcut = True  # k does not count its convolution
@@ -87,7 +89,7 @@ class Residual(nn.Module):
 
     def __init__(self, *modules: nn.Module, shortcut: Shortcut | None = None) -> None:
         super().__init__()
-        self.branch = nn.Sequential(*modules)
+        self.branch = Chain(*modules)
         self.shortcut = shortcut
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from cu_ray.learning.sgd import learning_rate_factor
-from cu_ray.models._blocks import BiasedNormed, conv_norm_celu
+from cu_ray.models._blocks import Chain, conv_norm_celu
+from cu_ray.models.resnet9 import ResNet9
+from cu_ray.models.wide_resnet import WideResNet
 
 
 def blocks():
@@ -28,7 +30,7 @@ def images(seed=1):
 
 @pytest.fixture
 def spared(monkeypatch):
-    monkeypatch.setattr(BiasedNormed, "spares_bias", staticmethod(lambda inputs: True))
+    monkeypatch.setattr(Chain, "spares_bias", staticmethod(lambda inputs: True))
 
 
 def same(given, expected):
@@ -102,4 +104,23 @@ def test_who_watches_a_layer_sees_it_as_it_is(spared):
 
 
 def test_on_cpu_nothing_is_left_out():
-    assert not BiasedNormed.spares_bias(images())
+    assert not Chain.spares_bias(images())
+
+
+@pytest.mark.parametrize("model", [ResNet9(width=2), WideResNet(depth=10, width=1)])
+def test_whole_models_give_the_same(spared, model, monkeypatch):
+    states = []
+    for spares in (True, False):
+        monkeypatch.setattr(Chain, "spares_bias", staticmethod(lambda inputs, spares=spares: spares))
+        torch.manual_seed(0)
+        network = model.build((12, 12, 3), 4).double().train()
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+        for step in range(3):
+            optimiser.zero_grad()
+            batch = torch.randn(6, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+            torch.nn.functional.cross_entropy(network(batch), torch.arange(6) % 4).backward()
+            optimiser.step()
+        with torch.inference_mode():
+            states.append({**network.state_dict(), "logits": network.eval()(batch)})
+    for name, tensor in states[1].items():
+        torch.testing.assert_close(states[0][name], tensor, rtol=1e-9, atol=1e-9)
