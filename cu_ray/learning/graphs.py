@@ -14,12 +14,12 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol, TypeVar
 
 from cu_ray.lazy import torch
+from cu_ray.learning.condition import HOOKS, Condition
 from cu_ray.learning.meter import taped
 from cu_ray.types import Batch, Loss
 
 WARM_UPS = 3  # plain steps of a kind before it is recorded: libraries choose kernels and take workspaces in the first ones
 MOST_KINDS = 4  # of steps that one optimisation records; a loss made anew for each step must not fill the memory
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 TRUSTED = ("torch.nn.", "cu_ray.models.")  # where modules come from that repeat
 
 Step = Callable[[Batch, Loss], "torch.Tensor"]
@@ -65,12 +65,13 @@ class Graphs:
         self._warm_ups: dict[Any, int] = {}
         self._recorded: dict[Any, _Recorded] = {}
         self._plain = False
+        self._condition = Condition(model)
 
     def run(self, step: Step, batch: Batch, loss: Loss) -> torch.Tensor:
         """The loss of one step. A replayed step leaves gradients and counts where a plain one does."""
         if self._plain or not getattr(loss, "repeats", False) or any(tensor.requires_grad for tensor in _tensors(batch)):
             return step(batch, loss)
-        kind = (loss, _layout(batch), _condition(self._model))
+        kind = (loss, _layout(batch), self._condition.read())
         if kind not in self._recorded and self._warm_ups.get(kind, 0) < WARM_UPS:
             return self._warm_up(kind, step, batch, loss)
         if kind not in self._recorded and not self._record(kind, step, batch, loss):
@@ -196,10 +197,3 @@ def _tensors(batch: Batch) -> list[torch.Tensor]:
 
 def _layout(batch: Batch) -> tuple[Any, ...]:
     return tuple((tensor.shape, tensor.stride(), tensor.dtype) for tensor in _tensors(batch))
-
-
-def _condition(model: torch.nn.Module) -> tuple[Any, ...]:
-    """What of a model a graph takes as given: where its tensors lie, which of them learn, modes and hooks."""
-    modules = tuple((module.training, *(len(vars(module)[kind]) for kind in HOOKS)) for module in model.modules())
-    parameters = tuple((parameter.data_ptr(), parameter.requires_grad) for parameter in model.parameters())
-    return modules, parameters, tuple(buffer.data_ptr() for buffer in model.buffers())

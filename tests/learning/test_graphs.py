@@ -118,8 +118,20 @@ def test_no_more_than_a_few_kinds_of_steps_are_recorded():
         lambda model: [each.data.mul_(0.5) for each in model.parameters()],
         lambda model: setattr(model[2][1].weight, "data", model[2][1].weight.data.clone()),
         lambda model: model.load_state_dict(fakes.small_net(7).state_dict()),
+        lambda model: model[0].register_forward_hook(lambda _, args, output: output * 2),
+        lambda model: model.append(torch.nn.CELU()),
     ],
-    ids=["modes", "freezing", "another module", "new weights", "weights in place", "weights elsewhere", "loaded"],
+    ids=[
+        "modes",
+        "freezing",
+        "another module",
+        "new weights",
+        "weights in place",
+        "weights elsewhere",
+        "loaded",
+        "a hook",
+        "one more",
+    ],
 )
 def test_what_a_method_changes_between_two_steps_is_seen(change):
     def steps(sgd, model):

@@ -132,3 +132,14 @@ def test_many_trials_on_one_worker_upload_the_data_once_and_compute_importances_
     assert len(uploads) == 1
     spent = [(each.facts["images_forward_spent"], each.facts["images_backward_spent"]) for each in records[:4]]
     assert spent == [(60, 60), (0, 0), (0, 0), (0, 0)]
+
+
+@pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="another torch may do the same in other operations")
+def test_a_pass_of_four_steps_is_so_many_operations():
+    def operations(steps):
+        CountedSgd.operations.counts.clear()
+        trained(CountedSgd, steps=steps)
+        return sum(number for name, number in CountedSgd.operations.counts.items() if name != BACKWARD_WITH_RESPECT_TO_INPUTS)
+
+    first, second, third = (operations(4 * passes) for passes in (1, 2, 3))
+    assert second - first == third - second == 645
