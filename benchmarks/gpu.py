@@ -311,15 +311,15 @@ def evaluating(bench: Bench, name: str, sizes: tuple[int, ...] = (500, 1000, 200
     model, rows = bench.model(name).eval(), torch.arange(bench.sizes.test, device=bench.device)
     flops = bench.flops(name, backward=False)
     rates: dict[int, list[float]] = {size: [] for size in sizes}
-    kept = evaluation.BATCH_SIZE
+    kept = evaluation.BATCH_SIZES[bench.device.type]
     try:
         for number in range(bench.sizes.repeats + 1):
             for size in sizes:
-                evaluation.BATCH_SIZE = size
+                evaluation.BATCH_SIZES[bench.device.type] = size
                 rate = len(rows) / bench.seconds(lambda: predict(model, bench.data.test, rows, bench.precision))
                 rates[size] += [rate] if number else []
     finally:
-        evaluation.BATCH_SIZE = kept
+        evaluation.BATCH_SIZES[bench.device.type] = kept
     return [
         row(
             f"{name} evaluation, batches of {size}",

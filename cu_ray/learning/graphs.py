@@ -131,7 +131,8 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], torch.Tensor]) -> tuple[Replay, torch.Tensor]:
         """A graph."""
-        graph = torch.cuda.CUDAGraph()
+        graph, draws = torch.cuda.CUDAGraph(), _generator(self._device)
+        before = draws.clone_state()
         try:
             with (
                 _on_side_stream(self._device) as stream,  # also where torch.cuda.graph fails to leave the stream
@@ -139,6 +140,7 @@ class CudaRecorder:
             ):
                 value = work()
         except BaseException:
+            draws.graphsafe_set_state(before)  # which torch leaves as if it were still recorded
             self._end_recording()
             raise
         return graph.replay, value
@@ -149,6 +151,12 @@ class CudaRecorder:
             index = torch.cuda.current_device()
             torch._C._cuda_endAllocateToPool(index, self._pool)
             torch._C._cuda_releasePool(index, self._pool)
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    """The device's own generator."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return torch.cuda.default_generators[index]
 
 
 @functools.cache
