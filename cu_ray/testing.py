@@ -33,7 +33,7 @@ from cu_ray.manipulations.backdoor import Backdoor
 from cu_ray.metrics import Outcome
 from cu_ray.models.resnet9 import ResNet9
 from cu_ray.stages.poison import OnDevice, detect, poison, upload
-from cu_ray.stages.shared import fingerprints, first_changed, tensors_of
+from cu_ray.stages.shared import Fingerprints, tensors_of
 from cu_ray.stages.train import train
 from cu_ray.stages.unlearn import Memo, Unlearned, unlearn
 from cu_ray.types import (
@@ -184,9 +184,9 @@ class MethodConformance(PluginConformance):
     def test_it_writes_into_no_input(self) -> None:
         bench, memos = _tiny_bench(self.model), RememberedMemos()
         self.run(memos)
-        before = fingerprints(bench.tensors(memos))
+        before = Fingerprints.of(bench.tensors(memos))
         self.run(memos)
-        changed = first_changed(before, bench.tensors(memos))
+        changed = before.first_changed(bench.tensors(memos))
         assert changed is None, f"it writes into {changed}, which trials share"
 
     def test_the_same_trial_gives_the_same_bits_whatever_the_global_generators_say(self) -> None:

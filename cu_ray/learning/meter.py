@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from cu_ray.lazy import torch
 from cu_ray.types import Cost
+
+_tape: list[Callable[[], None]] | None = None  # no context variable: backward passes on a GPU run in a thread of their own
+
+
+@contextlib.contextmanager
+def taped() -> Iterator[list[Callable[[], None]]]:
+    """A context in which counts are kept for later: the list of what to call when the passes are really made."""
+    global _tape
+    before, _tape = _tape, []
+    try:
+        yield _tape
+    finally:
+        _tape = before
 
 
 class Meter:
@@ -16,10 +32,11 @@ class Meter:
 
         def count(_: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
             num_images = len(args[0])
-            self._count_forward(num_images)
+            _now_or_later(partial(self._count_forward, num_images))
             if output.requires_grad:
-                output.register_hook(lambda _: self._count_backward(num_images))
+                output.register_hook(lambda _: _now_or_later(partial(self._count_backward, num_images)))
 
+        count.repeats = True  # type: ignore[attr-defined]  # see cu_ray.learning.graphs
         self.hook = count  # a plain function: a bound method would be copied with a model, and the meter with it
 
     def watch(self, model: torch.nn.Module) -> torch.nn.Module:
@@ -32,3 +49,10 @@ class Meter:
 
     def _count_backward(self, num_images: int) -> None:
         self.cost += Cost(backward=num_images)
+
+
+def _now_or_later(count: Callable[[], None]) -> None:
+    if _tape is None:
+        count()
+    else:
+        _tape.append(count)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from cu_ray.errors import Diverged
 from cu_ray.lazy import torch
+from cu_ray.learning.graphs import CudaRecorder, Graphs, repeats
 from cu_ray.learning.precision import autocast
 from cu_ray.types import Batch, Loss, Stream, TrainRecipe
 
@@ -29,14 +30,11 @@ class Sgd:
 
     def __init__(self, model: torch.nn.Module, recipe: TrainRecipe, device: torch.device) -> None:
         self._model, self._recipe, self._device = model, recipe, device
-        self._optimiser = torch.optim.SGD(
-            [parameter for parameter in model.parameters() if parameter.requires_grad],
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            foreach=True,
-        )
+        self._optimiser = optimiser_of(model, recipe, device, fused=device.type == "cuda")
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
+        self._graphs: Graphs | None = None
+        if device.type == "cuda" and recipe.precision != "fp16":  # what a failed recording leaves in the scaler is unknown
+            self._graphs = Graphs(model, CudaRecorder(device))
         self._last_loss: torch.Tensor | None = None
         self.num_steps = 0
 
@@ -55,24 +53,48 @@ class Sgd:
 
     def step(self, batch: Batch, loss: Loss) -> None:
         """One optimiser step on loss(logits [B, classes] in float32, batch). Each 100th raises Diverged on a loss not finite."""
-        for group in self._optimiser.param_groups:
-            group["lr"] = self._recipe.lr * learning_rate_factor(self.num_steps, self._recipe.steps)
+        self._set_learning_rate(self._recipe.lr * learning_rate_factor(self.num_steps, self._recipe.steps))
+        self._last_loss = self._graphs.run(self._plain_step, batch, loss) if self._graphs else self._plain_step(batch, loss)
+        self.num_steps += 1
+        if self.num_steps % CHECKED_EVERY == 0:
+            self._require_finite_loss()
+
+    def _plain_step(self, batch: Batch, loss: Loss) -> torch.Tensor:
+        """The loss of a step that is made now."""
         with autocast(self._recipe.precision, self._device):
             value = loss(self._model(batch.images).float(), batch)
         self._optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(value).backward()
         self._scaler.step(self._optimiser)
         self._scaler.update()
-        self._last_loss = value.detach()
-        self.num_steps += 1
-        if self.num_steps % CHECKED_EVERY == 0:
-            self._require_finite_loss()
+        return value.detach()
+
+    def _set_learning_rate(self, rate: float) -> None:
+        for group in self._optimiser.param_groups:
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def _require_finite_loss(self) -> None:
         if self._last_loss is not None and not bool(torch.isfinite(self._last_loss)):
             raise Diverged(f"the loss was {float(self._last_loss)} at step {self.num_steps}")
 
 
+def optimiser_of(model: torch.nn.Module, recipe: TrainRecipe, device: torch.device, *, fused: bool) -> torch.optim.SGD:
+    """The update rule. fused: with learning rate and velocities on the device from the start, for graphs and loss scaling."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    rate = torch.full((), recipe.lr, dtype=torch.float32, device=device) if fused else recipe.lr
+    optimiser = torch.optim.SGD(
+        parameters, lr=rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=not fused, fused=fused
+    )
+    if fused and recipe.momentum:
+        for parameter in parameters:  # torch would leave them unset where the first step in fp16 overflows
+            optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimiser
+
+
+@repeats
 def cross_entropy(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
     """The mean cross-entropy against the labels as given."""
     return torch.nn.functional.cross_entropy(logits, batch.labels)

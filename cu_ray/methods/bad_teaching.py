@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from cu_ray.lazy import torch
+from cu_ray.learning.graphs import repeats
 from cu_ray.learning.sgd import images_seen
 from cu_ray.methods import Method
 from cu_ray.plugins import Bound
@@ -32,6 +33,7 @@ class BadTeaching(Method):
         competent, incompetent = copy.deepcopy(student).eval(), task.fresh().eval()
         student.train()
 
+        @repeats
         def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
             with torch.no_grad():
                 bad, good = incompetent(batch.images).float(), competent(batch.images).float()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from cu_ray.lazy import torch
+from cu_ray.learning.graphs import repeats
 from cu_ray.learning.sgd import cross_entropy
 from cu_ray.methods import Method
 from cu_ray.plugins import Bound, Search
@@ -36,11 +37,13 @@ class Scrub(Method):
         model, teacher = task.original, copy.deepcopy(task.original).eval()
         model.train()
 
+        @repeats
         def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
             with torch.no_grad():
                 teacher_logits = teacher(batch.images).float()
             return cross_entropy(logits, batch) + self.alpha * self.divergence(logits, teacher_logits)
 
+        @repeats
         def negative_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
             return -loss(logits, batch)
 

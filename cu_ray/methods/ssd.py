@@ -72,7 +72,8 @@ def selection_threshold(deletion_P: torch.Tensor, retain_P: torch.Tensor, share:
     """
     ratio_P = torch.where(deletion_P == 0, 0, deletion_P / retain_P)
     rank = int((1 - share) * (len(ratio_P) - 1))
-    threshold = ratio_P.kthvalue(rank + 1).values
+    # a GPU sorts all faster than it finds one, and a CPU does not
+    threshold = ratio_P.sort().values[rank] if ratio_P.is_cuda else ratio_P.kthvalue(rank + 1).values
     if torch.isinf(threshold):
         threshold = torch.where(torch.isinf(ratio_P), 0, ratio_P).max()
     return float(threshold)

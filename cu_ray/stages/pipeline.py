@@ -17,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from cu_ray import __version__
+from cu_ray import __version__, plugins
 from cu_ray.errors import ContractBroken, CuRayError, Diverged
+from cu_ray.identity import key_of
 from cu_ray.lazy import torch
 from cu_ray.learning.batches import as_tensor
 from cu_ray.learning.precision import require
@@ -30,7 +31,7 @@ from cu_ray.stages.reasons import blamed, is_out_of_memory, reason_of
 from cu_ray.stages.train import build_model, train
 from cu_ray.stages.unlearn import Unlearned, now, unlearn
 from cu_ray.stages.warm import Warm
-from cu_ray.types import Dataset, OriginalSpec, PoisonedDataset, Record, Scores, Setting, Store, Tensors, TrialSpec
+from cu_ray.types import Dataset, DeletionSplit, OriginalSpec, PoisonedDataset, Record, Scores, Setting, Store, Tensors, TrialSpec
 
 
 class Workbench:
@@ -40,6 +41,7 @@ class Workbench:
         self.dataset, self._store = dataset, store
         self._device = torch.device(device)
         self._warm = Warm(store, self._device)
+        self._last_split: tuple[str, DeletionSplit] | None = None
 
     def run_original(self, spec: OriginalSpec) -> Record:
         """The record of an original model, which is then in the store; trained only where it is not there yet."""
@@ -100,7 +102,7 @@ class Workbench:
         facts = {} if facts is None else facts
         require(spec.original.setting.train.precision, self._device)
         poisoned, data = self.poisoned(spec.original.setting)
-        split = detect(poisoned, spec.detection, spec.deletion_size, held_out=spec.held_out)
+        split = self._split(spec, poisoned)
         original, _ = self.original(spec.original)
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
@@ -143,8 +145,15 @@ class Workbench:
     def scores(self, spec: TrialSpec, model: torch.nn.Module, facts: dict[str, Any] | None = None) -> Scores:
         """The scores of an unlearned model of this trial."""
         poisoned, data = self.poisoned(spec.original.setting)
-        split = detect(poisoned, spec.detection, spec.deletion_size, held_out=spec.held_out)
+        split = self._split(spec, poisoned)
         return self._timed_scores(model, poisoned, data, split, spec.original.setting, {} if facts is None else facts)
+
+    def _split(self, spec: TrialSpec, poisoned: PoisonedDataset) -> DeletionSplit:
+        """The deletion and retain set of a trial; the last one is kept, as the next trial often has the same."""
+        key = key_of([poisoned.key, plugins.describe(spec.detection), spec.deletion_size, spec.held_out])
+        if self._last_split is None or self._last_split[0] != key:
+            self._last_split = key, detect(poisoned, spec.detection, spec.deletion_size, held_out=spec.held_out)
+        return self._last_split[1]
 
     def _timed_scores(
         self,

@@ -82,11 +82,12 @@ def detect(poisoned: PoisonedDataset, detection: Any, size: int, *, held_out: bo
     manipulated = np.isin(found, poisoned.corruption.indices)
     num_held_out = num_held_out_of(size) if held_out else 0
     shuffled = generator_for("hold out", identity, size).permutation(found) if num_held_out else found
-    retain = np.setdiff1d(np.arange(len(poisoned.labels)), found)
+    retained = np.ones(len(poisoned.labels), dtype=bool)
+    retained[found] = False
     known = poisoned.corruption.truth_known
     return DeletionSplit(
         deletion=np.sort(shuffled[num_held_out:]),
-        retain=retain,
+        retain=np.flatnonzero(retained),
         held_out=np.sort(shuffled[:num_held_out]),
         precision=float(manipulated.mean()) if known else None,
         recall=float(manipulated.sum() / len(poisoned.corruption.indices)) if known else None,

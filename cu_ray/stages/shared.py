@@ -5,6 +5,8 @@ Version counters of tensors would be cheaper still, but miss what is written by 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from cu_ray.lazy import torch
@@ -12,25 +14,35 @@ from cu_ray.types import NamedTensors
 
 COLUMNS = 1024  # words of a row
 ROW = 8 * COLUMNS  # bytes
+SMALL = 1 << 20  # bytes
 ODD = 0x1E3779B97F4A7C15  # without a pattern
 PLAIN = (bool, int, float, str, type(None))
 
-Fingerprints = dict[str, list[int]]
+Prints = list[list[int]]
 
 
-def fingerprints(tensors: NamedTensors) -> Fingerprints:
+@dataclass(frozen=True)
+class Fingerprints:
     """Of each tensor two numbers: its bits, taken as words in a grid, summed over rows and over columns with weights.
 
-    A change of one word changes them, a swap too; reading memory twice is all that they cost.
+    A change of one word changes them, a swap too; reading memory twice is all that they cost. Those of all together are
+    enough to see that nothing changed: the many small tensors of a model are then one.
     """
-    numbers = [_fingerprint(tensor) for tensor in tensors.values()]
-    return dict(zip(tensors, torch.stack(numbers).tolist() if numbers else [], strict=True))
 
+    of_all: Prints
+    each: dict[str, list[int]]
 
-def first_changed(before: Fingerprints, tensors: NamedTensors) -> str | None:
-    """The first name whose tensor does not have the fingerprint that it had, or has come or gone; None where there is none."""
-    after = fingerprints(tensors)
-    return next((name for name in before | after if before.get(name) != after.get(name)), None)
+    @classmethod
+    def of(cls, tensors: NamedTensors) -> Fingerprints:
+        """The fingerprints of these."""
+        return cls(_of_all(tensors), dict(zip(tensors, _prints(map(_bits, tensors.values())), strict=True)))
+
+    def first_changed(self, tensors: NamedTensors) -> str | None:
+        """The first name whose tensor has another fingerprint than it had, or has come or gone; None where there is none."""
+        if self.each.keys() == tensors.keys() and self.of_all == _of_all(tensors):
+            return None
+        after = Fingerprints.of(tensors).each
+        return next((name for name in self.each | after if self.each.get(name) != after.get(name)), None)
 
 
 def tensors_of(model: torch.nn.Module) -> NamedTensors:
@@ -43,8 +55,23 @@ def tensors_of(model: torch.nn.Module) -> NamedTensors:
     return {**state, "modules": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device)}
 
 
-def _fingerprint(tensor: torch.Tensor) -> torch.Tensor:
-    bits = tensor.detach().reshape(-1).view(torch.uint8)
+def _of_all(tensors: NamedTensors) -> Prints:
+    bits = [_bits(tensor) for tensor in tensors.values()]
+    small = [each for each in bits if len(each) < SMALL]
+    return _prints([*([torch.cat(small)] if small else []), *(each for each in bits if len(each) >= SMALL)])
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().reshape(-1).view(torch.uint8)
+
+
+def _prints(bits: Iterable[torch.Tensor]) -> Prints:
+    numbers = [_fingerprint(each) for each in bits]
+    found: Prints = torch.stack(numbers).tolist() if numbers else []
+    return found
+
+
+def _fingerprint(bits: torch.Tensor) -> torch.Tensor:
     if bits.storage_offset() % 8:  # a view that words do not fit
         bits = bits.clone()
     num_rows = len(bits) // ROW

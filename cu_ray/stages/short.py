@@ -15,7 +15,7 @@ from cu_ray.lazy import torch
 from cu_ray.learning.batches import RowStream
 from cu_ray.learning.meter import Meter
 from cu_ray.learning.sgd import Sgd
-from cu_ray.stages.evaluate import BATCH_SIZE, Keeper, predict
+from cu_ray.stages.evaluate import BATCH_SIZES, Keeper, predict
 from cu_ray.stages.poison import OnDevice
 from cu_ray.stages.tools import Tools
 from cu_ray.stages.unlearn import now
@@ -132,5 +132,5 @@ def predict_some(model: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevi
     if poisoned.corruption.stamp is not None:
         views.append((data.test, len(poisoned.selection_half), True))
     for images, count, stamp_all in views:
-        rows = torch.arange(min(2 * BATCH_SIZE, count), device=data.device)
+        rows = torch.arange(min(2 * BATCH_SIZES[data.device.type], count), device=data.device)
         predict(model, images, rows, precision, stamp_all=stamp_all)

@@ -44,6 +44,8 @@ def build_model(model_plugin: Any, poisoned: PoisonedDataset, device: torch.devi
 
 def require_finite(model: torch.nn.Module, whose: str) -> None:
     """Raise Diverged where a parameter or buffer holds NaN or an infinite value. whose: how the message begins."""
-    for name, tensor in model.state_dict().items():
-        if not bool(torch.isfinite(tensor).all()):
+    state = model.state_dict()
+    finite = [torch.isfinite(tensor).all() for tensor in state.values()]
+    for name, is_finite in zip(state, torch.stack(finite).tolist() if finite else [], strict=True):  # one look at the device
+        if not is_finite:
             raise Diverged(f"{whose} {name} is not finite")

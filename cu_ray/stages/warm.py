@@ -11,7 +11,7 @@ from cu_ray.errors import ContractBroken
 from cu_ray.lazy import torch
 from cu_ray.learning.batches import as_tensor
 from cu_ray.stages.poison import OnDevice
-from cu_ray.stages.shared import Fingerprints, fingerprints, first_changed, tensors_of
+from cu_ray.stages.shared import Fingerprints, tensors_of
 from cu_ray.stages.unlearn import Memo
 from cu_ray.types import Cost, NamedTensors, PoisonedDataset, Store
 
@@ -82,7 +82,7 @@ class Recent(Generic[Value]):
             while len(self._values) >= self._limit:  # first, so that the device never holds one more
                 self._values.popitem(last=False)
             value = make()
-            self._values[key] = value, fingerprints(self._tensors(value))
+            self._values[key] = value, Fingerprints.of(self._tensors(value))
         self._values.move_to_end(key)
         return self._values[key][0]
 
@@ -93,7 +93,7 @@ class Recent(Generic[Value]):
     def first_changed(self) -> str | None:
         """The name of a tensor that is not as it was when its value was made, or None."""
         for value, prints in self._values.values():
-            name = first_changed(prints, self._tensors(value))
+            name = prints.first_changed(self._tensors(value))
             if name is not None:
                 return name
         return None

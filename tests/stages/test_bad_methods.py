@@ -327,7 +327,7 @@ RETURNED = {
     ),
     "wrapped": (
         lambda task: torch.nn.Sequential(task.original),
-        "returned another architecture than the original's: 0.0 is a Sequential, not a Conv2d",
+        "returned another architecture than the original's: 0 is a Sequential, not a Chain",
     ),
     "other module": (
         changed(lambda model: setattr(model, "0", torch.nn.Identity())),

@@ -1,0 +1,126 @@
+"""A bias before BatchNorm is left out on GPUs, and the numbers are those of the plain layers. Here on CPU, in float64."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from cu_ray.learning.sgd import learning_rate_factor
+from cu_ray.models._blocks import Chain, conv_norm_celu
+from cu_ray.models.resnet9 import ResNet9
+from cu_ray.models.wide_resnet import WideResNet
+
+
+def blocks():
+    """A plain block and one of ours with the same weights, none of them as they begin."""
+    torch.manual_seed(0)
+    ours = conv_norm_celu(3, 5, 3).double()
+    for tensor in ours.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.uniform_(0.5, 1.5)
+    plain = torch.nn.Sequential(*(copy.deepcopy(module) for module in ours))
+    return plain, ours
+
+
+def images(seed=1):
+    return torch.randn(8, 3, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def spared(monkeypatch):
+    monkeypatch.setattr(Chain, "spares_bias", staticmethod(lambda inputs: True))
+
+
+def same(given, expected):
+    torch.testing.assert_close(given, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_training_steps_give_the_same_outputs_weights_and_running_statistics(spared):
+    plain, ours = blocks()
+    optimisers = [torch.optim.SGD(block.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01) for block in (plain, ours)]
+    for step in range(5):
+        outputs = []
+        for block, optimiser in zip((plain, ours), optimisers, strict=True):
+            for group in optimiser.param_groups:
+                group["lr"] = 0.1 * learning_rate_factor(step, 5)
+            optimiser.zero_grad()
+            outputs.append(block.train()(images(step)))
+            (outputs[-1] ** 2).sum().backward()
+            optimiser.step()
+        same(outputs[1], outputs[0])
+    for name, tensor in plain.state_dict().items():
+        same(ours.state_dict()[name], tensor)
+    assert not (ours[0].bias.grad).any()
+
+
+def test_the_gradient_of_the_input_is_the_same(spared):
+    gradients = []
+    for block in blocks():
+        batch = images().requires_grad_()
+        (block.train()(batch) ** 2).sum().backward()
+        gradients.append(batch.grad)
+    same(gradients[1], gradients[0])
+
+
+def test_evaluation_gives_the_same(spared, monkeypatch):
+    plain, ours = blocks()
+    with torch.no_grad():
+        same(ours.eval()(images()), plain.eval()(images()))
+    monkeypatch.setattr(
+        ours[0], "_conv_forward", lambda inputs, weight, bias: pytest.fail("with the bias") if bias is not None else None
+    )
+    with torch.no_grad(), pytest.raises(TypeError):  # it is really left out: BatchNorm gets our None
+        ours(images())
+
+
+def test_importances_in_eval_mode_have_the_gradient_of_the_bias(spared):
+    gradients = []
+    for block in blocks():
+        loss = (block.eval()(images()) ** 2).sum()
+        gradients.append(torch.autograd.grad(loss, list(block.parameters())))
+    for given, expected in zip(gradients[1], gradients[0], strict=True):
+        same(given, expected)
+    assert gradients[0][1].any()
+
+
+def test_a_frozen_block_passes_gradients_on(spared):
+    gradients = []
+    for block in blocks():
+        batch = images().requires_grad_()
+        (block.eval().requires_grad_(False)(batch) ** 2).sum().backward()
+        gradients.append(batch.grad)
+    same(gradients[1], gradients[0])
+
+
+def test_who_watches_a_layer_sees_it_as_it_is(spared):
+    plain, ours = blocks()
+    seen = []
+    for block in (plain, ours):
+        block[0].register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+        block.train()(images())
+    same(seen[1], seen[0])
+
+
+def test_on_cpu_nothing_is_left_out():
+    assert not Chain.spares_bias(images())
+
+
+@pytest.mark.parametrize("model", [ResNet9(width=2), WideResNet(depth=10, width=1)])
+def test_whole_models_give_the_same(spared, model, monkeypatch):
+    states = []
+    for spares in (True, False):
+        monkeypatch.setattr(Chain, "spares_bias", staticmethod(lambda inputs, spares=spares: spares))
+        torch.manual_seed(0)
+        network = model.build((12, 12, 3), 4).double().train()
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
+        for step in range(3):
+            optimiser.zero_grad()
+            batch = torch.randn(6, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(step))
+            torch.nn.functional.cross_entropy(network(batch), torch.arange(6) % 4).backward()
+            optimiser.step()
+        with torch.inference_mode():
+            states.append({**network.state_dict(), "logits": network.eval()(batch)})
+    for name, tensor in states[1].items():
+        torch.testing.assert_close(states[0][name], tensor, rtol=1e-9, atol=1e-9)
