@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,7 +56,7 @@ def estimate(plan: Plan, agenda: Agenda, known: Known) -> Estimate:
     for study in agenda.studies:
         for spec in _known_trials(study, agenda):
             trials[spec.key] = spec
-        unknown += _unknown_trials(study)
+        unknown += trials_to_come(study)
     originals = plan.originals()
     done = {key for key in trials if key in known.trials}
     by_method = dict.fromkeys((name_of(study.method.cls) for study in plan.studies), 0)
@@ -72,7 +73,7 @@ def estimate(plan: Plan, agenda: Agenda, known: Known) -> Estimate:
         trials_failed=sum(not known.trials[key].ok for key in done),
         images_forward=cost.forward,
         images_backward=cost.backward,
-        seconds=None if pace is None else pace * _passes(cost),
+        seconds=None if pace is None else pace * passes(cost),
         by_method=by_method,
     )
 
@@ -84,7 +85,8 @@ def _known_trials(study: StudyState, agenda: Agenda) -> list[TrialSpec]:
     return specs + agenda.repetitions(study)
 
 
-def _unknown_trials(study: StudyState) -> list[tuple[TrialSpec, int]]:
+def trials_to_come(study: StudyState) -> list[tuple[TrialSpec, int]]:
+    """Typical trials of the points that a study has not drawn yet, and how many of each there will be."""
     spec, point = study.spec, typical_point(study.spec)
     to_sample = spec.method.budget - len(study.points)
     searched = [(trial, to_sample) for trial in spec.trials(point, spec.search_settings) if to_sample]
@@ -94,10 +96,16 @@ def _unknown_trials(study: StudyState) -> list[tuple[TrialSpec, int]]:
 
 
 def _remaining(plan: Plan, agenda: Agenda, trials: list[tuple[TrialSpec, int]], originals: list[OriginalSpec]) -> Cost:
-    cost, memo_groups = Cost(), set[str]()
+    cost = unlearning_cost(plan, trials)
     for original in originals:
         if agenda.wants(original.key):
             cost += Cost(original.images, original.images)
+    return cost
+
+
+def unlearning_cost(plan: Plan, trials: Iterable[tuple[TrialSpec, int]]) -> Cost:
+    """What so many of each trial take, a memo once; their evaluation apart."""
+    cost, memo_groups = Cost(), set[str]()
     for spec, count in trials:
         num_train, _ = plan.num_images[spec.original.setting.content_hash]
         group = memo_group(spec)
@@ -118,5 +126,6 @@ def _pace(known: Known) -> float | None:
     return seconds / passes if passes else None
 
 
-def _passes(cost: Cost) -> int:
+def passes(cost: Cost) -> int:
+    """Its images in units of a forward pass."""
     return cost.forward + 2 * cost.backward

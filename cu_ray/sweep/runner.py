@@ -28,6 +28,7 @@ from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
 from cu_ray.sweep.room import Room, require, shape
+from cu_ray.sweep.shard import part_of
 from cu_ray.sweep.shares import next_share
 from cu_ray.sweep.vigil import Vigil
 from cu_ray.types import Dataset
@@ -70,11 +71,11 @@ def make_plan(sweep: Sweep, datasets: Mapping[Any, Dataset]) -> plan.Plan:
     }
     precision = functools.partial(resolve, device_kind=device_kind(sweep))
     if sweep.original.path is None:
-        return plan.make(sweep, sources, precision)
+        return part_of(plan.make(sweep, sources, precision), *sweep.shard)
     given = weights.read(sweep.original.path)
     made = plan.make(sweep, sources, precision, checksum(given, {}))
     weights.require_fit(given, made)
-    return made
+    return part_of(made, *sweep.shard)
 
 
 def preview(sweep: Sweep) -> tuple[Estimate, list[str]]:
