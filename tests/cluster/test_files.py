@@ -62,7 +62,9 @@ def test_the_cloud_grows_from_nothing_with_spot_workers_and_sees_one_folder():
     assert worker["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
     assert "InstanceMarketOptions" not in config["available_node_types"]["head"]["node_config"]
     assert "-v /shared:/shared" in config["docker"]["run_options"]
-    assert any("mount -t nfs4" in command and command.rstrip(")").count("/shared") for command in config["initialization_commands"])
+    assert any(
+        "mount -t nfs4" in command and command.rstrip(")").count("/shared") for command in config["initialization_commands"]
+    )
 
 
 def test_images_have_the_ray_of_the_constraints_file(kubernetes):
