@@ -293,20 +293,26 @@ def _doctor_there(file: str, storage: str, nodes: int | None) -> int:
 @main.command()
 @sweep_options
 @click.option("--json", "as_json", is_flag=True, help="one JSON object")
-def plan(file: str, only: tuple[str, ...], seeds: str, shard: str | None, output: str | None, as_json: bool) -> None:
+@click.option("--price", type=click.FloatRange(min=0), help="of an hour of a GPU, or of a worker on CPUs: what is left costs")
+def plan(
+    file: str, only: tuple[str, ...], seeds: str, shard: str | None, output: str | None, as_json: bool, price: float | None
+) -> None:
     """Say what the sweep of FILE comes to and what of it is done. Starts nothing."""
     from cu_ray.sweep import runner
 
     counts, absent = runner.preview(load_sweep(file, only, seeds, shard, output=output))
+    cost = None if price is None or counts.hours is None else price * counts.hours
     if as_json:
-        print(json.dumps({**counts.to_json(), "datasets_not_here": absent}))
+        print(json.dumps({**counts.to_json(), "cost": cost, "datasets_not_here": absent}))
         return
     table = Table(show_header=False, box=None)
     for name, value in counts.to_json().items():
         if name != "by_method":
-            table.add_row(name, "unknown" if value is None else f"{value:,.0f}")
+            table.add_row(name, "unknown" if value is None else f"{value:,.2f}" if name == "hours" else f"{value:,.0f}")
     for method, count in counts.by_method.items():
         table.add_row(f"  {method}", f"{count:,}")
+    if price is not None:
+        table.add_row("cost", "unknown until a trial is done" if cost is None else f"{cost:,.2f}")
     console().print(table)
     for name in absent:
         console().print(f"{name} is not on this machine: counted from its known sizes. `cu-ray sweep` downloads it.")

@@ -19,7 +19,8 @@ class Estimate:
     """Counts of a plan. Images are what is still to be run: training and unlearning; a memo counts once.
 
     A study that is still to be searched counts with one confirmed point; rules that choose different points add to that.
-    `seconds` is the work of one worker, from the pace of trials that are done; None where there are none.
+    `seconds` is the work of one worker, from the pace of trials that are done; None where there are none. `hours` are what that
+    and the evaluation take of GPUs, each worker its share of one; on CPUs of workers.
     """
 
     originals: int
@@ -31,6 +32,7 @@ class Estimate:
     images_forward: int
     images_backward: int
     seconds: float | None
+    hours: float | None
     by_method: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
@@ -74,6 +76,7 @@ def estimate(plan: Plan, agenda: Agenda, known: Known) -> Estimate:
         images_forward=cost.forward,
         images_backward=cost.backward,
         seconds=None if pace is None else pace * passes(cost),
+        hours=_hours(known, cost, sum(by_method.values()) - len(done)),
         by_method=by_method,
     )
 
@@ -124,6 +127,18 @@ def _pace(known: Known) -> float | None:
     seconds = sum(each["unlearn_seconds_spent"] for each in facts)
     passes = sum(each["images_forward_spent"] + 2 * each["images_backward_spent"] for each in facts)
     return seconds / passes if passes else None
+
+
+def _hours(known: Known, cost: Cost, trials: int) -> float | None:
+    """Hours of a GPU, or of a worker without one, for that much of unlearning and so many evaluations, from what is done."""
+    facts = [record.facts for record in known.trials.values() if record.ok]
+    spent = sum(each["images_forward_spent"] + 2 * each["images_backward_spent"] for each in facts)
+    if not spent:
+        return None
+    shares = [each.get("gpu_share") or 1.0 for each in facts]
+    unlearning = sum(share * each["unlearn_seconds_spent"] for share, each in zip(shares, facts, strict=True)) / spent
+    evaluation = sum(share * each["eval_seconds"] for share, each in zip(shares, facts, strict=True)) / len(facts)
+    return float(unlearning * passes(cost) + evaluation * trials) / 3600
 
 
 def passes(cost: Cost) -> int:

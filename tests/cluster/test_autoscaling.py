@@ -33,11 +33,11 @@ CONFIG = {
         "worker": {"resources": {"CPU": 1, "object_store_memory": 200_000_000}, "node_config": {}, "min_workers": 0},
     },
     "head_node_type": "ray.head.default",
-    **dict.fromkeys(("auth", "docker", "file_mounts"), {}),
-    **dict.fromkeys(("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands"), []),
-    **dict.fromkeys(("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files"), []),
+    **{key: {} for key in ("auth", "docker", "file_mounts")},
+    **{key: [] for key in ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")},
+    **{key: [] for key in ("head_start_ray_commands", "worker_start_ray_commands", "cluster_synced_files")},
 }
-# In namespaces of its own: the fake provider knows only the usual port, and needs a file that Ray's wheel lacks. All ends with it.
+# In namespaces of its own: the fake provider knows only the usual port, and needs a file that Ray's wheel lacks.
 SCRIPT = r"""
 ip link set lo up
 mkdir -p /tmp/ray && mount -t tmpfs tmpfs /tmp/ray && mount --bind {folder}/fake {fake}
@@ -63,7 +63,8 @@ def test_demand_brings_nodes_up_and_idleness_lets_them_go(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
     shutil.copytree(FAKE, tmp_path / "fake")
     (tmp_path / "fake" / "example.yaml").write_text(yaml.safe_dump(CONFIG))
-    facts = {"folder": tmp_path, "fake": FAKE, "head": HEAD, "python": sys.executable, "ray": Path(sys.executable).with_name("ray")}
+    facts = {"folder": tmp_path, "fake": FAKE, "head": HEAD, "python": sys.executable}
+    facts["ray"] = Path(sys.executable).with_name("ray")
     namespaces = ["unshare", "--mount", "--net", "--pid", "--fork", "--mount-proc", "--kill-child"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "RAY_AUTH_MODE": "token"}
     command = [*namespaces, "bash", "-c", SCRIPT.format(**facts)]
