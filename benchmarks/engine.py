@@ -134,7 +134,7 @@ def measure(trials: int, studies: int, seconds: float, workers: int) -> dict[str
             "planning_s": planning,
             "nothing_to_do_s": time.perf_counter() - began,
             "driver_peak_mb": peak_mb(),
-            **disk.figures(sweep.folder / "tables"),
+            **disk.figures(Path(str(sweep.folder / "tables"))),
         }
 
 

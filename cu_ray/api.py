@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Self
 from rich.console import Console
 
 from cu_ray import config
+from cu_ray.places import Place, at, lasting
 from cu_ray.report.frame import best_frame
-from cu_ray.report.terminal import best_table, path_of
+from cu_ray.report.terminal import best_table, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from cu_ray.sweep.estimate import Estimate
     from cu_ray.sweep.runner import Outcome
 
-Place = str | os.PathLike[str]
+Where = str | os.PathLike[str]  # a path, or for results and models also a URI
 WIDTH = 140  # characters of a line
 
 
@@ -38,12 +39,12 @@ class Sweep:
     @classmethod
     def load(
         cls,
-        path: Place,
+        path: Where,
         *,
         seeds: Iterable[int] = (),
         only: Sequence[str] = (),
-        output: Place | None = None,
-        storage: Place | None = None,
+        output: Where | None = None,
+        storage: Where | None = None,
     ) -> Self:
         """The sweep of a YAML file; its plug-ins may lie beside it.
 
@@ -59,19 +60,19 @@ class Sweep:
         *,
         seeds: Iterable[int] = (),
         only: Sequence[str] = (),
-        output: Place | None = None,
-        storage: Place | None = None,
+        output: Where | None = None,
+        storage: Where | None = None,
     ) -> Self:
         """The sweep of a YAML text; its plug-ins may lie in the current folder. Otherwise as `load`."""
         return cls._placed(config.parse(text, only=_listed(only), seeds=seeds), output, storage)
 
     @classmethod
-    def _placed(cls, sweep: config.Sweep, output: Place | None, storage: Place | None) -> Self:
+    def _placed(cls, sweep: config.Sweep, output: Where | None, storage: Where | None) -> Self:
         places = {name: place and os.fspath(place) for name, place in (("output", output), ("storage", storage))}
         return cls(config.with_runtime(sweep, **places))
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Place:
         """Where its results go: `<output>/<name>`."""
         return self.file.folder
 
@@ -111,7 +112,7 @@ class Sweep:
             outcome = runner.run(wanted, console, retry_failed=retry_failed, seconds=seconds)
         finally:
             gc.collect()  # Tune's workers, which would hold the CPUs of a Ray that stays up
-        results = Results(wanted.folder.resolve(), outcome)
+        results = Results(at(lasting(wanted.folder)), outcome)
         if outcome.interrupted:
             raise Interrupted(results)
         return results
@@ -124,15 +125,15 @@ class Sweep:
 class Results:
     """The tables of a sweep (docs/tables.md), each read when it is first asked for. It shows itself as `cu-ray table` does."""
 
-    folder: Path
+    folder: Place
     outcome: Outcome | None = None  # how the run ended that these are of; None where they were read from a folder
 
     @classmethod
-    def read(cls, folder: Place) -> Self:
+    def read(cls, folder: Where) -> Self:
         """The results in the folder of a sweep (results/NAME). Raises UserError where there are none."""
-        place = Path(folder).expanduser()
-        path_of(place / "tables", "best")
-        return cls(place.resolve())
+        place = at(lasting(os.fspath(folder)))
+        read_table(place / "tables", "best")
+        return cls(place)
 
     @functools.cached_property
     def trials(self) -> pd.DataFrame:
@@ -159,9 +160,8 @@ class Results:
         return best_frame(self.folder / "tables", rule)
 
     def _frame(self, name: str) -> pd.DataFrame:
-        import pandas as pd
-
-        return pd.read_parquet(path_of(self.folder / "tables", name))
+        frame: pd.DataFrame = read_table(self.folder / "tables", name).to_pandas()
+        return frame
 
     def __repr__(self) -> str:
         text = io.StringIO()

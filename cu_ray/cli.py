@@ -23,6 +23,7 @@ from rich.text import Text
 from cu_ray import __version__, config, plugins, yaml_file
 from cu_ray.config import SAMPLERS, Sweep
 from cu_ray.errors import CuRayError, UserError, did_you_mean
+from cu_ray.places import Folder, Place, at
 from cu_ray.selection import RULES
 
 QUICKSTART = """
@@ -38,6 +39,19 @@ methods: {no_unlearning: {}}
 def console() -> Console:
     """The terminal; a plain text stream has lines of 140 characters."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
+class PlaceParameter(click.ParamType):  # type: ignore[type-arg]
+    """A folder or a URI as an argument."""
+
+    name = "path or URI"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
+        """The place."""
+        return at(value)
+
+
+PLACE = PlaceParameter()
 
 
 class Commands(click.Group):
@@ -151,7 +165,7 @@ def sweep(
         out.print(best_table(outcome.tables))
     for remark in outcome.remarks:
         out.print(Text(f"Note: {remark}."))
-    out.print(Text(f"Tables: {outcome.tables}/{{trials,originals,best,curves}}.parquet"), soft_wrap=True)
+    out.print(Text(f"Tables: {outcome.tables / '{trials,originals,best,curves}.parquet'}"), soft_wrap=True)
     if outcome.interrupted:
         out.print(f"Interrupted: {counts.trials_done} of {counts.trials} trials are done. The same command goes on from there.")
         sys.exit(130)
@@ -203,8 +217,8 @@ def _send(wanted: Sweep, cluster: Any, detach: bool, out: Console) -> int:
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-def attach(folder: Path) -> None:
+@click.argument("folder", type=PLACE)
+def attach(folder: Place) -> None:
     """Follow the sweep that was sent to a cluster and whose results come into FOLDER (results/NAME)."""
     from cu_ray.remote.away import Away
 
@@ -212,8 +226,8 @@ def attach(folder: Path) -> None:
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-def stop(folder: Path) -> None:
+@click.argument("folder", type=PLACE)
+def stop(folder: Place) -> None:
     """Stop the sweep that was sent to a cluster and whose results come into FOLDER, as Ctrl-C would."""
     from cu_ray.remote.away import Away
 
@@ -227,8 +241,8 @@ def stop(folder: Path) -> None:
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-def fetch(folder: Path) -> None:
+@click.argument("folder", type=PLACE)
+def fetch(folder: Place) -> None:
     """Bring home what the sweep that was sent to a cluster has done until now, into FOLDER (results/NAME)."""
     from cu_ray.remote.away import Away
 
@@ -239,14 +253,14 @@ def fetch(folder: Path) -> None:
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.argument("others", type=click.Path(path_type=Path), nargs=-1, required=True)
-def merge(folder: Path, others: tuple[Path, ...]) -> None:
+@click.argument("folder", type=PLACE)
+@click.argument("others", type=PLACE, nargs=-1, required=True)
+def merge(folder: Place, others: tuple[Place, ...]) -> None:
     """Take into the sweep in FOLDER (results/NAME) what the sweeps in OTHERS have done."""
     from cu_ray.sweep import ledger
 
     for other in others:
-        if not (other / "ledger").is_dir():
+        if not (other / "ledger").files():
             raise UserError(f"there is no {other / 'ledger'}: is {other} the folder of a sweep (results/NAME)?")
     with ledger.Ledger(folder / "ledger") as book:
         count = sum(book.take_over(ledger.read(other / "ledger")) for other in others)
@@ -257,7 +271,7 @@ def merge(folder: Path, others: tuple[Path, ...]) -> None:
 @click.option("--address", help="the Ray to look at  [default: RAY_ADDRESS, or one that is started here]")
 @click.option("--cluster", type=click.Path(), help="the cluster.yaml of a cluster that `ray up` started, to look at that")
 @click.option(
-    "--storage", default=config.RuntimeSection().storage, show_default=True, help="the folder that all nodes are to see"
+    "--storage", default=config.RuntimeSection().storage, show_default=True, help="the folder or URI that all nodes are to see"
 )
 @click.option("--nodes", type=click.IntRange(min=1), help="how many nodes there should be  [default: as --cluster says]")
 def doctor(address: str | None, cluster: str | None, storage: str, nodes: int | None) -> None:
@@ -319,13 +333,13 @@ def plan(
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
-def status(folder: Path) -> None:
+@click.argument("folder", type=PLACE)
+def status(folder: Place) -> None:
     """Say how far the sweep in FOLDER (results/NAME) is, also where it runs on a cluster."""
     from cu_ray.remote.away import MARK, Away
     from cu_ray.sweep import status as statuses
 
-    if (folder / MARK).exists() and not (sent := Away.of(folder)).ended:
+    if isinstance(folder, Folder) and folder.has(MARK) and not (sent := Away.of(folder)).ended:
         print(f"On {sent.cluster.name}: {sent.report()}", end="")
         return
     facts = statuses.read(folder)
@@ -334,7 +348,7 @@ def status(folder: Path) -> None:
     out = console()
     out.print(f"{folder.name}: {state}; {facts['trials_done']} of {facts['trials']} trials done, {facts['trials_failed']} failed")
     out.print(f"originals: {facts['originals_done']} of {facts['originals']}; studies: {facts['studies']}")
-    if (folder / "optuna-journal.log").exists():
+    if folder.has("optuna-journal.log"):
         out.print(f"The searches, to look at in a browser: optuna-dashboard {folder / 'optuna-journal.log'}", soft_wrap=True)
     if not running and facts["trials_done"] < facts["trials"]:
         out.print("The same `cu-ray sweep` command goes on from there.")
@@ -356,9 +370,9 @@ def _alive(process: int, host: str) -> bool:
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PLACE)
 @click.option("--rule", help=f"the selection rule: {', '.join(RULES)}")
-def table(folder: Path, rule: str | None) -> None:
+def table(folder: Place, rule: str | None) -> None:
     """Print the table of the sweep in FOLDER (results/NAME)."""
     from cu_ray.report.terminal import best_table
 
@@ -431,9 +445,9 @@ def try_command(method: str, settings: tuple[str, ...], file: str | None, fracti
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PLACE)
 @click.argument("trial_key")
-def replay(folder: Path, trial_key: str) -> None:
+def replay(folder: Place, trial_key: str) -> None:
     """Run a trial of the sweep in FOLDER again, without Ray, and compare its scores. TRIAL_KEY: or its first digits."""
     from cu_ray.sweep import foreground
 
@@ -449,14 +463,14 @@ def replay(folder: Path, trial_key: str) -> None:
 
 
 @main.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=PLACE)
 @click.argument("trial_key", required=False)
 @click.option("--rule", help=f"without TRIAL_KEY: the selection rule that chooses: {', '.join(RULES)}")
 @click.option("--method", help="without TRIAL_KEY: the best of this method")
 @click.option("--fraction", type=float, help="without TRIAL_KEY: the best at this deletion fraction")
-@click.option("--to", type=click.Path(path_type=Path), help="the folder to write  [default: FOLDER/export/KEY]")
+@click.option("--to", type=PLACE, help="the folder to write  [default: FOLDER/export/KEY]")
 def export(
-    folder: Path, trial_key: str | None, rule: str | None, method: str | None, fraction: float | None, to: Path | None
+    folder: Place, trial_key: str | None, rule: str | None, method: str | None, fraction: float | None, to: Place | None
 ) -> None:
     """Write the corrected model of a trial of the sweep in FOLDER: weights and a loader.
 

@@ -21,6 +21,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cu_ray import plugins, yaml_file
 from cu_ray.errors import Faults, FieldFault, UserError, did_you_mean
+from cu_ray.identity import key_of
+from cu_ray.places import Folder, Place, at
 from cu_ray.plugins import Bound, Choices, FieldFact
 from cu_ray.selection import RULES
 from cu_ray.types import CONTROLS, DatasetFacts, TrainRecipe
@@ -35,6 +37,7 @@ SECTIONS = (
     *("methods", "search", "controls", "runtime"),
 )
 MERGED = {"train": 1, "search": 1, "controls": 1, "runtime": 1, "methods": 2}  # in a file that extends another
+SCRATCH = "~/.cache/cu-ray/scratch"
 OWN = ("name",)  # what a file does not take from one that it extends
 RESERVED = ("trials", "points", "sampler", "keep")
 
@@ -136,11 +139,16 @@ class RuntimeSection:
     trial_time_limit: str | None = "24h"  # of one trial or original: what takes longer hangs, and has failed
 
     def __post_init__(self) -> None:
-        """Raise FieldFault where the time limit is none."""
+        """Raise FieldFault where the time limit is none, or a place cannot be one."""
         try:
             seconds_of(self.trial_time_limit, "a time limit")
         except UserError as error:
             raise FieldFault("trial_time_limit", f"{error}, or null for none") from error
+        for name in ("output", "storage"):
+            try:
+                at(getattr(self, name))
+            except UserError as error:
+                raise FieldFault(name, str(error)) from error
 
     @property
     def trial_seconds(self) -> float:
@@ -195,9 +203,16 @@ class Sweep:
     shard: tuple[int, int] = (1, 1)  # which part of it, and of how many
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Place:
         """Where its ledger and tables are."""
-        return Path(self.runtime.output).expanduser() / self.name
+        return at(self.runtime.output) / self.name
+
+    @property
+    def scratch(self) -> Path:
+        """Where what stays on this machine lies, logs and the Optuna journal: with the results, unless these are at a URI."""
+        if isinstance(self.folder, Folder):
+            return self.folder.path
+        return Path(SCRATCH).expanduser() / key_of(str(self.folder))[:16] / self.name
 
     @property
     def import_path(self) -> list[Path]:

@@ -5,6 +5,7 @@ CuRayError
 │   ├── Faults       several of them, found in one file
 │   └── FieldFault   one setting of a plug-in that does not fit the others or the data
 ├── RayStopped       Ray ended before the sweep was done: what is finished is in the ledger, exit code 1
+├── PlaceFailed      a URI could not be read or written (also an OSError)
 ├── Diverged         training left the finite numbers: the trial's row says `diverged`
 └── ContractBroken   a plug-in broke its contract: the trial's row says which rule
 
@@ -48,6 +49,10 @@ class FieldFault(UserError):
 
 class RayStopped(CuRayError):
     """Ray ended before the sweep was done."""
+
+
+class PlaceFailed(CuRayError, OSError):
+    """A URI could not be read or written."""
 
 
 class Diverged(CuRayError):

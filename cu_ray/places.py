@@ -1,15 +1,27 @@
-"""Where results and models lie: a folder, with the few things that are done there.
+"""Where results and models lie: a folder of this machine or a URI, with the few things that are done there.
 
-A file appears finished or not at all.
+A file appears finished or not at all. Credentials for a URI come from the environment and are never part of it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import re
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+from urllib.parse import parse_qsl, unquote, urlencode
+
+from cu_ray.errors import PlaceFailed, UserError, did_you_mean
+
+SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
+OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss")
+SETTINGS = ("endpoint_override", "region", "scheme")  # that may follow the '?' of a URI; others could hold credentials
 
 
 @dataclass(frozen=True, order=True)
@@ -34,6 +46,9 @@ class Place(Protocol):
     def files(self) -> list[File]:
         """The files in it, those with hidden names apart; none where there is no such folder."""
 
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+
     def read(self, name: str) -> bytes:
         """The content of a file. Raises FileNotFoundError."""
 
@@ -53,6 +68,10 @@ class Folder:
     def __str__(self) -> str:
         return str(self.path)
 
+    def __fspath__(self) -> str:
+        """For `open`, `pandas.read_parquet` and the like."""
+        return str(self.path)
+
     @property
     def name(self) -> str:
         return self.path.name
@@ -70,6 +89,9 @@ class Folder:
             if path.is_file():
                 found.append(File(facts.st_mtime, facts.st_size, path.name))
         return found
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).is_file()
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
@@ -95,6 +117,146 @@ class Folder:
             path.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True)
+class Remote:
+    """What a URI names, reached by pyarrow. An object appears when it is whole; an earlier one stays until then."""
+
+    scheme: str
+    path: str  # after the '//', the bucket first
+    query: str
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.path}" + (f"?{self.query}" if self.query else "")
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    def __truediv__(self, name: str) -> Remote:
+        return Remote(self.scheme, f"{self.path}/{name}", self.query)
+
+    def files(self) -> list[File]:
+        from pyarrow.fs import FileSelector
+
+        with self._failing() as (system, path):
+            found = system.get_file_info(FileSelector(path, allow_not_found=True))
+        shown = (each for each in found if each.is_file and not each.base_name.startswith("."))
+        return [File((each.mtime_ns or 0) / 1e9, each.size, each.base_name) for each in shown]
+
+    def has(self, name: str) -> bool:
+        with (self / name)._failing() as (system, path):
+            return bool(system.get_file_info(path).is_file)
+
+    def read(self, name: str) -> bytes:
+        with (self / name)._failing() as (system, path):
+            while (content := _whole(system, path)) is None:
+                pass
+            return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """In a thread of its own: an interrupt that closed an unfinished stream would make half an object appear."""
+        with (self / name)._failing() as (system, path), ThreadPoolExecutor(1) as thread:
+            thread.submit(_put, system, path, content, self.scheme not in OBJECT_STORES).result()
+
+    def delete(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError), (self / name)._failing() as (system, path):
+            system.delete_file(path)
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[tuple[Any, str]]:
+        """The file system and the path there; what goes wrong is said in one message."""
+        try:
+            yield _opened(str(self))
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError, NotImplementedError) as error:  # Arrow's own errors are among these
+            raise PlaceFailed(f"{self}: {error}") from error
+
+
 def at(where: Place | Path | str) -> Place:
-    """The place that a path names."""
+    """The place that a path or a URI names. Raises UserError for a URI that cannot be one or holds credentials."""
+    if isinstance(where, str) and (found := re.match(rf"([A-Za-z][A-Za-z0-9+.-]+)://|({'|'.join(SCHEMES)}):", where)):
+        return _at_uri(where, found[1] or found[2])
     return Folder(Path(where).expanduser()) if isinstance(where, (str, Path)) else where
+
+
+def lasting(where: Place | Path | str) -> str:
+    """The path or URI, such that it means the same in any folder."""
+    place = at(where)
+    return str(place.path.resolve() if isinstance(place, Folder) else place)
+
+
+def _at_uri(uri: str, scheme: str) -> Place:
+    path, _, query = uri.partition("?")
+    path, settings = path.removeprefix(f"{scheme}:").removeprefix("//").rstrip("/"), parse_qsl(query, keep_blank_values=True)
+    user, at_sign, _ = path.rpartition("@")
+    if ":" in user or (at_sign and scheme == "s3" and "/" not in user) or any("@" in value for _, value in settings):
+        raise UserError(
+            f"{scheme}: a URI with a user name or password in it is refused (and not repeated here): "
+            "give credentials by the environment, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+        )
+    if scheme not in SCHEMES:
+        raise UserError(f"{scheme}:// is no place that can be written to. {did_you_mean(scheme, SCHEMES)}")
+    for name, _ in settings:
+        if name not in SETTINGS:
+            raise UserError(f"{scheme}://{path}: unknown setting {name!r} after the '?'. {did_you_mean(name, SETTINGS)}")
+    if not uri.startswith(f"{scheme}://") or not path or (scheme == "file" and path[0] != "/"):
+        form = "file:///PATH" if scheme == "file" else f"{scheme}://BUCKET/PATH"
+        raise UserError(f"{scheme}:{path} is no whole URI: {form} is needed")
+    return Folder(Path(unquote(path))) if scheme == "file" else Remote(scheme, path, query)
+
+
+@functools.cache
+def _file_system(scheme: str, root: str, query: str) -> tuple[Any, str]:
+    from pyarrow.fs import FileSystem
+
+    settings = dict(parse_qsl(query)) | ({"allow_delayed_open": "true"} if scheme == "s3" else {})  # one request a small object
+    system, path = FileSystem.from_uri(f"{scheme}://{root}" + (f"?{urlencode(settings)}" if settings else ""))
+    return system, str(path)
+
+
+def _opened(uri: str) -> tuple[Any, str]:
+    """The file system for a URI, and the path in it."""
+    scheme, _, rest = uri.partition("://")
+    path, _, query = rest.partition("?")
+    root, slash, inner = path.partition("/")
+    system, start = _file_system(scheme, root, query)
+    return system, f"{start.rstrip('/')}{slash}{inner}"
+
+
+def _whole(system: Any, path: str) -> bytes | None:
+    """The content of an object; None where another was put there meanwhile. Raises FileNotFoundError where it is gone.
+
+    pyarrow asks for the size first and for so many bytes then: of an object that came between it would give any bytes.
+    """
+    with system.open_input_stream(path) as stream:
+        version = stream.metadata()
+        try:
+            content: bytes | None = stream.read()
+        except OSError:
+            content = None
+            if _version(system, path) == version:
+                raise
+    return content if _version(system, path) == version else None
+
+
+def _version(system: Any, path: str) -> Any:
+    """What tells an object from another that was put in its place; on object storage, its ETag is part of it."""
+    with system.open_input_stream(path) as stream:
+        return stream.metadata()
+
+
+def _put(system: Any, path: str, content: bytes, with_folders: bool) -> None:
+    if with_folders:
+        system.create_dir(path.rpartition("/")[0], recursive=True)
+    with system.open_output_stream(path) as stream:
+        stream.write(owned_by_arrow(content))
+
+
+def owned_by_arrow(content: bytes) -> Any:
+    """A copy that Arrow's threads can let go of at any time. Python's own memory, let go of there as Python ends, aborts it."""
+    from pyarrow import BufferOutputStream
+
+    copy = BufferOutputStream()
+    copy.write(content)
+    return copy.getvalue()

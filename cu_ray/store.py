@@ -1,29 +1,42 @@
-"""Content-addressed artefacts on a local path: original models and memos, as safetensors with a checksum.
+"""Content-addressed artefacts in a folder or at a URI: original models and memos, as safetensors with a checksum.
 
-An entry appears finished or not at all: it is written under a temporary name in the same folder, flushed and renamed.
-Nothing read here can run code.
+An entry appears finished or not at all. Nothing read here can run code.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
+import json
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load, save, save_file
 
 from cu_ray.identity import canonical_json
+from cu_ray.lease import Lease, Taken
+from cu_ray.places import Folder, Remote, at
 from cu_ray.types import Tensors
 
 LIMITS = {"memos": 4 << 30}  # bytes kept of a kind; the least recently used entries go first
 
 
+def open_store(where: str) -> LocalStore | RemoteStore:
+    """The store in a folder or at a URI."""
+    place = at(where)
+    if isinstance(place, Remote):
+        return RemoteStore(place)
+    assert isinstance(place, Folder)
+    return LocalStore(place.path)
+
+
 class LocalStore:
-    """A store in a folder: `<folder>/<kind>/<key>.safetensors`."""
+    """A store in a folder: `<folder>/<kind>/<key>.safetensors`, written under a temporary name, flushed and renamed."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).expanduser()
@@ -68,8 +81,83 @@ class LocalStore:
         if kind in LIMITS:
             _trim(path.parent, LIMITS[kind])
 
+    @contextlib.contextmanager
+    def claimed(self, kind: str, key: str) -> Iterator[None]:
+        """While others that claim the entry wait: who made it has kept it then. A claim ends with its process at the latest."""
+        path = self.folder / kind / f".{key}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab") as file:
+            with contextlib.suppress(OSError):  # a file system without locks: the entry may be made twice
+                fcntl.flock(file, fcntl.LOCK_EX)
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
     def _path(self, kind: str, key: str) -> Path:
-        return self.folder / kind / f"{key}.safetensors"
+        return self.folder / kind / _name(key)
+
+
+class RemoteStore:
+    """A store at a URI, of objects with the same names and content. Entries of a limited kind go in the order they came."""
+
+    def __init__(self, place: Remote) -> None:
+        self.place = place
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether there is an entry; it may still turn out to be damaged."""
+        return (self.place / kind).has(_name(key))
+
+    def load(self, kind: str, key: str) -> tuple[Tensors, dict[str, str]] | None:
+        """The arrays of an entry and its metadata; None where there is no entry or it is damaged (it is then removed)."""
+        try:
+            content = (self.place / kind).read(_name(key))
+        except FileNotFoundError:
+            return None
+        try:
+            tensors, metadata = load(content), _metadata(content)
+        except (SafetensorError, ValueError, KeyError, TypeError):
+            tensors, metadata = {}, {}
+        if metadata.pop("checksum", None) != checksum(tensors, metadata):
+            (self.place / kind).delete(_name(key))
+            return None
+        return tensors, metadata
+
+    @contextlib.contextmanager
+    def claimed(self, kind: str, key: str) -> Iterator[None]:
+        """While others that claim the entry wait, until it is there. A claim is free some time after its process died."""
+        lease = None
+        while lease is None and not self.has(kind, key):
+            with contextlib.suppress(Taken):
+                lease = Lease(self.place / "claims" / f"{kind}-{key}")
+        try:
+            yield
+        finally:
+            if lease is not None:
+                lease.close()
+
+    def save(self, kind: str, key: str, tensors: Tensors, metadata: dict[str, str]) -> None:
+        """Keep an entry; the oldest of a limited kind make room."""
+        folder = self.place / kind
+        tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+        folder.write(_name(key), save(tensors, metadata={**metadata, "checksum": checksum(tensors, metadata)}))
+        if kind in LIMITS:
+            entries = sorted(folder.files())
+            excess = sum(entry.size for entry in entries) - LIMITS[kind]
+            while excess > 0:
+                oldest = entries.pop(0)
+                folder.delete(oldest.name)
+                excess -= oldest.size
+
+
+def _name(key: str) -> str:
+    return f"{key}.safetensors"
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    """What stands in the head of a safetensors file besides its arrays."""
+    length = int.from_bytes(content[:8], "little")
+    return dict(json.loads(content[8 : 8 + length]).get("__metadata__", {}))
 
 
 def checksum(tensors: Tensors, metadata: dict[str, str]) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -452,6 +453,9 @@ class Store(Protocol):
 
     def load(self, kind: str, key: str) -> tuple[Tensors, dict[str, str]] | None:
         """The arrays of an entry and its metadata, or None where there is no intact entry."""
+
+    def claimed(self, kind: str, key: str) -> AbstractContextManager[None]:
+        """A context that others who claim the entry wait for: what is costly is made once."""
 
     def save(self, kind: str, key: str, tensors: Tensors, metadata: dict[str, str]) -> None:
         """Keep an entry."""

@@ -134,7 +134,8 @@ def parse(text: str, source: str) -> YamlFile:
             _num_values(node, {})
             result.value = _value(loader, node, "", result.lines, faults)
     except yaml.YAMLError as error:
-        raise Faults(source, [f"not YAML: {' '.join(str(error).split())}"]) from error
+        said = re.sub(r"://\S*", "://...", str(error))  # it quotes the text, and a URI may hold a password
+        raise Faults(source, [f"not YAML: {' '.join(said.split())}"]) from error
     except RecursionError as error:
         raise Faults(source, ["nested too deeply"]) from error
     finally:

@@ -14,7 +14,7 @@ import pytest
 
 import cu_ray
 from cu_ray.sweep import process
-from cu_ray.sweep.ledger import Ledger
+from cu_ray.sweep.agenda import Agenda
 from tests import sweeps
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray's own, which come up in this process
@@ -178,21 +178,21 @@ def test_a_sweep_runs_in_another_thread_whose_output_alone_goes_to_the_log(tmp_p
     said = capsys.readouterr().out
     assert "of the main thread" in said
     assert "Joining the Ray of this process" in said
-    assert "of the main thread" not in (sweep.folder / "logs" / "tune.log").read_text()
+    assert "of the main thread" not in (sweep.folder / "logs").read("tune.log").decode()
 
 
 def run_interrupted(sweep, number, monkeypatch):
     """The results of a run into which the signal comes with its first trial's record."""
-    append = Ledger.append
+    complete = Agenda.complete
 
-    def append_and_signal(ledger, record):
-        append(ledger, record)
-        if getattr(record, "kind", None) == "trial":
+    def complete_and_signal(agenda, record):
+        complete(agenda, record)
+        if record.kind == "trial":
             signal.raise_signal(number)
 
     before = of_this_process()
     with monkeypatch.context() as patch, pytest.raises(cu_ray.Interrupted) as caught:
-        patch.setattr(Ledger, "append", append_and_signal)
+        patch.setattr(Agenda, "complete", complete_and_signal)
         sweep.run(quiet=True)
     assert of_this_process() == before
     assert isinstance(caught.value, KeyboardInterrupt)

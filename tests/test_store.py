@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -275,3 +279,53 @@ def test_a_memo_that_another_process_trims_while_it_is_read_is_given_or_none(loc
     monkeypatch.setattr(store, "checksum", trimmed_meanwhile)
     entry = local.load("memos", "a")
     assert entry is None or len(entry[0]["importance"]) == 1000
+
+
+# ------------------------------------------------------------------------------------------------------------- claims
+
+
+def made_once(store, made, name):
+    """As a worker does: what is not there is made by the one that claims it, while others wait."""
+    with store.claimed("originals", "abc"):
+        if store.load("originals", "abc") is None:
+            time.sleep(0.3)
+            made.append(name)
+            store.save("originals", "abc", WEIGHTS, FACTS)
+
+
+def test_of_many_that_claim_an_entry_one_makes_it(local):
+    made = []
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda name: made_once(LocalStore(local.folder), made, name), "abcd"))
+    assert len(made) == 1
+    assert [path.name for path in (local.folder / "originals").iterdir()] == ["abc.safetensors"]
+
+
+def test_other_entries_are_claimed_at_the_same_time(local):
+    with local.claimed("originals", "abc"), local.claimed("originals", "def"), local.claimed("memos", "abc"):
+        pass
+
+
+def test_who_fails_to_make_what_it_claimed_leaves_it_to_the_next(local):
+    with pytest.raises(ZeroDivisionError), local.claimed("originals", "abc"):
+        raise ZeroDivisionError
+    made = []
+    made_once(local, made, "next")
+    assert made == ["next"]
+
+
+def test_the_claim_of_a_killed_process_is_free(local):
+    script = f"""
+import time
+from cu_ray.store import LocalStore
+with LocalStore({str(local.folder)!r}).claimed("originals", "abc"):
+    print("claimed", flush=True)
+    time.sleep(600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    with process:
+        assert process.stdout.readline() == "claimed\n"
+        process.kill()
+    made = []
+    made_once(local, made, "next")
+    assert made == ["next"]

@@ -228,7 +228,7 @@ def test_output_is_the_user_s_choice(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "inside")
     for output in ("../elsewhere", str(tmp_path / "else where"), "~/results"):
         sweep = config.with_runtime(config.parse(sweep_text()), output=output)
-        assert sweep.folder == Path(output).expanduser() / "x"
+        assert Path(sweep.folder) == Path(output).expanduser() / "x"
 
 
 @given(st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))

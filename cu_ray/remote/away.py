@@ -20,11 +20,12 @@ from rich.console import Console
 from cu_ray import __version__
 from cu_ray.config import Sweep
 from cu_ray.errors import UserError
+from cu_ray.places import Folder, Place
 from cu_ray.remote.launcher import Cluster, HeadFailed, quoted
 from cu_ray.remote.parcel import pack
 from cu_ray.sweep import ledger
 
-MARK = "cluster.json"  # in the results folder here: where the sweep runs
+MARK = "cluster.json"  # in the results folder here, or at the URI of the results: where the sweep runs
 RUN = """#!/usr/bin/env bash
 cd "$(dirname "$0")/files" || exit 1
 {{ [ ! -d ../brought ] || cu-ray merge {results} ../brought; }} && exec {command} &
@@ -36,19 +37,22 @@ echo $? > ../exit
 
 @dataclass(frozen=True)
 class Away:
-    """A sweep that was sent to a cluster. results: its folder on the head, from where the driver runs; home: its folder here."""
+    """A sweep that was sent to a cluster. results: its folder on the head, from where the driver runs; home: its folder here.
+
+    With results at a URI, they are at home there.
+    """
 
     cluster: Cluster
     folder: str
     results: str
-    home: Path
+    home: Place
     ended: bool = False  # and everything is at home
 
     @classmethod
-    def of(cls, home: Path) -> Away:
+    def of(cls, home: Place) -> Away:
         """The sweep whose results are to come into this folder. Raises UserError where none was sent to a cluster from here."""
         try:
-            facts = json.loads((home / MARK).read_text(encoding="utf-8"))
+            facts = json.loads(home.read(MARK))
             return cls(Cluster.of(facts["cluster"]), facts["folder"], facts["results"], home, facts["ended"])
         except FileNotFoundError:
             raise UserError(f"{home} is not the folder (results/NAME) of a sweep that was sent to a cluster from here") from None
@@ -59,11 +63,10 @@ class Away:
         """Remember in the folder here where the sweep runs. Raises UserError where that cannot be written."""
         facts = {"cluster": str(self.cluster.path), "folder": self.folder, "results": self.results, "ended": self.ended}
         try:
-            self.home.mkdir(parents=True, exist_ok=True)
-            (self.home / MARK).write_text(json.dumps(facts), encoding="utf-8")
+            self.home.write(MARK, json.dumps(facts).encode())
         except OSError as error:
             raise UserError(
-                f"results cannot be written to {self.home}: {error.strerror}. Give another place with --output."
+                f"results cannot be written to {self.home}: {error.strerror or error}. Give another place with --output."
             ) from error
 
     @property
@@ -89,8 +92,10 @@ class Away:
     def fetch(self) -> None:
         """Bring tables and logs home, and what the ledger there has and the one here has not. Raises HeadFailed.
 
-        Raises UserError where a sweep is writing to the folder here.
+        Nothing is to be done where the results are at a URI. Raises UserError where a sweep is writing to the folder here.
         """
+        if not isinstance(self.home, Folder):
+            return
         there = str(PurePosixPath(self.folder, "files", self.results)) if self.results[:1] != "~" else self.results
         with tempfile.TemporaryDirectory(prefix="cu-ray-") as name:
             fetched = Path(name)
@@ -99,7 +104,7 @@ class Away:
             with ledger.Ledger(self.home / "ledger") as book:
                 book.take_over(ledger.read(fetched / "ledger"))
             shutil.rmtree(fetched / "ledger", ignore_errors=True)
-            shutil.copytree(fetched, self.home, dirs_exist_ok=True)
+            shutil.copytree(fetched, self.home.path, dirs_exist_ok=True)
 
     def follow(self, console: Console) -> int:
         """Show the driver's output until it ends, then bring the results home; the driver's exit code.
@@ -146,7 +151,9 @@ def start(sweep: Sweep, cluster: Cluster, options: Sequence[str], console: Conso
 
     Raises UserError where the head has another version of cu-ray or a file cannot be sent, HeadFailed where it is not reached.
     """
-    away = Away(cluster, f"~/cu-ray/{sweep.name}", str(Path(sweep.runtime.output) / sweep.name), sweep.folder)
+    local = isinstance(sweep.folder, Folder)  # a home folder (~) in its path is then the head's
+    results = str(Path(sweep.runtime.output) / sweep.name if local else sweep.folder)
+    away = Away(cluster, f"~/cu-ray/{sweep.name}", results, sweep.folder)
     _require_same_version(cluster)
     away.note()
     if cluster.ask(f"test -e {away.folder}/process && echo there || true").strip() and away.status == "running":
@@ -156,8 +163,8 @@ def start(sweep: Sweep, cluster: Cluster, options: Sequence[str], console: Conso
     with tempfile.TemporaryDirectory(prefix="cu-ray-") as name:
         parcel = Path(name)
         paths = pack(source, parcel / "files")
-        if (away.home / "ledger").exists():
-            shutil.copytree(away.home / "ledger", parcel / "brought" / "ledger")
+        if isinstance(away.home, Folder) and (away.home / "ledger").files():
+            shutil.copytree(away.home.path / "ledger", parcel / "brought" / "ledger")
         command = ["cu-ray", "sweep", str(source.relative_to(Path.cwd())), "--address", "auto", *options]
         (parcel / "run.sh").write_text(RUN.format(command=shlex.join(command), results=quoted(away.results)), encoding="utf-8")
         console.print(f"Sending {len(paths)} files to {cluster.name} ...")

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cu_ray.places import Place
 from cu_ray.report.terminal import best_rows, cells_of, method_of, metrics_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-def best_frame(tables: Path, rule: str | None = None) -> pd.DataFrame:
+def best_frame(tables: Place, rule: str | None = None) -> pd.DataFrame:
     """Means over seeds and standard deviations (`_std`) by method and fraction, and by setting where there are several."""
     import pandas as pd
 

@@ -6,29 +6,33 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
 from cu_ray.errors import UserError, did_you_mean
+from cu_ray.places import Place, at, owned_by_arrow
 
 COLUMNS = ("acc_corr", "acc_retain", "asr", "confusion_rate")
 
 
-def rows_of(tables: Path, name: str = "best") -> list[dict[str, Any]]:
+def rows_of(tables: Place | Path, name: str = "best") -> list[dict[str, Any]]:
     """The rows of a table. Raises UserError where there is none."""
-    rows: list[dict[str, Any]] = pq.read_table(path_of(tables, name)).to_pylist()
+    rows: list[dict[str, Any]] = read_table(tables, name).to_pylist()
     return rows
 
 
-def path_of(tables: Path, name: str) -> Path:
-    """The file of a table. Raises UserError where there is none."""
-    path = tables / f"{name}.parquet"
-    if not path.exists():
-        raise UserError(f"there is no {path}: is {tables.parent} the folder of a sweep (results/NAME) that has run?")
-    return path
+def read_table(tables: Place | Path, name: str) -> pa.Table:
+    """A table as it is in its file. Raises UserError where there is none."""
+    place, file = at(tables), f"{name}.parquet"
+    try:
+        content = place.read(file)
+    except FileNotFoundError:
+        raise UserError(f"there is no {place / file}: is this in the folder of a sweep (results/NAME) that has run?") from None
+    return pq.ParquetFile(pa.BufferReader(owned_by_arrow(content))).read(use_threads=False)
 
 
-def best_rows(tables: Path, rule: str | None) -> list[dict[str, Any]]:
+def best_rows(tables: Place | Path, rule: str | None) -> list[dict[str, Any]]:
     """The best of each study under one selection rule, settings together; by default the rule that the search followed."""
     rows = rows_of(tables)
     rules = list(dict.fromkeys(row["rule"] for row in rows))
@@ -46,7 +50,7 @@ def metrics_of(rows: list[dict[str, Any]]) -> list[str]:
     return [name for name in COLUMNS if any(row[f"{name}_mean"] is not None for row in rows)]
 
 
-def best_table(tables: Path, rule: str | None = None) -> Table:
+def best_table(tables: Place | Path, rule: str | None = None) -> Table:
     """Method x deletion fraction under one selection rule, means over seeds; by default the rule that the search followed."""
     shown = best_rows(tables, rule)
     metrics, cells = metrics_of(shown), cells_of(shown)

@@ -70,22 +70,30 @@ class Workbench:
         def make() -> torch.nn.Module:
             nonlocal trained
             poisoned, data = self.poisoned(spec.setting)
-            entry = self._store.load("originals", spec.key)
-            if entry is not None:
-                model = build_model(spec.setting.model, poisoned, self._device, seed=0)
-                model.load_state_dict({name: torch.from_numpy(array) for name, array in entry[0].items()})
-                return model.eval()
+            if (model := self._stored(spec, poisoned)) is not None:
+                return model
             if spec.setting.weights is not None:
                 raise CuRayError(
                     "the original's weights are not in the store: `cu-ray sweep` puts them there, workers share runtime.storage"
                 )
             require(spec.setting.train.precision, self._device)
-            model = train(spec, poisoned, data)
-            self._store.save("originals", spec.key, arrays_of(model), {})
+            with self._store.claimed("originals", spec.key):
+                if (model := self._stored(spec, poisoned)) is not None:  # another sweep has made it meanwhile
+                    return model
+                model = train(spec, poisoned, data)
+                self._store.save("originals", spec.key, arrays_of(model), {})
             trained = True
             return model
 
         return self._warm.originals.get(spec.key, make), trained
+
+    def _stored(self, spec: OriginalSpec, poisoned: PoisonedDataset) -> torch.nn.Module | None:
+        entry = self._store.load("originals", spec.key)
+        if entry is None:
+            return None
+        model = build_model(spec.setting.model, poisoned, self._device, seed=0)
+        model.load_state_dict({name: torch.from_numpy(array) for name, array in entry[0].items()})
+        return model.eval()
 
     def unlearned(self, spec: TrialSpec, facts: dict[str, Any] | None = None) -> Unlearned:
         """What the method makes of the original; facts of it are put into `facts`."""

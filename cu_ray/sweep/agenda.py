@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,6 +30,9 @@ class Journal(Protocol):
 
     def append(self, record: Record | PointRecord) -> None:
         """Write a record durably."""
+
+    def write(self, record: Record | PointRecord) -> Future[None]:
+        """Write a record behind all earlier ones; the future is done when it lasts."""
 
 
 @dataclass
@@ -139,17 +143,23 @@ class Agenda:
         self._running.pop(job.key, None)
         self._push(job)
 
+    def write(self, record: Record) -> Future[None]:
+        """Put the record of a job into the journal; when that is done the job is completed with it."""
+        return self._journal.write(record)
+
     def complete(self, record: Record) -> None:
-        """Take in the record of a job: journal first, then the studies that wait for it."""
+        """Take in the record of a job, which the journal has: the studies that wait for it go on."""
         self._take_in(record)
         self._take_in_failures()
 
     def _take_in_failures(self) -> None:
         while self._failures:
-            self._take_in(self._failures.pop())
+            failure = self._failures.pop()
+            self._journal.write(failure)
+            self._take_in(failure)
 
     def _take_in(self, record: Record) -> None:
-        self._journal.append(record)
+        self._journal.known.add(record)
         self.finished[record.status] += 1
         self._running.pop(record.key, None)
         self._wanted.pop(record.key, None)

@@ -56,11 +56,12 @@ def connected(
     if not address:
         options["include_dashboard"] = False
     with contextlib.nullcontext() if address else guarded():
-        context = _init(address, options, own_files, log)
-        if address:
-            made = _vigil_of_joined(log, ray.shutdown, last_words)
-        else:
-            made = _vigil_of_started(Path(context.address_info["session_dir"]), ray.shutdown, last_words)
+        with _watched_while_joined(address, log, last_words):
+            context = _init(address, options, own_files, log)
+            if address:
+                made = _vigil_of_joined(log, ray.shutdown, last_words)
+            else:
+                made = _vigil_of_started(Path(context.address_info["session_dir"]), ray.shutdown, last_words)
         with made as vigil:
             yield vigil
 
@@ -76,8 +77,6 @@ def _init(address: str | None, options: Mapping[str, Any], own_files: Mapping[Pa
     """What ray.init gives. Raises UserError where no cluster answers, RayStopped where Ray does not come up here."""
     import ray
 
-    if address:
-        _require_answer(address)
     try:
         with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="cu-ray-") as folder:
             warnings.simplefilter("ignore", FutureWarning)
@@ -94,14 +93,22 @@ def _init(address: str | None, options: Mapping[str, Any], own_files: Mapping[Pa
         ) from error
 
 
-def _require_answer(address: str) -> None:
-    """Raise UserError where nothing listens at HOST:PORT: Ray itself would try for a minute, and sometimes for ever."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdecimal() and "/" not in host:
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED_IN).close()
-        except (OSError, OverflowError) as error:
-            raise UserError(f"no Ray cluster answers at {address}: {in_one_line(error)}") from error
+def _watched_while_joined(
+    address: str | None, log: Path, last_words: Callable[[str], object]
+) -> contextlib.AbstractContextManager[object]:
+    """A context in which a gcs at HOST:PORT that dies is noticed: Ray itself would try for a minute, and sometimes for ever.
+
+    Raises UserError where nothing listens there now.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if not (host and port.isdecimal()) or "/" in host:
+        return contextlib.nullcontext()
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACHED_IN).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster answers at {address}: {in_one_line(error)}") from error
+    gcs = Server(f"gcs_server at {address}", f"{host}:{port}", str(log), REACHED_IN)
+    return Vigil([gcs], remains=None, leave=_nothing, last_words=last_words)
 
 
 def _vigil_of_started(session: Path, leave: Callable[[], object], last_words: Callable[[str], object]) -> Vigil:

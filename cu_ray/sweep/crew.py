@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 import traceback
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 
 import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cu_ray.config import Sweep
+from cu_ray.places import lasting
 from cu_ray.sweep.desk import Desk
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.ready import Job
@@ -32,7 +32,7 @@ class Crew:
             StageTrainable,
             desk=self._desk,
             datasets={each.content_hash: ray.put(each) for each in datasets},
-            storage=str(Path(sweep.runtime.storage).expanduser().resolve()),
+            storage=lasting(sweep.runtime.storage),
             device=device,
             trial_seconds=sweep.runtime.trial_seconds,
             import_path=[str(folder) for folder in sweep.import_path],
@@ -57,7 +57,7 @@ class Crew:
         worker = shape(share)
         room = Room(worker, self._sweep.runtime.workers, growth, lambda: dispatch.num_wanted)
         require(room, worker)
-        scratch = self._sweep.folder / ".tune"
+        scratch = self._sweep.scratch / ".tune"
         tuner = tune.Tuner(
             tune.with_resources(self._trainable, worker),
             tune_config=tune.TuneConfig(

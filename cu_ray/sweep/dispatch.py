@@ -1,11 +1,15 @@
-"""Which worker does which job, without Ray: workers arrive, take jobs, end them or die at them, and are dismissed in the end."""
+"""Which worker does which job, without Ray: workers arrive, take jobs, end them or die at them, and are dismissed in the end.
+
+The ledger has a record before anything hears of it. At a URI that takes a while: the workers do other jobs meanwhile.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
 from cu_ray.stages.warm import KEPT
@@ -68,6 +72,7 @@ class Dispatch:
         self._ran_out = Counter[str]() if ran_out is None else ran_out
         self._workers: dict[str, Worker] = {}
         self._deaths: Counter[str] = Counter()  # of workers, by the key of the job they were at
+        self._written: deque[tuple[Job, Record, Future[None]]] = deque()  # on their way into the ledger, in order
         self.too_large: list[Job] = []
         self._failed_starts = 0
         self.last_death: str | None = None  # why the last worker died, where that is known
@@ -76,7 +81,7 @@ class Dispatch:
     @property
     def over(self) -> bool:
         """Whether nothing runs and nothing more is to be handed out: what is left waits for what is too large."""
-        if any(worker.job for worker in self._workers.values()):
+        if self._written or any(worker.job for worker in self._workers.values()):
             return False
         return time.monotonic() > self._deadline or self.hopeless or not self._agenda.has_ready
 
@@ -126,7 +131,8 @@ class Dispatch:
         self.go_on()
 
     def go_on(self) -> None:
-        """Hand jobs to the workers that have none; dismiss all when there is nothing left."""
+        """Take in what the ledger has by now, hand jobs to the workers that have none, dismiss all when nothing is left."""
+        self._take_in()
         for worker in [worker for worker in self._workers.values() if worker.job is None and not worker.dismissed]:
             job = None if time.monotonic() > self._deadline else self._next(worker)
             if job is not None:
@@ -148,6 +154,12 @@ class Dispatch:
         worker.dismissed = True
         self._hand(worker.name, None)
 
+    def settle(self) -> None:
+        """Return when all records are in the ledger and taken in, also after an interruption."""
+        while self._written:
+            self._written[0][2].result()
+            self._take_in()
+
     def _next(self, worker: Worker) -> Job | None:
         while (job := self._agenda.next((*worker.memos, *worker.originals))) is not None:
             if not self._kinds_too_large or kind_of(job.spec) not in self._kinds_too_large:
@@ -168,8 +180,15 @@ class Dispatch:
     def _complete(self, job: Job, record: Record) -> None:
         facts = {"gpu_share": self._share, "num_out_of_memory": self._ran_out[job.key]}
         record = replace(record, facts=record.facts | facts)
-        self._agenda.complete(record)
-        self._heard(job, record)
+        self._written.append((job, record, self._agenda.write(record)))
+
+    def _take_in(self) -> None:
+        """Have the agenda and the display hear of the records that are in the ledger. Raises what went wrong with one."""
+        while self._written and self._written[0][2].done():
+            self._written[0][2].result()
+            job, record, _ = self._written.popleft()
+            self._agenda.complete(record)
+            self._heard(job, record)
 
 
 def failed(job: Job, reason: str) -> Record:

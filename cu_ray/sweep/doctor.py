@@ -17,6 +17,7 @@ from typing import Any
 from rich.table import Table
 
 from cu_ray.errors import UserError
+from cu_ray.places import at, lasting
 
 PACKAGES = ("cu-ray", "ray", "torch", "numpy", "optuna")
 MOST_SECONDS = 60.0  # for all nodes to answer
@@ -44,8 +45,8 @@ class Node:
 def examine(storage: str, expected: int | None = None) -> tuple[list[Node], list[str]]:
     """All nodes of the Ray that this process is at, with their faults; the faults of the whole, each with its mend.
 
-    storage: the folder that all nodes are to see; expected: how many nodes there should be. Raises UserError where this process
-    cannot write to the storage.
+    storage: the folder or URI that all nodes are to see; expected: how many nodes there should be. Raises UserError where this
+    process cannot write to the storage.
     """
     nodes = _asked(storage, use_gpus=True, seconds=MOST_SECONDS)
     compare(nodes)
@@ -71,14 +72,12 @@ def _asked(storage: str, *, use_gpus: bool, seconds: float) -> list[Node]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    folder = Path(storage).expanduser().resolve() / f".doctor-{uuid.uuid4().hex}"
-    probe = folder / "probe"
+    place, probe = at(lasting(storage)), f"probe-{uuid.uuid4().hex}"
     try:
-        folder.mkdir(parents=True)
-        probe.write_text(platform.node(), encoding="utf-8")
+        place.write(probe, platform.node().encode())
     except OSError as error:
         raise UserError(
-            f"{folder.parent} cannot be written to: {error.strerror}. Give another folder as runtime.storage"
+            f"{place} cannot be written to: {error.strerror or error}. Give another place as runtime.storage"
         ) from error
     try:
         asked = {}
@@ -86,16 +85,16 @@ def _asked(storage: str, *, use_gpus: bool, seconds: float) -> list[Node]:
             where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             gpus = node["Resources"].get("GPU", 0) if use_gpus else 0
             task = ray.remote(look).options(num_cpus=0, num_gpus=gpus, scheduling_strategy=where, max_retries=0)
-            asked[task.remote(str(probe), gpus)] = node
+            asked[task.remote(str(place), probe, gpus)] = node
         since = time.time()
         ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
         return [_answer(reference, node, since) for reference, node in asked.items()]
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        place.delete(probe)
 
 
-def look(probe: str, num_gpus: float) -> dict[str, Any]:
-    """What the node that this runs on says of itself, as the fields of Node, and its time."""
+def look(storage: str, probe: str, num_gpus: float) -> dict[str, Any]:
+    """What the node that this runs on says of itself, as the fields of Node, and its time. probe: a file in the storage."""
     found: dict[str, Any] = {"host": platform.node(), "versions": {"python": platform.python_version()}, "faults": []}
     for package in PACKAGES:
         try:
@@ -104,16 +103,18 @@ def look(probe: str, num_gpus: float) -> dict[str, Any]:
             found["versions"][package] = "missing"
     found["free"] = {folder: shutil.disk_usage(folder).free for folder in LEAST_FREE if Path(folder).is_dir()}
     found["now"] = time.time()
-    if not Path(probe).exists():
-        found["faults"].append(
-            f"does not see what another node wrote to {Path(probe).parent.parent}: mount the same folder there on all nodes, "
-            "or give one that they share as runtime.storage"
-        )
-    else:
-        try:
-            Path(probe).with_suffix(f".{os.getpid()}").touch()
-        except OSError as error:
-            found["faults"].append(f"cannot write to {Path(probe).parent.parent}: {error.strerror}")
+    place, own = at(storage), f"{probe}.{os.getpid()}"
+    try:
+        if place.has(probe):
+            place.write(own, b"")
+            place.delete(own)
+        else:
+            found["faults"].append(
+                f"does not see what another node wrote to {storage}: mount the same folder there on all nodes, "
+                "or give one that they share as runtime.storage"
+            )
+    except OSError as error:
+        found["faults"].append(f"cannot use {storage}: {error.strerror or error}")
     found["gpus"] = []
     if num_gpus:
         try:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from cu_ray.plugins import name_of
 from cu_ray.sweep.agenda import Agenda, StudyState
-from cu_ray.sweep.ledger import Known, PointRecord
+from cu_ray.sweep.ledger import Known, PointRecord, finished
 from cu_ray.sweep.plan import Plan, memo_group, trial_cost, typical_point
 from cu_ray.types import Cost, OriginalSpec, Record, TrialSpec
 
@@ -49,6 +50,10 @@ class ReadOnlyJournal:
     def append(self, record: Record | PointRecord) -> None:
         """Take the record in; write nothing."""
         self.known.add(record)
+
+    def write(self, record: Record | PointRecord) -> Future[None]:
+        """Write nothing."""
+        return finished()
 
 
 def estimate(plan: Plan, agenda: Agenda, known: Known) -> Estimate:

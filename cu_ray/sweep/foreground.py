@@ -6,15 +6,16 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from cu_ray import __version__, plugins
 from cu_ray.config import MethodPlan, Sweep
 from cu_ray.errors import CuRayError, FieldFault, UserError, did_you_mean
 from cu_ray.lazy import torch
+from cu_ray.places import Place, at
 from cu_ray.report.terminal import cells_of, rows_of
 from cu_ray.stages.pipeline import Workbench, arrays_of
-from cu_ray.store import LocalStore
+from cu_ray.store import open_store
 from cu_ray.sweep import ledger, status, weights
 from cu_ray.sweep.plan import typical_point
 from cu_ray.sweep.runner import device_kind, load_datasets, make_plan
@@ -29,7 +30,7 @@ def try_method(sweep: Sweep, method: MethodPlan, fraction: float, seed: int) -> 
     datasets = load_datasets(sweep)
     made = make_plan(sweep, datasets)
     if sweep.original.path is not None:
-        weights.deposit(weights.read(sweep.original.path), made, LocalStore(sweep.runtime.storage))
+        weights.deposit(weights.read(sweep.original.path), made, open_store(sweep.runtime.storage))
     study = next(each for each in made.studies if each.method is method)
     defaults = {name: fact.default for name, fact in plugins.facts(method.cls).items()}
     point = {**typical_point(study), **{name: defaults[name] for name in method.space if defaults[name] is not None}}
@@ -40,7 +41,7 @@ def try_method(sweep: Sweep, method: MethodPlan, fraction: float, seed: int) -> 
     return _bench(datasets[study.settings[0].dataset], sweep.runtime.storage, device_kind(sweep)).run_trial(spec)
 
 
-def replay(folder: Path, key: str) -> tuple[Record, Record]:
+def replay(folder: Place | Path, key: str) -> tuple[Record, Record]:
     """The recorded trial whose key starts so, and its record when run again. Raises UserError where there is no such trial."""
     recorded, spec, bench = _recorded(folder, key)
     return recorded, bench.run_trial(spec)
@@ -50,12 +51,12 @@ def replay(folder: Path, key: str) -> tuple[Record, Record]:
 class Export:
     """A corrected model on disk."""
 
-    folder: Path
+    folder: Place
     trial_key: str
     same_scores: bool  # as recorded, to the bit
 
 
-def export(folder: Path, key: str, target: Path | None) -> Export:
+def export(folder: Place | Path, key: str, target: Place | Path | None) -> Export:
     """The unlearned model of a trial, made again and written as weights with a loader. Raises UserError where it cannot be."""
     recorded, spec, bench = _recorded(folder, key)
     if not recorded.ok:
@@ -65,20 +66,22 @@ def export(folder: Path, key: str, target: Path | None) -> Export:
     except CuRayError as error:
         raise UserError(f"trial {recorded.key[:16]} cannot be made again: {error}") from error
     same = bench.scores(spec, model) == recorded.scores
-    target = target or folder / "export" / recorded.key[:16]
-    target.mkdir(parents=True, exist_ok=True)
-    save_file(arrays_of(model), target / "model.safetensors", metadata={"trial_key": recorded.key, "cu_ray_version": __version__})
-    (target / "trial.json").write_text(json.dumps({"trial_key": recorded.key, **recorded.to_json()}, indent=2), encoding="utf-8")
-    (target / "load.py").write_text(_loader(spec, bench.dataset), encoding="utf-8")
-    return Export(target, recorded.key, same)
+    place = at(target or at(folder) / "export" / recorded.key[:16])
+    made_by = {"trial_key": recorded.key, "cu_ray_version": __version__}
+    place.write("model.safetensors", save(arrays_of(model), metadata=made_by))
+    place.write("trial.json", json.dumps({"trial_key": recorded.key, **recorded.to_json()}, indent=2).encode())
+    place.write("load.py", _loader(spec, bench.dataset).encode())
+    return Export(place, recorded.key, same)
 
 
-def chosen(folder: Path, rule: str | None, method: str | None, fraction: float | None) -> str:
+def chosen(folder: Place | Path, rule: str | None, method: str | None, fraction: float | None) -> str:
     """The key of the trial that a selection rule holds for the best of a finished sweep, of one method or fraction if given.
 
     Controls are no candidates: they are there to compare with. Raises UserError where no trial was chosen.
     """
-    rows = [row for row in rows_of(folder / "tables") if row["trial_keys"] and row["score"] is not None and not row["control"]]
+    rows = [
+        row for row in rows_of(at(folder) / "tables") if row["trial_keys"] and row["score"] is not None and not row["control"]
+    ]
     rule = rule or next((row["search_objective"] for row in rows if row["search_objective"]), "oracle_validation")
     for name, wish in (("rule", rule), ("method", method), ("deletion_fraction", fraction)):
         there = list(dict.fromkeys(row[name] for row in rows))
@@ -111,9 +114,9 @@ def _loader(spec: TrialSpec, dataset: Dataset) -> str:
     )
 
 
-def _recorded(folder: Path, key: str) -> tuple[Record, TrialSpec, Workbench]:
+def _recorded(folder: Place | Path, key: str) -> tuple[Record, TrialSpec, Workbench]:
     """The one recorded trial whose key starts so, its spec and the workbench to make it again."""
-    known = ledger.read(folder / "ledger").trials
+    known = ledger.read(at(folder) / "ledger").trials
     found = [record for each, record in known.items() if each.startswith(key)]
     if len(found) != 1:
         raise UserError(f"{len(found)} of the {len(known)} trials in {folder} have a key that starts with {key!r}; one is needed")
@@ -131,4 +134,4 @@ def _recorded(folder: Path, key: str) -> tuple[Record, TrialSpec, Workbench]:
 def _bench(dataset: Dataset, storage: str, device: str) -> Workbench:
     """A workbench as a worker has it: scores depend on the number of threads in their last bits, so there is one."""
     torch.set_num_threads(1)
-    return Workbench(dataset, LocalStore(storage), device)
+    return Workbench(dataset, open_store(storage), device)

@@ -88,7 +88,7 @@ def only_errors_of(name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def output_in(path: Path) -> Iterator[None]:
     """What this thread, and those started from now on, print goes into a file; what earlier threads print, where it went."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     earlier = set(threading.enumerate()) - {threading.current_thread()}
     with (
         open(path, "a", encoding="utf-8") as log,

@@ -21,8 +21,9 @@ from cu_ray import plugins
 from cu_ray.config import Sweep
 from cu_ray.errors import FieldFault, RayStopped, UserError
 from cu_ray.learning.precision import local_device_kind, resolve
+from cu_ray.places import Place, at, lasting
 from cu_ray.stages.poison import poison
-from cu_ray.store import LocalStore, checksum
+from cu_ray.store import checksum, open_store
 from cu_ray.sweep import cluster, doctor, ledger, plan, process, remarks, tables, weights
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.dispatch import Dispatch
@@ -46,7 +47,7 @@ class Outcome:
     num_run: int
     num_failed: int  # of all trials and originals of the plan, also those from earlier runs
     interrupted: bool
-    tables: Path
+    tables: Place
     time_is_up: bool
     remarks: list[str]
     set_aside: dict[str, str]
@@ -106,9 +107,9 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
     datasets = load_datasets(sweep)
     made = make_plan(sweep, datasets)
     _require_writable("results", sweep.folder, "Give another place with --output.")
-    _require_writable("original models", Path(sweep.runtime.storage).expanduser(), "Give another place as runtime.storage.")
+    _require_writable("original models", at(sweep.runtime.storage), "Give another place as runtime.storage.")
     if sweep.original.path is not None:
-        weights.deposit(weights.read(sweep.original.path), made, LocalStore(sweep.runtime.storage))
+        weights.deposit(weights.read(sweep.original.path), made, open_store(sweep.runtime.storage))
     with ledger.Ledger(sweep.folder / "ledger") as journal:
         _warn_of_changed_code(made, journal, console)
         agenda = Agenda(
@@ -158,7 +159,7 @@ class _Work:
     @property
     def log(self) -> Path:
         """Where the output of Ray and Tune goes."""
-        return self.sweep.folder / "logs" / "tune.log"
+        return self.sweep.scratch / "logs" / "tune.log"
 
     def estimate(self) -> Estimate:
         """What the sweep comes to and what of it is done."""
@@ -218,7 +219,7 @@ class _Work:
         share, ran_out, grown = self._share(), Counter[str](), growth()
         with (
             Progress(self.console, before, images_per_evaluation=2 * largest_test_set) as progress,
-            Mirror(self.sweep.folder) as mirror,
+            Mirror(self.sweep.scratch) as mirror,
         ):
             crew = Crew(self.sweep, self.datasets.values(), device_kind(self.sweep))
             now_and_then = (
@@ -239,7 +240,10 @@ class _Work:
                         share=share,
                         ran_out=ran_out,
                     )
-                    crew.work(dispatch, share, grown, now_and_then)
+                    try:
+                        crew.work(dispatch, share, grown, now_and_then)
+                    finally:
+                        dispatch.settle()
                     if dispatch.hopeless:
                         reason = dispatch.last_death or "reason unknown"
                         raise RayStopped(
@@ -266,7 +270,7 @@ class _Work:
         self.console.print("Measuring the memory of each method on a GPU (runtime.gpus_per_trial: a number measures nothing) ...")
         limit = self.sweep.runtime.trial_seconds
         seconds = None if math.isinf(limit) else limit
-        share = measured_share(self.plan, list(self.datasets.values()), self.sweep.folder / "canaries.json", seconds)
+        share = measured_share(self.plan, list(self.datasets.values()), self.sweep.scratch / "canaries.json", seconds)
         self.console.print(str(share))
         return share.gpus
 
@@ -291,18 +295,17 @@ def device_kind(sweep: Sweep) -> str:
 
 
 def _cached_in(sweep: Sweep) -> Any:
-    store = LocalStore(sweep.runtime.storage)
+    store = open_store(sweep.runtime.storage)
     return lambda key: store.has("originals", key)
 
 
-def _require_writable(what: str, folder: Path, remedy: str) -> None:
+def _require_writable(what: str, place: Place, remedy: str) -> None:
+    probe = f".probe-{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        place.write(probe, b"")
+        place.delete(probe)
     except OSError as error:
-        raise UserError(f"{what} cannot be written to {folder}: {error.strerror}. {remedy}") from error
+        raise UserError(f"{what} cannot be written to {place}: {error.strerror or error}. {remedy}") from error
 
 
 def _warn_of_changed_code(made: plan.Plan, journal: ledger.Ledger, console: Console) -> None:
@@ -329,10 +332,8 @@ def _write_status(sweep: Sweep, counts: Estimate, *, running: bool) -> None:
         "process": os.getpid(),
         "host": platform.node(),
         "updated_at": time.time(),
-        "storage": str(Path(sweep.runtime.storage).expanduser().resolve()),
+        "storage": lasting(sweep.runtime.storage),
         "device": device_kind(sweep),
         **counts.to_json(),
     }
-    temporary = sweep.folder / f".status.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps(status), encoding="utf-8")
-    os.replace(temporary, sweep.folder / "status.json")
+    sweep.folder.write("status.json", json.dumps(status).encode())

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cu_ray.errors import UserError
+from cu_ray.errors import PlaceFailed, UserError
+from cu_ray.places import Place, at
 
 NEEDED = {
     **{"running": bool, "process": int, "host": str, "storage": str, "device": str},
@@ -14,16 +15,18 @@ NEEDED = {
 }
 
 
-def read(folder: Path) -> dict[str, Any]:
+def read(folder: Place | Path) -> dict[str, Any]:
     """The status of the sweep in a folder. Raises UserError where there is none, or something else."""
-    path = folder / "status.json"
-    if not path.exists():
-        raise UserError(f"there is no {path}: is {folder} the folder of a sweep (results/NAME)?")
+    place = at(folder)
     try:
-        facts = json.loads(path.read_bytes())
+        facts = json.loads(place.read("status.json"))
+    except FileNotFoundError:
+        raise UserError(f"there is no {place / 'status.json'}: is {place} the folder of a sweep (results/NAME)?") from None
+    except PlaceFailed:
+        raise
     except (OSError, ValueError, RecursionError):
         facts = None
     sound = isinstance(facts, dict) and all(isinstance(facts.get(name), kind) for name, kind in NEEDED.items())
     if not sound:
-        raise UserError(f"{path} is damaged: the same `cu-ray sweep` command writes it again")
+        raise UserError(f"{place / 'status.json'} is damaged: the same `cu-ray sweep` command writes it again")
     return dict(facts)

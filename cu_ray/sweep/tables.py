@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import os
-import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -16,6 +14,7 @@ import pyarrow.parquet as pq
 
 from cu_ray import __version__
 from cu_ray.errors import UserError
+from cu_ray.places import Place, at
 from cu_ray.plugins import FieldFact, describe, facts, find, name_of, names
 from cu_ray.report.statistics import summarise
 from cu_ray.selection import RULES
@@ -33,9 +32,9 @@ TRAINING_SCORES = tuple(
 Row = dict[str, Any]
 
 
-def write(folder: Path, plan: Plan, known: Known) -> None:
+def write(where: Place | Path, plan: Plan, known: Known) -> None:
     """Write all tables of a sweep, each finished or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    place = at(where)
     studies = {key: study for study in plan.studies for key in _trial_keys(study, known)}
     settings = {record.spec["original_key"]: record.spec["original"]["setting"] for record in known.trials.values()}
     columns = {key: _setting_columns(plan.name, setting) for key, setting in settings.items()}
@@ -54,7 +53,7 @@ def write(folder: Path, plan: Plan, known: Known) -> None:
         ("best", best, _best_schema()),
         ("curves", list(_curve_rows(best)), _curves_schema()),
     ):
-        _write_table(folder / f"{name}.parquet", rows, schema)
+        place.write(f"{name}.parquet", _as_parquet(rows, schema))
 
 
 # ------------------------------------------------------------------------------------------------------------- schemas
@@ -414,13 +413,11 @@ def _fitting(value: Any, kind: pa.DataType) -> Any:
     return json.dumps(value) if pa.types.is_string(kind) and value is not None and not isinstance(value, str) else value
 
 
-def _write_table(path: Path, rows: list[Row], schema: pa.Schema) -> None:
+def _as_parquet(rows: list[Row], schema: pa.Schema) -> bytes:
     columns = {field.name: [_fitting(row.get(field.name), field.type) for row in rows] for field in schema}
     metadata = {"cu_ray_schema": str(SCHEMA_VERSION), "cu_ray_version": __version__}
     table = pa.table(columns, schema=schema.with_metadata(metadata))
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        pq.write_table(table, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    stream = pa.BufferOutputStream()
+    pq.write_table(table, stream)
+    content: bytes = stream.getvalue().to_pybytes()
+    return content

@@ -17,7 +17,7 @@ from ray import tune
 
 from cu_ray.lazy import torch
 from cu_ray.stages.pipeline import Workbench
-from cu_ray.store import LocalStore
+from cu_ray.store import open_store
 from cu_ray.sweep.desk import Packed
 from cu_ray.sweep.ready import Job
 from cu_ray.sweep.watchdog import at_most
@@ -51,7 +51,7 @@ class StageTrainable(tune.Trainable):
         """Once a worker. desk: the handle of a Desk; datasets: references to the data sets in the object store, by content."""
         sys.path[:0] = [path for path in import_path if path not in sys.path]  # plug-ins beside the sweep file
         torch.set_num_threads(1)
-        self._desk, self._datasets, self._store, self._device = desk, datasets, LocalStore(storage), device
+        self._desk, self._datasets, self._store, self._device = desk, datasets, open_store(storage), device
         self._benches: dict[str, Workbench] = {}
         self._trial_seconds, self._arrived = trial_seconds, False
 

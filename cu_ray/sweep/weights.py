@@ -9,9 +9,8 @@ from safetensors.numpy import load_file
 
 from cu_ray.errors import UserError, did_you_mean
 from cu_ray.lazy import torch
-from cu_ray.store import LocalStore
 from cu_ray.sweep.plan import Plan
-from cu_ray.types import DatasetFacts, Tensors
+from cu_ray.types import DatasetFacts, Store, Tensors
 
 
 def read(path: Path) -> Tensors:
@@ -32,7 +31,7 @@ def require_fit(tensors: Tensors, plan: Plan) -> None:
         _fitting(tensors, setting.model, setting.dataset.facts())
 
 
-def deposit(tensors: Tensors, plan: Plan, store: LocalStore) -> None:
+def deposit(tensors: Tensors, plan: Plan, store: Store) -> None:
     """Put the weights into the store as the plan's original models. Raises UserError where they do not fit the model."""
     for spec in plan.originals():
         if spec.setting.weights and store.load("originals", spec.key) is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 
 import pytest
@@ -27,3 +28,16 @@ def test_a_sweep_whose_ray_dies_ends_within_ten_seconds_with_one_message(undistu
     last = sweeps.command(tmp_path, "sweep", str(file))
     assert last.returncode == 0, last.stdout + last.stderr
     sweeps.assert_same_tables(undisturbed / "results" / "small", results)
+
+
+def test_a_cluster_that_dies_while_it_is_joined_is_one_message(tmp_path):
+    file = sweeps.small(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        driver = Driver(tmp_path, str(file), "--address", address)
+        server.settimeout(60)
+        server.accept()[0].close()  # it was there
+    assert driver.process.wait(timeout=40) in (1, 2), driver.said
+    assert "Traceback" not in driver.said
+    assert driver.said.count("cu-ray: ") == 1
+    assert address in driver.said

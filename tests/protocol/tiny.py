@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -48,6 +49,10 @@ class MemoryStore:
             return None
         tensors, metadata = self.entries[kind, key]
         return {name: array.copy() for name, array in tensors.items()}, dict(metadata)
+
+    def claimed(self, kind, key):
+        """Nobody else is here."""
+        return contextlib.nullcontext()
 
     def save(self, kind, key, tensors, metadata):
         """Keep an entry."""

@@ -7,6 +7,7 @@ import hashlib
 import math
 import random
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -228,6 +229,7 @@ class Pool:
         self.running.remove(job)
         if isinstance(job.spec, TrialSpec):
             self._memos_tried.add(memo_group(job.spec) or "none")
+        self.agenda.write(record).result()
         self.agenda.complete(record)
 
     def _check_memo(self, spec: TrialSpec) -> None:
@@ -272,20 +274,26 @@ class Killed(BaseException):
 
 
 class MortalJournal:
-    """A ledger whose process dies at an append, before the record is on the disk or just after."""
+    """A ledger whose process dies at a record, before that is on the disk or just after."""
 
     def __init__(self, ledger: Ledger, lives: int, *, written: bool) -> None:
         self._ledger, self._lives, self._written = ledger, lives, written
         self.known = ledger.known
 
     def append(self, record: Record | PointRecord) -> None:
+        """Write the record and take it in, or die."""
+        self.write(record)
+        self.known.add(record)
+
+    def write(self, record: Record | PointRecord) -> Future[None]:
         """Write the record, or die."""
         if self._lives == 0 and not self._written:
             raise Killed
-        self._ledger.append(record)
+        written = self._ledger.write(record)
         if self._lives == 0:
             raise Killed
         self._lives -= 1
+        return written
 
 
 def points_of(known: Known, made: Plan) -> list[list[dict[str, Any]]]:

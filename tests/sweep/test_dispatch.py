@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from concurrent.futures import Future
 from dataclasses import replace
+from threading import Timer
 
 import pytest
 from hypothesis import Phase, given, settings
@@ -16,6 +18,7 @@ from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.plan import memo_group
 from cu_ray.sweep.ready import OTHER, Job, Ready
+from cu_ray.types import Record
 from tests.sweep.simulator import SCRUB, SSD_GRID, agenda_of, fails, plan, record_of, run
 
 CF = "catastrophic_forgetting"
@@ -25,12 +28,13 @@ METHODS = {"no_unlearning": {}, "scrub": {**SCRUB, "trials": 5}, "ssd": SSD_GRID
 class Crew:
     """Workers by name, and the dispatch that hands them jobs."""
 
-    def __init__(self, made, *names: str, **how) -> None:
-        self.agenda = agenda_of(made, ReadOnlyJournal(Known()))
+    def __init__(self, made, *names: str, journal=None, **how) -> None:
+        self.agenda = agenda_of(made, journal or ReadOnlyJournal(Known()))
         self.jobs: dict[str, Job] = {}
         self.dismissed: list[str] = []
         self.started: list[tuple[str, Job]] = []
-        self.dispatch = Dispatch(self.agenda, self.hand, lambda job, record: None, **how)
+        self.heard: list[str] = []
+        self.dispatch = Dispatch(self.agenda, self.hand, self.hear, **how)
         for name in names:
             self.dispatch.arrived(name)
 
@@ -45,6 +49,10 @@ class Crew:
         else:
             self.jobs[name] = job
             self.started.append((name, job))
+
+    def hear(self, job: Job, record: Record | None) -> None:
+        if record is not None:
+            self.heard.append(record.key)
 
     def end(self, name: str, outcome=record_of) -> None:
         self.dispatch.ended(name, outcome(self.jobs.pop(name)))
@@ -183,6 +191,97 @@ def test_workers_that_are_more_than_there_are_jobs_are_let_go_after_a_while_and_
         crew.finish()
         assert crew.agenda.done
         assert sorted(crew.dismissed) == ["a", "b", "c"]
+
+
+# ---------------------------------------------------------------------------------------------------- a ledger at a URI
+
+
+class SlowJournal(ReadOnlyJournal):
+    """A ledger at a URI: what is to be written is there when the test says so."""
+
+    def __init__(self) -> None:
+        super().__init__(Known())
+        self.under_way: list[Future[None]] = []
+
+    def write(self, record):
+        self.under_way.append(Future())
+        return self.under_way[-1]
+
+
+def test_a_record_is_heard_of_when_the_ledger_has_it_and_not_before():
+    journal = SlowJournal()
+    crew = Crew(small(), "a", "b", journal=journal)
+    original = crew.jobs["a"].key
+    crew.end("a")
+    crew.dispatch.go_on()
+    assert (crew.heard, crew.known.originals, crew.jobs) == ([], {}, {})
+    journal.under_way[0].set_result(None)
+    crew.dispatch.go_on()
+    assert crew.heard == [original] == list(crew.known.originals)
+    assert set(crew.jobs) == {"a", "b"}
+
+
+def test_a_worker_goes_on_while_its_record_is_written_and_it_is_over_when_all_are():
+    journal = SlowJournal()
+    crew = Crew(small(), "a", journal=journal)
+    crew.end("a")
+    journal.under_way[0].set_result(None)
+    crew.dispatch.go_on()
+    crew.end("a")
+    assert "a" in crew.jobs, "it waits for the ledger though there is work"
+    while not crew.agenda.done:
+        if crew.jobs:
+            crew.end("a")
+        assert not crew.dispatch.over
+        assert crew.dismissed == []
+        for future in journal.under_way:
+            if not future.done():
+                future.set_result(None)
+        crew.dispatch.go_on()
+    assert crew.dispatch.over
+    assert crew.dismissed == ["a"]
+    assert crew.known.trials.keys() == run(small())[0].trials.keys()
+
+
+def test_after_the_deadline_it_is_over_when_the_ledger_has_what_ran(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("cu_ray.sweep.dispatch.time.monotonic", lambda: clock[0])
+    crew = Crew(small(), "a", journal=SlowJournal(), deadline=10.0)
+    clock[0] = 11.0
+    crew.end("a")
+    assert not crew.dispatch.over
+    crew.agenda._journal.under_way[0].set_result(None)
+    crew.dispatch.go_on()
+    assert crew.dispatch.over
+    assert len(crew.known.originals) == 1
+
+
+def test_what_has_ended_is_taken_in_at_the_end_in_its_order():
+    journal = SlowJournal()
+    crew = Crew(small(), "a", "b", journal=journal)
+    crew.end("a")
+    journal.under_way[0].set_result(None)
+    crew.dispatch.go_on()
+    keys = [crew.jobs[name].key for name in "ba"]
+    for name in "ba":
+        crew.end(name)
+    journal.under_way[2].set_result(None)
+    crew.dispatch.go_on()
+    assert len(crew.heard) == 1, "the later one is not heard of before the earlier one"
+    Timer(0.2, journal.under_way[1].set_result, [None]).start()
+    crew.dispatch.settle()
+    assert crew.heard[1:] == keys == list(crew.known.trials)
+
+
+def test_a_ledger_that_cannot_be_written_ends_the_sweep_and_nothing_is_heard():
+    journal = SlowJournal()
+    crew = Crew(small(), "a", journal=journal)
+    crew.end("a")
+    journal.under_way[0].set_exception(OSError("the network is down"))
+    for act in (crew.dispatch.go_on, crew.dispatch.settle):
+        with pytest.raises(OSError, match="down"):
+            act()
+    assert (crew.heard, crew.known.originals) == ([], {})
 
 
 # ------------------------------------------------------------------------------------------------------- what is warm

@@ -62,26 +62,26 @@ def test_nodes_that_differ_do_no_sweep_together(monkeypatch):
 
 def test_a_storage_that_cannot_be_written_is_one_message(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file cannot be written to: Not a directory\. Give another folder as runtime\.storage"):
+    with pytest.raises(UserError, match=r"file cannot be written to: File exists\. Give another place as runtime\.storage"):
         examine(str(tmp_path / "file"))
 
 
 def test_a_node_that_does_not_see_the_shared_folder_says_so(tmp_path):
-    (fault,) = look(str(tmp_path / "probes" / "one"), 0)["faults"]
+    (fault,) = look(str(tmp_path), "one", 0)["faults"]
     assert f"does not see what another node wrote to {tmp_path}: mount the same folder" in fault
 
 
 def test_gpus_that_ray_counts_and_torch_cannot_use_are_a_fault(tmp_path, monkeypatch):
     (tmp_path / "one").touch()
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
-    (fault,) = look(str(tmp_path / "one"), 2)["faults"]
+    (fault,) = look(str(tmp_path), "one", 2)["faults"]
     assert fault.startswith("Ray counts 2 GPUs, but torch cannot use them (RuntimeError: torch sees none)")
 
 
 @pytest.mark.gpu
 def test_a_gpu_is_named_with_its_memory(tmp_path):
     (tmp_path / "one").touch()
-    found = look(str(tmp_path / "one"), 1)
+    found = look(str(tmp_path), "one", 1)
     assert found["faults"] == []
     assert all("GiB" in gpu for gpu in found["gpus"])
 

@@ -12,8 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from cu_ray.lease import Lease
 from cu_ray.places import Folder, Place, at
 from cu_ray.sweep.ledger.folder import Appender, Lock
+from cu_ray.sweep.ledger.folder import finished as finished
+from cu_ray.sweep.ledger.objects import Batcher
 from cu_ray.sweep.ledger.records import SCHEMA as SCHEMA
 from cu_ray.sweep.ledger.records import Known as Known
 from cu_ray.sweep.ledger.records import PointRecord as PointRecord
@@ -32,11 +35,10 @@ class Ledger:
 
     def __init__(self, where: Place | Path | str) -> None:
         self.place = at(where)
-        assert isinstance(self.place, Folder)
-        self._lock = Lock(self.place)
+        self._lock = Lock(self.place) if isinstance(self.place, Folder) else Lease(self.place)
         try:
             self.known, segments = load(self.place)
-            self._writer = Appender(self.place, segments, self._lock)
+            self._writer = _writer(self.place, segments, self._lock)
         except BaseException:
             self._lock.close()
             raise
@@ -44,7 +46,11 @@ class Ledger:
             _warn(self.place, segment)
 
     def append(self, record: Record | PointRecord) -> None:
-        """Write a record durably, then take it in."""
+        """Write a record, then take it in. In a folder it lasts when this returns.
+
+        At a URI it is on its way then, behind all earlier ones: enough for a point, which follows from those. What a worker
+        made goes through `write` and is heard of when that is done.
+        """
         self.write(record)
         self.known.add(record)
 
@@ -87,11 +93,19 @@ class Ledger:
         self.close()
 
 
+def _writer(place: Place, segments: list[Segment], lock: Lock | Lease) -> Appender | Batcher:
+    if isinstance(place, Folder):
+        return Appender(place, segments)
+    assert isinstance(lock, Lease)
+    return Batcher(place, segments, lock)
+
+
 def _warn(place: Place, segment: Segment) -> None:
     """One line of warning for a damaged segment."""
     faults = []
     if segment.garbage:
-        faults.append(f"{len(segment.garbage)} bytes are no whole record and were set aside in {segment.set_aside_in}")
+        fate = f"were set aside in {segment.set_aside_in}" if isinstance(place, Folder) else "are passed over"
+        faults.append(f"{len(segment.garbage)} bytes are no whole record and {fate}")
     if segment.num_unknown:
         faults.append(f"{segment.num_unknown} lines are no records that this version knows and are passed over")
     if faults:

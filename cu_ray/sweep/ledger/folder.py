@@ -44,7 +44,7 @@ class Lock:
 class Appender:
     """Appends lines to the last segment, each on the disk before the next."""
 
-    def __init__(self, place: Folder, segments: list[Segment], lock: Lock) -> None:
+    def __init__(self, place: Folder, segments: list[Segment]) -> None:
         self._place = place
         place.delete_unfinished()
         for segment in segments:
@@ -67,9 +67,7 @@ class Appender:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._lines += written
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
+        return finished()
 
     def close(self) -> None:
         """End the last segment's use."""
@@ -90,6 +88,13 @@ class Appender:
         file = open(self._place.path / self._segment, "ab")  # noqa: SIM115 (closed by close)
         _sync(self._place)  # a new file's name has to last, too
         return file
+
+
+def finished() -> Future[None]:
+    """What is done already."""
+    done: Future[None] = Future()
+    done.set_result(None)
+    return done
 
 
 def _set_aside(place: Folder, segment: Segment) -> None:

@@ -1,0 +1,104 @@
+"""A ledger of immutable objects at a URI, `<number>-<writer>.log`, compacted now and then to `<number>+<writer>.log`.
+
+What is to be written while one object is under way goes into the next: an object a record when there are few, many records
+an object when there are many, never more than what came in while the last was written. A writer's objects bear its name, so
+that one that was taken for dead and is not overwrites nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from cu_ray.lease import Lease
+from cu_ray.places import Place
+from cu_ray.sweep.ledger.lines import line
+from cu_ray.sweep.ledger.segments import Segment, packed
+
+COMPACT_AT = 64  # small objects
+OBJECT_BYTES = 1 << 20  # of lines, from which an object is not compacted any more
+
+
+class Batcher:
+    """Writes lines in their order, by a thread of its own. What went wrong there is raised by the next call."""
+
+    def __init__(self, place: Place, segments: list[Segment], lease: Lease) -> None:
+        self._place, self._lease = place, lease
+        self._number = segments[-1].number if segments else 0
+        self._small: list[tuple[str, bytes]] = []  # the last objects, with their lines
+        for segment in reversed(segments):
+            if segment.garbage or len(segment.lines) > OBJECT_BYTES:
+                break
+            self._small.insert(0, (segment.name, segment.lines))
+        self._waiting: list[tuple[bytes, Future[None]]] = []
+        self._changed = threading.Condition()
+        self._ended = False
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
+        self._thread.start()
+
+    def write(self, payload: bytes) -> Future[None]:
+        """Put a line behind all earlier ones; the future is done when it is in an object."""
+        future: Future[None] = Future()
+        with self._changed:
+            self._raise_error()
+            self._waiting.append((line(payload), future))
+            self._changed.notify()
+        return future
+
+    def close(self) -> None:
+        """Return when everything is written."""
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        self._thread.join()
+        self._raise_error()
+
+    def _raise_error(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while batch := self._next():
+            try:
+                self._lease.require()
+                self._put(b"".join(lines for lines, _ in batch))
+            except BaseException as error:  # raised again where the driver next calls or waits
+                self._fail(error, batch)
+                return
+            for _, future in batch:
+                future.set_result(None)
+            if len(self._small) >= COMPACT_AT:
+                with contextlib.suppress(OSError):  # tried again after the next object
+                    self._compact()
+
+    def _next(self) -> list[tuple[bytes, Future[None]]]:
+        """All that waits, as soon as something does; nothing in the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._ended)
+            batch, self._waiting = self._waiting, []
+            return batch
+
+    def _fail(self, error: BaseException, batch: list[tuple[bytes, Future[None]]]) -> None:
+        with self._changed:
+            self._error = error
+            batch, self._waiting = batch + self._waiting, []
+        for _, future in batch:
+            future.set_exception(error)
+
+    def _put(self, lines: bytes) -> None:
+        self._number += 1
+        name = f"{self._number:09d}-{self._lease.token}.log"
+        self._place.write(name, packed(lines))
+        self._small.append((name, lines))
+
+    def _compact(self) -> None:
+        """One object for the small ones, in the place of the last of them. A crash leaves both: the same records again."""
+        lines = b"".join(each for _, each in self._small)
+        name = f"{self._number:09d}+{self._lease.token}.log"
+        self._place.write(name, packed(lines))
+        replaced = [each for each, _ in self._small if each != name]
+        self._small = [] if len(lines) > OBJECT_BYTES else [(name, lines)]
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(self._place.delete, replaced))
