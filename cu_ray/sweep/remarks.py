@@ -1,4 +1,4 @@
-"""What a reader of a sweep's results should know before trusting them: searches whose ranges were badly placed."""
+"""What a reader of a sweep's results should know before trusting them: badly placed ranges, trials that are left out."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ def remarks(plan: Plan, known: Known) -> list[str]:
     return lines + [
         f"{method}: the best {name} lies at the {edge} end of its range in {count} of {searched[method]} studies"
         for (method, name, edge), count in edges.items()
+    ]
+
+
+def others(num_others: int) -> list[str]:
+    """A line where the ledger has finished trials of another sweep file, or of this one before it was changed."""
+    if not num_others:
+        return []
+    return [
+        f"trials kept here but not asked for now, so in trials.parquet only (another or changed file, --only): {num_others:,}"
     ]
 
 

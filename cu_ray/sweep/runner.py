@@ -139,7 +139,7 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
             raise RayStopped(f"Ray stopped before the sweep was done: see {work.log}. The same command goes on.")
         originals = [journal.known.originals[spec.key] for spec in made.originals() if spec.key in journal.known.originals]
         num_failed = counts.trials_failed + sum(not record.ok for record in originals)
-        said = remarks.remarks(made, journal.known)
+        said = remarks.remarks(made, journal.known) + remarks.others(len(journal.known.trials) - counts.trials_done)
         num_run, folder = sum(agenda.finished.values()), sweep.folder / "tables"
         return Outcome(counts, num_run, num_failed, interrupted, folder, time_is_up, said, agenda.set_aside)
 
