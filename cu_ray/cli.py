@@ -97,19 +97,21 @@ def sweep_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--output", help="where results go, instead of the file's runtime.output"),
         click.option("--seeds", default="", help="further seeds besides the file's, like +3,4"),
         click.option("--only", multiple=True, help="run only these, like method=ssd,fraction=0.1"),
+        click.option("--shard", help="only this part of so many, like 3/16; its results go to OUTPUT/shard-3-of-16"),
         click.argument("file", type=click.Path()),
     ):
         command = option(command)
     return command
 
 
-def load_sweep(file: str, only: tuple[str, ...], seeds: str, **runtime: Any) -> Sweep:
+def load_sweep(file: str, only: tuple[str, ...], seeds: str, shard: str | None, **runtime: Any) -> Sweep:
     """The sweep of a file and the options."""
     try:
         further = [int(seed) for seed in seeds.lstrip("+").split(",") if seed]
     except ValueError:
         raise UserError(f"--seeds {seeds}: whole numbers are needed, like --seeds +3,4") from None
-    return config.with_runtime(config.load(file, only=only, seeds=further), **runtime)
+    sweep = config.with_runtime(config.load(file, only=only, seeds=further), **runtime)
+    return sweep if shard is None else config.sharded(sweep, shard)
 
 
 @main.command()
@@ -125,6 +127,7 @@ def sweep(
     file: str,
     only: tuple[str, ...],
     seeds: str,
+    shard: str | None,
     output: str | None,
     address: str | None,
     cluster: str | None,
@@ -147,10 +150,12 @@ def sweep(
     seconds = config.seconds_of(time_limit)
     if (address is not None) + (cluster is not None) + local > 1:
         raise UserError("--address, --cluster and --local exclude each other")
-    wanted = load_sweep(file, only, seeds, output=output, address=address, workers=workers)
+    if shard is not None and cluster is not None:
+        raise UserError("--shard is for machines without a Ray between them: a cluster (--cluster) does the whole sweep")
+    wanted = load_sweep(file, only, seeds, shard, output=output, address=address, workers=workers)
     if local:
         wanted = replace(wanted, runtime=replace(wanted.runtime, address="local"))
-    elif (found := _cluster_for(wanted, cluster, out)) is not None:
+    elif shard is None and (found := _cluster_for(wanted, cluster, out)) is not None:
         sys.exit(_send(wanted, found, detach, out))
     if detach:
         raise UserError("--detach is for a sweep that goes to a cluster (--cluster): here the driver has to stay")
@@ -302,20 +307,26 @@ def _doctor_there(file: str, storage: str, nodes: int | None) -> int:
 @main.command()
 @sweep_options
 @click.option("--json", "as_json", is_flag=True, help="one JSON object")
-def plan(file: str, only: tuple[str, ...], seeds: str, output: str | None, as_json: bool) -> None:
+@click.option("--price", type=click.FloatRange(min=0), help="of an hour of a GPU, or of a worker on CPUs: what is left costs")
+def plan(
+    file: str, only: tuple[str, ...], seeds: str, shard: str | None, output: str | None, as_json: bool, price: float | None
+) -> None:
     """Say what the sweep of FILE comes to and what of it is done. Starts nothing."""
     from cu_ray.sweep import runner
 
-    counts, absent = runner.preview(load_sweep(file, only, seeds, output=output))
+    counts, absent = runner.preview(load_sweep(file, only, seeds, shard, output=output))
+    cost = None if price is None or counts.hours is None else price * counts.hours
     if as_json:
-        print(json.dumps({**counts.to_json(), "datasets_not_here": absent}))
+        print(json.dumps({**counts.to_json(), "cost": cost, "datasets_not_here": absent}))
         return
     table = Table(show_header=False, box=None)
     for name, value in counts.to_json().items():
         if name != "by_method":
-            table.add_row(name, "unknown" if value is None else f"{value:,.0f}")
+            table.add_row(name, "unknown" if value is None else f"{value:,.2f}" if name == "hours" else f"{value:,.0f}")
     for method, count in counts.by_method.items():
         table.add_row(f"  {method}", f"{count:,}")
+    if price is not None:
+        table.add_row("cost", "unknown until a trial is done" if cost is None else f"{cost:,.2f}")
     console().print(table)
     for name in absent:
         console().print(f"{name} is not on this machine: counted from its known sizes. `cu-ray sweep` downloads it.")

@@ -200,6 +200,7 @@ class Sweep:
     controls: ControlsSection
     original: OriginalSection
     runtime: RuntimeSection
+    shard: tuple[int, int] = (1, 1)  # which part of it, and of how many
 
     @property
     def folder(self) -> Place:
@@ -255,6 +256,16 @@ def seconds_of(time_limit: str | None, called: str = "--time-limit") -> float:
         raise UserError(f"{called} {time_limit}: hours, minutes and seconds are needed, like 8h, 90m, 1h30m or 45s")
     hours, minutes, seconds = (int(part or 0) for part in found.groups())
     return 3600 * hours + 60 * minutes + seconds
+
+
+def sharded(sweep: Sweep, given: str) -> Sweep:
+    """A part of the sweep, like `3/16`, with results in an output folder of its own. Raises UserError for anything else."""
+    found = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", given)
+    number, count = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= count:
+        raise UserError(f"--shard {given}: which part and of how many are needed, like 3/16 (1/16 to 16/16)")
+    output = f"{sweep.runtime.output.rstrip('/')}/shard-{number}-of-{count}"
+    return replace(with_runtime(sweep, output=output), shard=(number, count))
 
 
 def parse_methods(text: str, source: str, sweep: Sweep) -> MethodPlan:

@@ -169,6 +169,24 @@ def test_no_share_of_a_gpu_is_refused(tmp_path):
     assert "runtime.gpus_per_trial" in result.output
 
 
+def test_plan_says_what_is_left_at_a_price(tmp_path):
+    file = sweeps.small(tmp_path, seeds="[0]", fractions="[1.0]", trials=2)
+    unknown = cu_ray("plan", str(file), "--price", "2.5", "--output", str(tmp_path))
+    assert unknown.output.split("cost", 1)[1].strip() == "unknown until a trial is done"
+    done = sweeps.command(tmp_path, "sweep", str(file), "--only", "method=scrub", "--output", "results")
+    assert done.returncode == 0, done.stderr
+    counts, free = (
+        json.loads(cu_ray("plan", str(file), "--json", *more, "--output", str(tmp_path / "results")).stdout)
+        for more in (("--price", "2.5"), ())
+    )
+    assert counts["hours"] > 0
+    assert counts["cost"] == 2.5 * counts["hours"]
+    assert free["cost"] is None
+    refused = cu_ray("plan", str(file), "--price", "-1")
+    assert refused.exit_code == 2
+    assert "--price" in refused.output
+
+
 def test_merge_takes_over_what_others_have_done_and_a_full_or_forbidden_place_is_one_message(tmp_path):
     file = sweeps.small(tmp_path, seeds="[0]", fractions="[1.0]", trials=2)
     done = sweeps.command(tmp_path, "sweep", str(file), "--only", "method=no_unlearning", "--output", "one")

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from cu_ray.types import Images, Indices, Normalisation, Pixels
 CACHE = "~/.cache/cu-ray/datasets"
 CONVERTER = 1  # part of every key: raise it when the arrays that come out of the same files change
 PIECE = 1024  # images copied or counted at once
+PIECE_BYTES = 16 << 20
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 Shape = tuple[int, int, int]
 
@@ -81,6 +83,19 @@ def kept(path: Path, read: Callable[[Path], Contents]) -> Kept:
         return _opened(path)
     except Exception as error:  # as below
         raise UserError(f"{path} is damaged ({in_one_line(error)}): delete it, and it is made again") from error
+
+
+def checksums(cache: str = CACHE) -> dict[str, str]:
+    """A checksum of each data set that lies in the cache, by the name of its folder, which says what it was made of."""
+    found = {}
+    for folder in sorted(Path(cache).expanduser().glob("[!.]*")):
+        crc = 0
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            with open(path, "rb") as file:
+                while piece := file.read(PIECE_BYTES):
+                    crc = zlib.crc32(piece, crc)
+        found[folder.name] = f"{crc:08x}"
+    return found
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import ray
 from ray import tune
@@ -42,13 +42,20 @@ class Crew:
         """Give a worker its next job, or dismiss it."""
         self._desk.put.remote(worker, None if job is None else pack(job))
 
-    def work(self, dispatch: Dispatch, share: float | None, now_and_then: Iterable[Callable[[], object]]) -> None:
+    def work(
+        self,
+        dispatch: Dispatch,
+        share: float | None,
+        growth: Mapping[str, float] | None,
+        now_and_then: Iterable[Callable[[], object]],
+    ) -> None:
         """Run one Tuner until the dispatch is over. All workers have one shape; another one needs another run.
 
+        growth: what the cluster has when it is fully grown; None where it does not grow.
         Raises UserError where not one worker fits into the cluster.
         """
         worker = shape(share)
-        room = Room(worker, self._sweep.runtime.workers)
+        room = Room(worker, self._sweep.runtime.workers, growth, lambda: dispatch.num_wanted)
         require(room, worker)
         scratch = self._sweep.scratch / ".tune"
         tuner = tune.Tuner(

@@ -30,7 +30,7 @@ class Worker:
 
     name: str
     job: Job | None = None
-    since: float = 0.0
+    since: float = 0.0  # it is at it, or has none
     dismissed: bool = False
     memos: list[str] = field(default_factory=list)
     originals: list[str] = field(default_factory=list)
@@ -49,6 +49,7 @@ class Dispatch:
 
     hand: gives a worker its next job, or None to dismiss it; heard: is told of each job that starts (no record) or ends;
     deadline: after it nothing more is handed out; trial_seconds: a worker that dies so long into a job did not crash;
+    spare_seconds: a worker without a job for so long, where there are more workers than jobs, is dismissed: its node may go;
     share: of a GPU, for each worker (None: no GPU). Jobs that do not fit beside others are `too_large` here, and so are those
     of their kind; ran_out: how often each ran out of memory.
     """
@@ -61,11 +62,13 @@ class Dispatch:
         *,
         deadline: float = math.inf,
         trial_seconds: float = math.inf,
+        spare_seconds: float = math.inf,
         share: float | None = None,
         ran_out: Counter[str] | None = None,
     ) -> None:
         self._agenda, self._hand, self._heard = agenda, hand, heard
         self._deadline, self._trial_seconds, self._share = deadline, trial_seconds, share
+        self._spare_seconds = spare_seconds
         self._ran_out = Counter[str]() if ran_out is None else ran_out
         self._workers: dict[str, Worker] = {}
         self._deaths: Counter[str] = Counter()  # of workers, by the key of the job they were at
@@ -88,19 +91,24 @@ class Dispatch:
         return self._failed_starts >= MOST_FAILED_STARTS
 
     @property
+    def num_wanted(self) -> int:
+        """How many workers have something to do, as far as is known."""
+        return self._agenda.num_open
+
+    @property
     def num_workers(self) -> int:
         """How many workers are here."""
         return len(self._workers)
 
     def arrived(self, name: str) -> None:
         """A worker is ready for its first job."""
-        self._workers[name], self._failed_starts = Worker(name), 0
+        self._workers[name], self._failed_starts = Worker(name, since=time.monotonic()), 0
         self.go_on()
 
     def ended(self, name: str, record: Record) -> None:
         """A worker ended its job with this record. One of another job is not believed."""
         worker = self._workers[name]
-        job, worker.job = worker.job, None
+        job, worker.job, worker.since = worker.job, None, time.monotonic()
         assert job is not None
         if record.key != job.key:
             reason = f"its worker runs another version of cu-ray or of a plug-in ({record.facts.get('host', 'host unknown')})"
@@ -125,17 +133,26 @@ class Dispatch:
     def go_on(self) -> None:
         """Take in what the ledger has by now, hand jobs to the workers that have none, dismiss all when nothing is left."""
         self._take_in()
-        for worker in [worker for worker in self._workers.values() if worker.job is None]:
+        for worker in [worker for worker in self._workers.values() if worker.job is None and not worker.dismissed]:
             job = None if time.monotonic() > self._deadline else self._next(worker)
             if job is not None:
                 worker.take(job)
                 self._heard(job, None)
                 self._hand(worker.name, job)
+            elif time.monotonic() - worker.since > self._spare_seconds and self._num_staying > self.num_wanted:
+                self._dismiss(worker)
         if self.over:
             for worker in self._workers.values():
                 if not worker.dismissed:
-                    worker.dismissed = True
-                    self._hand(worker.name, None)
+                    self._dismiss(worker)
+
+    @property
+    def _num_staying(self) -> int:
+        return sum(not worker.dismissed for worker in self._workers.values())
+
+    def _dismiss(self, worker: Worker) -> None:
+        worker.dismissed = True
+        self._hand(worker.name, None)
 
     def settle(self) -> None:
         """Return when all records are in the ledger and taken in, also after an interruption."""

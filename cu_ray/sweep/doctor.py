@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.table import Table
 
+from cu_ray.datasets._cache import CACHE, checksums
 from cu_ray.errors import UserError
 from cu_ray.places import at, lasting
 
@@ -24,6 +25,7 @@ MOST_SECONDS = 60.0  # for all nodes to answer
 QUICK = 20.0  # seconds, likewise before a sweep
 NO_ANSWER = "did not answer in time: its GPUs are in use, or it is cut off"
 MISSING = "`ray monitor cluster.yaml` shows what becomes of the others; `ray up` again is harmless"
+DAMAGED = f"one is damaged, and is made again where it is deleted: {CACHE}"
 MOST_SKEW = 5.0  # seconds
 LEAST_FREE = {"/tmp": 5 << 30, "/dev/shm": 1 << 30}  # bytes  # noqa: S108
 
@@ -38,6 +40,7 @@ class Node:
     num_cpus: float = 0
     gpus: list[str] = field(default_factory=list)  # name and memory of each that ran a kernel
     free: dict[str, int] = field(default_factory=dict)  # bytes, by folder
+    data: dict[str, str] = field(default_factory=dict)  # a checksum of each data set that lies there, by its folder
     clock_off: float = 0.0  # seconds, at least, from the clock of the one who asks
     faults: list[str] = field(default_factory=list)
 
@@ -48,8 +51,9 @@ def examine(storage: str, expected: int | None = None) -> tuple[list[Node], list
     storage: the folder or URI that all nodes are to see; expected: how many nodes there should be. Raises UserError where this
     process cannot write to the storage.
     """
-    nodes = _asked(storage, use_gpus=True, seconds=MOST_SECONDS)
+    nodes = _asked(storage, thorough=True, seconds=MOST_SECONDS)
     compare(nodes)
+    _compare_data(nodes)
     for node in nodes:
         _look_at_room_and_clock(node)
     missing = expected is not None and len(nodes) < expected
@@ -59,16 +63,16 @@ def examine(storage: str, expected: int | None = None) -> tuple[list[Node], list
 def require_alike(storage: str) -> None:
     """Raise UserError where nodes cannot do one sweep: versions that differ, a storage that not all of them see.
 
-    Quick, and without GPUs: a node that does not answer now is passed over.
+    Quick, without GPUs and data sets: a node that does not answer now is passed over.
     """
-    nodes = [node for node in _asked(storage, use_gpus=False, seconds=QUICK) if NO_ANSWER not in node.faults]
+    nodes = [node for node in _asked(storage, thorough=False, seconds=QUICK) if NO_ANSWER not in node.faults]
     compare(nodes)
     faults = [f"{node.host} ({node.address}) {fault}" for node in nodes for fault in node.faults]
     if faults:
         raise UserError("\n  ".join(["the nodes of this Ray cannot do one sweep (see also `cu-ray doctor`):", *faults]))
 
 
-def _asked(storage: str, *, use_gpus: bool, seconds: float) -> list[Node]:
+def _asked(storage: str, *, thorough: bool, seconds: float) -> list[Node]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -83,9 +87,9 @@ def _asked(storage: str, *, use_gpus: bool, seconds: float) -> list[Node]:
         asked = {}
         for node in (node for node in ray.nodes() if node["Alive"]):
             where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            gpus = node["Resources"].get("GPU", 0) if use_gpus else 0
+            gpus = node["Resources"].get("GPU", 0) if thorough else 0
             task = ray.remote(look).options(num_cpus=0, num_gpus=gpus, scheduling_strategy=where, max_retries=0)
-            asked[task.remote(str(place), probe, gpus)] = node
+            asked[task.remote(str(place), probe, gpus, thorough)] = node
         since = time.time()
         ray.wait(list(asked), num_returns=len(asked), timeout=seconds)
         return [_answer(reference, node, since) for reference, node in asked.items()]
@@ -93,7 +97,7 @@ def _asked(storage: str, *, use_gpus: bool, seconds: float) -> list[Node]:
         place.delete(probe)
 
 
-def look(storage: str, probe: str, num_gpus: float) -> dict[str, Any]:
+def look(storage: str, probe: str, num_gpus: float, with_data: bool = False) -> dict[str, Any]:
     """What the node that this runs on says of itself, as the fields of Node, and its time. probe: a file in the storage."""
     found: dict[str, Any] = {"host": platform.node(), "versions": {"python": platform.python_version()}, "faults": []}
     for package in PACKAGES:
@@ -115,6 +119,11 @@ def look(storage: str, probe: str, num_gpus: float) -> dict[str, Any]:
             )
     except OSError as error:
         found["faults"].append(f"cannot use {storage}: {error.strerror or error}")
+    if with_data:
+        try:
+            found["data"] = checksums()
+        except OSError as error:
+            found["faults"].append(f"cannot read {error.filename or CACHE}: {error.strerror or error}")
     found["gpus"] = []
     if num_gpus:
         try:
@@ -170,6 +179,17 @@ def compare(nodes: Sequence[Node]) -> None:
             usual = counts.most_common(1)[0][0]
             if node.versions[package] != usual:
                 node.faults.append(f"has {package} {node.versions[package]}, others {usual}: install the same everywhere")
+
+
+def _compare_data(nodes: Sequence[Node]) -> None:
+    """Add to the faults of each node the data sets that lie there as nowhere, or almost nowhere, else."""
+    for name in sorted({name for node in nodes for name in node.data}):
+        counts = Counter(node.data[name] for node in nodes if name in node.data)
+        usual, times = counts.most_common(1)[0]
+        for node in nodes:
+            if node.data.get(name, usual) != usual:
+                others = "others" if times > 1 else "another"
+                node.faults.append(f"has {name} with the checksum {node.data[name]}, {others} with {usual}: {DAMAGED}/{name}")
 
 
 def _look_at_room_and_clock(node: Node) -> None:

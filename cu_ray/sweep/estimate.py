@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,8 @@ class Estimate:
     """Counts of a plan. Images are what is still to be run: training and unlearning; a memo counts once.
 
     A study that is still to be searched counts with one confirmed point; rules that choose different points add to that.
-    `seconds` is the work of one worker, from the pace of trials that are done; None where there are none.
+    `seconds` is the work of one worker, from the pace of trials that are done; None where there are none. `hours` are what that
+    and the evaluation take of GPUs, each worker its share of one; on CPUs of workers.
     """
 
     originals: int
@@ -31,6 +33,7 @@ class Estimate:
     images_forward: int
     images_backward: int
     seconds: float | None
+    hours: float | None
     by_method: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +63,7 @@ def estimate(plan: Plan, agenda: Agenda, known: Known) -> Estimate:
     for study in agenda.studies:
         for spec in _known_trials(study, agenda):
             trials[spec.key] = spec
-        unknown += _unknown_trials(study)
+        unknown += trials_to_come(study)
     originals = plan.originals()
     done = {key for key in trials if key in known.trials}
     by_method = dict.fromkeys((name_of(study.method.cls) for study in plan.studies), 0)
@@ -77,7 +80,8 @@ def estimate(plan: Plan, agenda: Agenda, known: Known) -> Estimate:
         trials_failed=sum(not known.trials[key].ok for key in done),
         images_forward=cost.forward,
         images_backward=cost.backward,
-        seconds=None if pace is None else pace * _passes(cost),
+        seconds=None if pace is None else pace * passes(cost),
+        hours=_hours(known, cost, sum(by_method.values()) - len(done)),
         by_method=by_method,
     )
 
@@ -89,7 +93,8 @@ def _known_trials(study: StudyState, agenda: Agenda) -> list[TrialSpec]:
     return specs + agenda.repetitions(study)
 
 
-def _unknown_trials(study: StudyState) -> list[tuple[TrialSpec, int]]:
+def trials_to_come(study: StudyState) -> list[tuple[TrialSpec, int]]:
+    """Typical trials of the points that a study has not drawn yet, and how many of each there will be."""
     spec, point = study.spec, typical_point(study.spec)
     to_sample = spec.method.budget - len(study.points)
     searched = [(trial, to_sample) for trial in spec.trials(point, spec.search_settings) if to_sample]
@@ -99,10 +104,16 @@ def _unknown_trials(study: StudyState) -> list[tuple[TrialSpec, int]]:
 
 
 def _remaining(plan: Plan, agenda: Agenda, trials: list[tuple[TrialSpec, int]], originals: list[OriginalSpec]) -> Cost:
-    cost, memo_groups = Cost(), set[str]()
+    cost = unlearning_cost(plan, trials)
     for original in originals:
         if agenda.wants(original.key):
             cost += Cost(original.images, original.images)
+    return cost
+
+
+def unlearning_cost(plan: Plan, trials: Iterable[tuple[TrialSpec, int]]) -> Cost:
+    """What so many of each trial take, a memo once; their evaluation apart."""
+    cost, memo_groups = Cost(), set[str]()
     for spec, count in trials:
         num_train, _ = plan.num_images[spec.original.setting.content_hash]
         group = memo_group(spec)
@@ -123,5 +134,18 @@ def _pace(known: Known) -> float | None:
     return seconds / passes if passes else None
 
 
-def _passes(cost: Cost) -> int:
+def _hours(known: Known, cost: Cost, trials: int) -> float | None:
+    """Hours of a GPU, or of a worker without one, for that much of unlearning and so many evaluations, from what is done."""
+    facts = [record.facts for record in known.trials.values() if record.ok]
+    spent = sum(each["images_forward_spent"] + 2 * each["images_backward_spent"] for each in facts)
+    if not spent:
+        return None
+    shares = [each.get("gpu_share") or 1.0 for each in facts]
+    unlearning = sum(share * each["unlearn_seconds_spent"] for share, each in zip(shares, facts, strict=True)) / spent
+    evaluation = sum(share * each["eval_seconds"] for share, each in zip(shares, facts, strict=True)) / len(facts)
+    return float(unlearning * passes(cost) + evaluation * trials) / 3600
+
+
+def passes(cost: Cost) -> int:
+    """Its images in units of a forward pass."""
     return cost.forward + 2 * cost.backward

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from cu_ray.errors import UserError
 from cu_ray.sweep.shares import trials_in
@@ -20,10 +20,20 @@ def shape(share: float | None) -> dict[str, float]:
 
 
 class Room:
-    """How many workers fit into the cluster, asked anew every few seconds: nodes come and go."""
+    """How many workers fit into the cluster, asked anew every few seconds: nodes come and go.
 
-    def __init__(self, shape: Mapping[str, float], limit: int | None) -> None:
-        self._shape, self._limit = shape, limit
+    growth: what the cluster has when its autoscaler has let it grow, which it does for those who wait for room; wanted: how many
+    are of use then.
+    """
+
+    def __init__(
+        self,
+        shape: Mapping[str, float],
+        limit: int | None,
+        growth: Mapping[str, float] | None = None,
+        wanted: Callable[[], int] = lambda: 1,
+    ) -> None:
+        self._shape, self._limit, self._growth, self._wanted = shape, limit, growth, wanted
         self._asked, self._fit = -math.inf, 0
 
     def __call__(self) -> int:
@@ -33,7 +43,10 @@ class Room:
             asker = threading.Thread(target=self._ask, name="room", daemon=True)
             asker.start()
             asker.join(ANSWERS_IN if self._fit else None)
-        return self._fit if self._limit is None else min(self._fit, self._limit)
+        room: float = self._fit
+        if self._growth is not None:
+            room = min(max(room, self._fitting(self._growth)), self._wanted())
+        return int(room if self._limit is None else min(room, self._limit))
 
     def _ask(self) -> None:
         self._fit = self._count()
@@ -41,13 +54,15 @@ class Room:
     def _count(self) -> int:
         import ray
 
-        resources = ray.cluster_resources()
-        cpus, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+        return int(self._fitting(ray.cluster_resources()))
+
+    def _fitting(self, resources: Mapping[str, float]) -> float:
+        cpus, gpus = resources.get("CPU", 0) // 1, resources.get("GPU", 0) // 1
         share = self._shape.get("gpu")
         if share is None:
             return cpus
         # a worker is on one GPU: what is left over of two does not make a third
-        return min(cpus, int(gpus // share) if share > 1 else gpus * trials_in(share))
+        return min(cpus, gpus // share if share > 1 else gpus * trials_in(share))
 
 
 def require(room: Room, shape: Mapping[str, float]) -> None:

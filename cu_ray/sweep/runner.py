@@ -28,11 +28,14 @@ from cu_ray.sweep import cluster, doctor, ledger, plan, process, remarks, tables
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
+from cu_ray.sweep.growth import growth
 from cu_ray.sweep.room import Room, require, shape
+from cu_ray.sweep.shard import part_of
 from cu_ray.sweep.shares import next_share
 from cu_ray.sweep.vigil import Vigil
 from cu_ray.types import Dataset
 
+SPARE_SECONDS = 60.0  # that a worker without a job waits for one where its node could go
 TABLES_EVERY, MIRROR_EVERY = 30.0, 5.0  # seconds between writings of the tables and of the Optuna journal while the sweep runs
 
 
@@ -71,11 +74,11 @@ def make_plan(sweep: Sweep, datasets: Mapping[Any, Dataset]) -> plan.Plan:
     }
     precision = functools.partial(resolve, device_kind=device_kind(sweep))
     if sweep.original.path is None:
-        return plan.make(sweep, sources, precision)
+        return part_of(plan.make(sweep, sources, precision), *sweep.shard)
     given = weights.read(sweep.original.path)
     made = plan.make(sweep, sources, precision, checksum(given, {}))
     weights.require_fit(given, made)
-    return made
+    return part_of(made, *sweep.shard)
 
 
 def preview(sweep: Sweep) -> tuple[Estimate, list[str]]:
@@ -213,7 +216,7 @@ class _Work:
         before = self.estimate()
         _write_status(self.sweep, before, running=True)
         largest_test_set = max(len(dataset.test) for dataset in self.datasets.values())
-        share, ran_out = self._share(), Counter[str]()
+        share, ran_out, grown = self._share(), Counter[str](), growth()
         with (
             Progress(self.console, before, images_per_evaluation=2 * largest_test_set) as progress,
             Mirror(self.sweep.scratch) as mirror,
@@ -233,11 +236,12 @@ class _Work:
                         progress.heard,
                         deadline=self.deadline,
                         trial_seconds=self.sweep.runtime.trial_seconds,
+                        spare_seconds=math.inf if grown is None else SPARE_SECONDS,
                         share=share,
                         ran_out=ran_out,
                     )
                     try:
-                        crew.work(dispatch, share, now_and_then)
+                        crew.work(dispatch, share, grown, now_and_then)
                     finally:
                         dispatch.settle()
                     if dispatch.hopeless:
@@ -262,7 +266,7 @@ class _Work:
         wish = self.sweep.runtime.gpus_per_trial
         if wish != "auto":
             return float(wish)
-        require(Room(shape(1.0), None), shape(1.0))
+        require(Room(shape(1.0), None, growth()), shape(1.0))
         self.console.print("Measuring the memory of each method on a GPU (runtime.gpus_per_trial: a number measures nothing) ...")
         limit = self.sweep.runtime.trial_seconds
         seconds = None if math.isinf(limit) else limit

@@ -33,7 +33,7 @@ pytestmark = [
 
 @dataclass(frozen=True)
 class Lab:
-    """Hosts h1 (the head) and h2, and the machine `driver` in whose folder commands are given."""
+    """Hosts h1 (the head) and h2, h3 that joins later, and the machine `driver` in whose folder commands are given."""
 
     folder: Path
 
@@ -75,7 +75,7 @@ def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
     lab = Lab(folder)
     (folder / "cluster.yaml").write_text(shipped_for(folder / "lab"))
-    up = lab.hosts("up", "2", str(Path(sys.executable).parent), stdout=subprocess.DEVNULL)
+    up = lab.hosts("up", "3", str(Path(sys.executable).parent), stdout=subprocess.DEVNULL)
     try:
         assert up.returncode == 0, "the hosts do not come up"
         assert lab.driver("ray get-auth-token --generate > token").returncode == 0
@@ -212,7 +212,28 @@ def read_until(terminal, text, seconds=90.0):
     return shown
 
 
-def test_a_detached_sweep_survives_a_node_and_comes_home(lab):
+@pytest.mark.parametrize("seconds", [10, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_node_that_loses_its_network_for_a_while_costs_nothing_but_what_it_was_at(lab, seconds):
+    """Whether Ray has given the node up by then or not."""
+    name = f"cut{seconds}"
+    named(lab, name, seeds=f"[{seconds}, {seconds + 1}]", trials=12)
+    lab.cu_ray(f"sweep {name}.yaml --detach")
+
+    def both_work():
+        lab.cu_ray(f"fetch results/{name}")
+        return set(hosts_of(lab, name).values()) == {"h1", "h2"}
+
+    until(both_work)
+    lab.hosts("cut", "h2")
+    time.sleep(seconds)
+    lab.hosts("heal", "h2")
+    assert f"Results are in results/{name}." in lab.cu_ray(f"attach results/{name}")
+    counts = counts_of(lab, name)
+    assert counts["trials_done"] == counts["trials"]
+    assert counts["trials_failed"] == 0
+
+
+def test_a_detached_sweep_survives_a_node_uses_one_that_joins_and_comes_home(lab):
     named(lab, "long", seeds="[2, 3, 4]", trials=12)
     said = lab.cu_ray("sweep long.yaml --detach")
     assert "cu-ray attach results/long follows it" in said
@@ -224,12 +245,16 @@ def test_a_detached_sweep_survives_a_node_and_comes_home(lab):
         return len(hosts_of(lab, "long"))
 
     before = until(done)
+    shutil.copytree(lab.folder / "lab/driver/root/.ray", lab.folder / "lab/h3/root/.ray")
+    join = "RAY_AUTH_MODE=token ray start --address=10.77.0.11:6379 --num-cpus=1 --disable-usage-stats > /dev/null 2>&1"
+    assert lab.hosts("exec", "h3", "bash", "-c", join, stdout=subprocess.DEVNULL).returncode == 0
     lab.hosts("kill", "h2")
     said = lab.cu_ray("attach results/long")
     assert "Results are in results/long." in said
     counts = counts_of(lab, "long")
     assert counts["trials_done"] == counts["trials"] > before
     assert counts["trials_failed"] == 0
+    assert "h3" in hosts_of(lab, "long").values()
 
 
 def test_stop_ends_it_with_tables_and_the_same_command_goes_on(lab):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from concurrent.futures import Future
 from dataclasses import replace
@@ -170,6 +171,26 @@ def test_idle_workers_are_dismissed_when_the_deadline_comes(monkeypatch):
     crew.die("c")
     crew.dispatch.go_on()
     assert crew.dispatch.over
+
+
+def test_workers_that_are_more_than_there_are_jobs_are_let_go_after_a_while_and_the_sweep_goes_on(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("cu_ray.sweep.dispatch.time.monotonic", lambda: clock[0])
+    one_at_a_time = plan({"no_unlearning": {}}, seeds=[0])
+    for seconds, let_go in ((math.inf, []), (60.0, ["b"])):
+        clock[0] = 0.0
+        crew = Crew(one_at_a_time, "a", "b", "c", spare_seconds=seconds)
+        assert (list(crew.jobs), crew.dispatch.num_wanted) == (["a"], 2)
+        clock[0] = 59.0
+        crew.dispatch.go_on()
+        assert crew.dismissed == []
+        clock[0] = 61.0
+        crew.dispatch.go_on()
+        crew.dispatch.go_on()
+        assert crew.dismissed == let_go
+        crew.finish()
+        assert crew.agenda.done
+        assert sorted(crew.dismissed) == ["a", "b", "c"]
 
 
 # ---------------------------------------------------------------------------------------------------- a ledger at a URI

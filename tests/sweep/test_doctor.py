@@ -51,9 +51,38 @@ def test_little_room_is_a_fault():
     assert faults_of(full) == [["has 0.1 GiB free in /dev/shm, 1 are needed: make room"]]
 
 
+def test_a_data_set_that_lies_otherwise_on_one_node_is_a_fault_and_one_that_is_missing_is_none():
+    name = "cifar10-0123456789abcdef"
+    nodes = [
+        sound("a", data={name: "11111111"}),
+        sound("b", data={name: "22222222"}),
+        sound("c"),
+        sound("d", data={name: "11111111"}),
+    ]
+    doctor._compare_data(nodes)
+    assert [len(node.faults) for node in nodes] == [0, 1, 0, 0]
+    assert nodes[1].faults[0].startswith(f"has {name} with the checksum 22222222, others with 11111111: one is damaged")
+    assert nodes[1].faults[0].endswith(f"deleted: ~/.cache/cu-ray/datasets/{name}")
+
+
+def test_what_lies_in_the_cache_is_told_with_a_checksum_that_sees_a_flipped_bit(tmp_path):
+    (tmp_path / "one").touch()
+    assert look(str(tmp_path), "one", 0, with_data=True)["data"] == {}
+    folder = Path("~/.cache/cu-ray/datasets").expanduser() / "own-0"
+    folder.mkdir(parents=True)
+    (folder.parent / ".own-0.lock").touch()
+    (folder / "train_pixels.npy").write_bytes(bytes(100))
+    first = look(str(tmp_path), "one", 0, with_data=True)["data"]
+    assert list(first) == ["own-0"]
+    assert look(str(tmp_path), "one", 0, with_data=True)["data"] == first
+    (folder / "train_pixels.npy").write_bytes(bytes(99) + b"\1")
+    assert look(str(tmp_path), "one", 0, with_data=True)["data"] != first
+    assert "data" not in look(str(tmp_path), "one", 0)
+
+
 def test_nodes_that_differ_do_no_sweep_together(monkeypatch):
     nodes = [sound("a"), sound("b", versions={"torch": "2.0"}), sound("c"), sound("d", faults=[doctor.NO_ANSWER])]
-    monkeypatch.setattr(doctor, "_asked", lambda storage, use_gpus, seconds: nodes)
+    monkeypatch.setattr(doctor, "_asked", lambda storage, thorough, seconds: nodes)
     with pytest.raises(UserError, match=r"cannot do one sweep.*\n  b \(10.0.0.1\) has torch 2.0, others 1.0"):
         require_alike("store")
     nodes.pop(1)

@@ -315,6 +315,20 @@ def test_time_is_estimated_from_the_pace_of_what_is_done():
     assert estimate(made, agenda, journal.known).to_json()["by_method"] == counts.by_method
 
 
+@pytest.mark.parametrize("share", [None, 1.0, 0.25])
+def test_hours_of_gpus_are_those_of_the_share_that_a_worker_has_with_evaluation(share):
+    made, journal = counted(), ReadOnlyJournal(Known())
+    agenda = agenda_of(made, journal)
+    assert now(made, journal, agenda).hours is None
+    play(agenda, kill_after=12)
+    for record in journal.known.trials.values():
+        record.facts["gpu_share"] = share
+    counts = now(made, journal, agenda)
+    evaluation = sum(record.facts["eval_seconds"] for record in journal.known.trials.values()) / counts.trials_done
+    left = counts.trials - counts.trials_done
+    assert counts.hours == pytest.approx((share or 1) * (counts.seconds + evaluation * left) / 3600)
+
+
 def test_a_preview_writes_nothing_into_what_it_is_given():
     known, _ = run(counted({"no_unlearning": {}}))
     before = (dict(known.trials), dict(known.points))
