@@ -354,6 +354,21 @@ def table(folder: Path, rule: str | None) -> None:
     console().print(best_table(folder / "tables", rule))
 
 
+@main.command()
+@click.argument("folders", metavar="FOLDER...", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--rule", help=f"the selection rule  [default: that of the search]: {', '.join(RULES)}")
+@click.option("--to", type=click.Path(path_type=Path), help="the folder to write  [default: FOLDER/report]")
+def report(folders: tuple[Path, ...], rule: str | None, to: Path | None) -> None:
+    """Write a page on the sweep in FOLDER (results/NAME), with figures and tables for print; of several, a comparison."""
+    from cu_ray.report.write import write
+
+    page, remarks = write(list(folders), to, rule)
+    out = console()
+    for remark in remarks:
+        out.print(Text(f"Note: {remark}"), soft_wrap=True)
+    out.print(Text(f"{page}: open it in a browser. Beside it: figures as PDF and PNG, tables as LaTeX and CSV."), soft_wrap=True)
+
+
 LISTED = (*plugins.KINDS, "samplers", "rules")
 
 

@@ -56,8 +56,10 @@ def baselines(results: Sequence[Results], rule: str) -> pd.DataFrame:
 
 def with_cells(frame: pd.DataFrame, names: dict[tuple[Any, ...], str]) -> pd.DataFrame:
     """The rows with their cell's name."""
+    import pandas as pd
+
     keys = list(frame[list(SETTING)].itertuples(index=False, name=None))
-    return frame.assign(cell=[names[key] for key in keys])
+    return frame.assign(cell=pd.Series([names[key] for key in keys], index=frame.index, dtype=str))
 
 
 def prefix_of(rule: str) -> str:

@@ -88,4 +88,5 @@ def summaries(rows: pd.DataFrame, by: Sequence[str], columns: Sequence[str]) -> 
             row |= {f"{column}_{part}": getattr(summary, part) for part in ("n", "mean", "std", "low", "high")}
         found.append(row)
     names = [*by, *(f"{column}_{part}" for column in columns for part in ("n", "mean", "std", "low", "high"))]
-    return pd.DataFrame(found, columns=names)
+    counted = {name: int if name.endswith("_n") else float for name in names[len(by) :]}
+    return pd.DataFrame(found, columns=names).astype(counted)

@@ -1,0 +1,57 @@
+"""A report written to a folder: the page, its figures for print, its tables as LaTeX and CSV."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from cu_ray.errors import UserError, did_you_mean
+from cu_ray.places import Folder
+from cu_ray.report import latex, page, paper
+from cu_ray.report.contents import Contents, gather
+from cu_ray.report.results import Results, read_all
+from cu_ray.selection import RULES
+
+PAGE = "report.html"
+NO_FIGURES = (
+    "No PDF and PNG figures: matplotlib is not installed (pip install 'cu-ray[figures]'). The page has them all the same."
+)
+
+NO_SCORES = "No trial has a score yet: the page says what failed and what is missing, and has no figures."
+
+
+def write(folders: list[Path], to: Path | None, rule: str | None) -> tuple[Path, list[str]]:
+    """The page's path, with all files written beside it, and what to tell the user. Raises UserError for what is no result."""
+    results = read_all(folders)
+    contents = gather(results, _rule(results, rule))
+    remarks = [] if len(contents.rows) else [NO_SCORES]
+    place = to or (
+        folders[0] / "report" if len(folders) == 1 else Path(f"report-{'-'.join(each.folder.resolve().name for each in results)}")
+    )
+    target = Folder(place)
+    for name, text in _texts(contents).items():
+        target.write(name, text.encode())
+    if importlib.util.find_spec("matplotlib") is None:
+        remarks.append(NO_FIGURES)
+    else:
+        for figure in contents.figures:
+            paper.save(figure, place)
+    return place / PAGE, remarks
+
+
+def _texts(contents: Contents) -> dict[str, str]:
+    texts = {
+        PAGE: page.rendered(contents),
+        "results.csv": contents.means.to_csv(index=False),
+        "by_seed.csv": contents.rows.to_csv(index=False),
+    }
+    there = [metric for metric in latex.METRICS if contents.rows[metric].notna().any()]
+    return texts | {f"{metric}.tex": latex.table(contents, metric) for metric in there}
+
+
+def _rule(results: list[Results], wanted: str | None) -> str:
+    """The rule asked for, or that of the search."""
+    if wanted is not None and wanted not in RULES:
+        raise UserError(f"{wanted!r} is no selection rule. {did_you_mean(wanted, RULES)}")
+    objectives = [str(name) for each in results for name in each.best["search_objective"].dropna()]
+    return wanted or next(iter(objectives), "oracle_validation")
