@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -104,14 +104,16 @@ def missing(results: Results, rule: str) -> list[str]:
 
 def recovery_rows(contents: Contents) -> list[Row]:
     """A row for each cell and method: areas under its curves, mean and interval over seeds; the fraction that recovers 90 %."""
-    rows = contents.rows
-    named = [(column, areas(rows, column)) for column in ("acc_corr", "acc_retain", "recovered")]
+    rows, by = contents.rows, ["cell", "method"]
+    means = {
+        column: summaries(areas(rows, column), by, ["area"]).set_index(by).to_dict("index")
+        for column in ("acc_corr", "acc_retain", "recovered")
+    }
     found: list[Row] = []
-    for (cell, method), own in contents.means.groupby(["cell", "method"], sort=False):
+    for (cell, method), own in contents.means.groupby(by, sort=False):
         row: Row = {"cell": cell, "method": method}
-        for column, each in named:
-            mine = each[(each["cell"] == cell) & (each["method"] == method)]
-            row[f"area {column}"] = _interval(summaries(mine, ["cell"], ["area"]), "area")
+        for column, found_areas in means.items():
+            row[f"area {column}"] = _interval_of(found_areas[cell, method], "area")
         row["90 % from"] = smallest_fraction(list(own["fraction"]), list(own["recovered_mean"]))
         found.append(row)
     return found
@@ -226,13 +228,9 @@ class _Interval:
     n: int
 
 
-def _interval_of(row: Row, metric: str) -> _Interval:
+def _interval_of(row: Mapping[Any, Any], metric: str) -> _Interval:
     mean, low, high = (_known(row[f"{metric}_{part}"]) for part in ("mean", "low", "high"))
     return _Interval(mean, low, high, row[f"{metric}_n"])
-
-
-def _interval(found: pd.DataFrame, column: str) -> _Interval:
-    return _interval_of(dict(found.iloc[0]), column) if len(found) else _Interval(None, None, None, 0)
 
 
 def _known(value: Any) -> float | None:

@@ -50,10 +50,10 @@ def escaped(text: str) -> str:
 def _bold(contents: Contents, metric: str) -> dict[tuple[Any, Any], str]:
     """The method that is best beyond chance, by cell and fraction."""
     found: dict[tuple[Any, Any], str] = {}
-    for key, own in contents.rows.groupby(["cell", "fraction"], sort=False):
-        best, significant = best_and_significant(own.pivot_table(index="seed", columns="method", values=metric, aggfunc="mean"))
+    by_method = contents.rows.groupby(["cell", "fraction", "seed", "method"], sort=False)[metric].mean().unstack("method")
+    for (cell, fraction), own in by_method.groupby(level=["cell", "fraction"], sort=False):
+        best, significant = best_and_significant(own)
         if best is not None and significant:
-            cell, fraction = key if isinstance(key, tuple) else (key, None)
             found[cell, fraction] = best
     return found
 

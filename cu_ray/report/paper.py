@@ -45,6 +45,8 @@ def save(figure: Figure, folder: Path) -> list[Path]:
         if len(handles) > 1:
             shown = min(len(handles), 3 if columns == 1 else 6)
             drawing.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=shown)
+        drawing.draw_without_rendering()
+        drawing.set_layout_engine("none")  # laid out once for both files
         files = [folder / f"{figure.name}.{kind}" for kind in ("pdf", "png")]
         for file in files:
             metadata = {"CreationDate": None} if file.suffix == ".pdf" else {}

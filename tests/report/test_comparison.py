@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +29,20 @@ REPRODUCIBLE = settings(derandomize=True, database=None, deadline=None, max_exam
 @pytest.mark.parametrize("n", [3, 5, 6, 8])
 def test_all_differences_on_one_side_have_the_p_value_of_a_coin(n):
     assert wilcoxon([0.1 * (k + 1) for k in range(n)]) == pytest.approx(2 / 2**n)
+
+
+@REPRODUCIBLE
+@given(st.lists(st.integers(-4, 4).map(lambda step: step / 8), min_size=1, max_size=8).filter(any))
+def test_it_is_the_share_of_all_signs_that_are_as_uneven(differences):
+    moved = np.array([each for each in differences if each])
+    ranks = scipy.stats.rankdata(np.abs(moved))
+    uneven = [abs(ranks @ np.array(signs)) for signs in itertools.product((-1, 1), repeat=len(moved))]
+    assert wilcoxon(differences) == pytest.approx(np.mean([each >= abs(ranks @ np.sign(moved)) for each in uneven]))
+
+
+def test_without_equals_it_is_scipys():
+    differences = [0.1, -0.2, 0.35, 0.4, 0.55, -0.05, 0.7]
+    assert wilcoxon(differences) == pytest.approx(scipy.stats.wilcoxon(differences).pvalue)
 
 
 def test_differences_of_nothing_do_not_count():
