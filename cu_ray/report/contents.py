@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cu_ray.errors import UserError, did_you_mean
 from cu_ray.report import comparison, figures
 from cu_ray.report.cells import baselines, cell_names, chosen
 from cu_ray.report.costs import costs
 from cu_ray.report.gaps import gaps
 from cu_ray.report.panels import Figure
 from cu_ray.report.recovery import areas, smallest_fraction, summaries, with_recovery
+from cu_ray.selection import RULES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,6 +56,14 @@ def gather(results: Sequence[Results], rule: str) -> Contents:
     made = [figures.curves(rows, styles), figures.tradeoff(rows, styles), figures.cost(rows, styles)]
     made += [figures.best_of_n(results, names, styles), figures.landscapes(results, names, styles)]
     return Contents(tuple(results), rule, rows, means, styles, tuple(figure for figure in made if figure.panels))
+
+
+def rule_of(results: Sequence[Results], wanted: str | None) -> str:
+    """The rule asked for, or that of the search."""
+    if wanted is not None and wanted not in RULES:
+        raise UserError(f"{wanted!r} is no selection rule. {did_you_mean(wanted, RULES)}")
+    objectives = [str(name) for each in results for name in each.best["search_objective"].dropna()]
+    return wanted or next(iter(objectives), "oracle_validation")
 
 
 def runs(results: Results) -> dict[str, str]:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from cu_ray.report.comparison import best_and_significant
-
-if TYPE_CHECKING:
-    from cu_ray.report.contents import Contents
+from cu_ray.report.contents import Contents, gather, rule_of
+from cu_ray.report.results import read
 
 METRICS = ("acc_corr", "acc_retain", "recovered")  # of which more is better
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", **{c: f"\\{c}" for c in "&%$#_{}"}}
+
+
+def table_of(folder: Path, rule: str | None, metric: str) -> str:
+    """The LaTeX table of one metric of the sweep in a folder, under a selection rule: by default that of the search."""
+    results = [read(folder)]
+    return table(gather(results, rule_of(results, rule)), metric)
 
 
 def table(contents: Contents, metric: str) -> str:

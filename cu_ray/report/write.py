@@ -5,12 +5,10 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from cu_ray.errors import UserError, did_you_mean
 from cu_ray.places import Folder
 from cu_ray.report import latex, page, paper
-from cu_ray.report.contents import Contents, gather
-from cu_ray.report.results import Results, read_all
-from cu_ray.selection import RULES
+from cu_ray.report.contents import Contents, gather, rule_of
+from cu_ray.report.results import read_all
 
 PAGE = "report.html"
 NO_FIGURES = (
@@ -23,7 +21,7 @@ NO_SCORES = "No trial has a score yet: the page says what failed and what is mis
 def write(folders: list[Path], to: Path | None, rule: str | None) -> tuple[Path, list[str]]:
     """The page's path, with all files written beside it, and what to tell the user. Raises UserError for what is no result."""
     results = read_all(folders)
-    contents = gather(results, _rule(results, rule))
+    contents = gather(results, rule_of(results, rule))
     remarks = [] if len(contents.rows) else [NO_SCORES]
     place = to or (
         folders[0] / "report" if len(folders) == 1 else Path(f"report-{'-'.join(each.folder.resolve().name for each in results)}")
@@ -47,11 +45,3 @@ def _texts(contents: Contents) -> dict[str, str]:
     }
     there = [metric for metric in latex.METRICS if contents.rows[metric].notna().any()]
     return texts | {f"{metric}.tex": latex.table(contents, metric) for metric in there}
-
-
-def _rule(results: list[Results], wanted: str | None) -> str:
-    """The rule asked for, or that of the search."""
-    if wanted is not None and wanted not in RULES:
-        raise UserError(f"{wanted!r} is no selection rule. {did_you_mean(wanted, RULES)}")
-    objectives = [str(name) for each in results for name in each.best["search_objective"].dropna()]
-    return wanted or next(iter(objectives), "oracle_validation")
