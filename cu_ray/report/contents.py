@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from cu_ray.report.results import Results
 
 Row = dict[str, Any]
-METRICS = ("acc_corr", "acc_retain", "asr", "confusion_rate", "recovered", "lost", "unlearn_seconds")
+SCORES = ("acc_corr", "acc_retain", "asr", "confusion_rate", "recovered", "lost")
 MOST_REASONS = 30
 
 
@@ -52,7 +52,7 @@ def gather(results: Sequence[Results], rule: str) -> Contents:
     order = {name: place for place, name in enumerate(dict.fromkeys(names.values()))}
     styles = {str(method): place for place, method in enumerate(dict.fromkeys(rows["method"]))}
     rows = rows.sort_values("cell", key=lambda cells: cells.map(order), kind="stable")
-    means = summaries(rows, ["cell", "method", "fraction"], METRICS)
+    means = summaries(rows, ["cell", "method", "fraction"], [*SCORES, "unlearn_seconds"])
     made = [figures.curves(rows, styles), figures.tradeoff(rows, styles), figures.cost(rows, styles)]
     made += [figures.best_of_n(results, names, styles), figures.landscapes(results, names, styles)]
     return Contents(tuple(results), rule, rows, means, styles, tuple(figure for figure in made if figure.panels))
@@ -205,14 +205,14 @@ def failure_rows(results: Results) -> list[Row]:
 
 def result_rows(contents: Contents) -> list[Row]:
     """A row for each cell, method and fraction: all means with their intervals."""
-    shown = [metric for metric in METRICS if contents.means[f"{metric}_n"].max() > 0]
+    shown = [metric for metric in SCORES if contents.means[f"{metric}_n"].max() > 0]
     columns = list(contents.means.columns)
     found: list[Row] = []
     for values in contents.means.itertuples(index=False, name=None):
         row = dict(zip(columns, values, strict=True))
         kept: Row = {"cell": row["cell"], "method": row["method"], "fraction": row["fraction"]}
         kept |= {metric: _interval_of(row, metric) for metric in shown}
-        found.append(kept | {"n": row["acc_retain_n"]})
+        found.append(kept | {"seconds": _known(row["unlearn_seconds_mean"]), "n": row["acc_retain_n"]})
     return found
 
 

@@ -24,7 +24,7 @@ def rendered(contents: content.Contents) -> str:
         for name in ("html", "css", "js")
     }
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["short"] = short
+    environment.filters |= {"short": short, "fixed": "{:.3f}".format}
     numbers = itertools.count()
 
     def drawn(panel: Panel) -> Markup:

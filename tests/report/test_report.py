@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -128,6 +130,19 @@ def test_what_comes_from_the_tables_is_text_and_nothing_else(tmp_path):
     assert not any(name.startswith("on") for _, attributes in elements.found for name in attributes)
     assert MALICE in page.replace("&lt;", "<").replace("&gt;", ">").replace("&#34;", '"').replace("&amp;", "&")
     assert "<img" not in page
+
+
+def test_names_from_the_tables_are_text_too(tmp_path):
+    where = folder(tmp_path / "<i>'one")
+    for name in ("trials", "best"):
+        path = where / "tables" / f"{name}.parquet"
+        schema, frame = pq.read_schema(path), pd.read_parquet(path)
+        frame["method"] = frame["method"].replace("ssd", "<b onclick='x'>\"ssd")
+        frame["manipulation_settings"] = frame["manipulation_settings"].str.replace("bottom_right", "</svg><u>")
+        pq.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False), path)
+    elements = Elements(page_of(where))
+    assert not {"i", "b", "u"} & {tag for tag, _ in elements.found}
+    assert "<b onclick='x'>\"ssd" in elements.text
 
 
 def test_a_method_all_of_whose_trials_failed_is_named_with_its_reason(tmp_path):
