@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -54,7 +55,8 @@ def test_a_single_point_and_a_curve_with_a_hole_have_no_area():
 
 def test_areas_are_taken_by_seed_and_only_of_whole_curves():
     rows = pd.DataFrame(
-        [("a", "m", fraction, seed, seed + fraction) for seed in (0, 1) for fraction in (0, 1)] + [("a", "m", 0, 2, 5.0)],
+        [("a", "m", fraction, seed, seed + fraction) for seed in (0, 1) for fraction in (0, 0.5, 1)]
+        + [("a", "m", 0, 2, 5.0), ("a", "m", 1, 2, 5.0)],
         columns=["cell", "method", "fraction", "seed", "acc"],
     )
     found = areas(rows, "acc").set_index("seed")["area"]
@@ -103,6 +105,17 @@ def test_a_cell_whose_manipulation_was_not_learned_has_no_shares(tmp_path):
     rows = with_recovery(chosen([made], "oracle_validation"), baselines([made], "oracle_validation"))
     assert rows["recovered"].isna().all()
     assert rows["lost"].notna().all()
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_of_several_retrainings_the_longest_counts_wherever_it_stands(tmp_path, step):
+    def longer_is_better(spec, seed):
+        return (0.03 * spec.method.steps if name_of(spec.method) == "exact_unlearning" else 0.1), 0.8
+
+    methods = {"no_unlearning": {}, "exact_unlearning": {"points": [{"k": None, "steps": 10}, {"k": None, "steps": 20}]}}
+    made = read(folder(tmp_path / "one", longer_is_better, methods=methods))
+    found = baselines([replace(made, trials=made.trials[::step])], "oracle_validation")
+    assert found["retrained"].tolist() == pytest.approx([0.6] * 3)
 
 
 def test_without_retraining_there_are_no_shares(tmp_path):
