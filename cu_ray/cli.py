@@ -372,11 +372,71 @@ def _alive(process: int, host: str) -> bool:
 @main.command()
 @click.argument("folder", type=PLACE)
 @click.option("--rule", help=f"the selection rule: {', '.join(RULES)}")
-def table(folder: Place, rule: str | None) -> None:
+@click.option("--latex", type=click.Choice(["acc_corr", "acc_retain", "recovered"]), help="one metric as a LaTeX table")
+def table(folder: Place, rule: str | None, latex: str | None) -> None:
     """Print the table of the sweep in FOLDER (results/NAME)."""
     from cu_ray.report.terminal import best_table
 
+    if latex is not None:
+        from cu_ray.report.latex import table_of
+
+        print(table_of(folder, rule, latex), end="")
+        return
     console().print(best_table(folder / "tables", rule))
+
+
+@main.command()
+@click.argument("folders", metavar="FOLDER...", type=PLACE, nargs=-1, required=True)
+@click.option("--rule", help=f"the selection rule  [default: that of the search]: {', '.join(RULES)}")
+@click.option("--to", type=click.Path(path_type=Path), help="the folder to write  [default: FOLDER/report]")
+def report(folders: tuple[Place, ...], rule: str | None, to: Path | None) -> None:
+    """Write a page on the sweep in FOLDER (results/NAME), with figures and tables for print; of several, a comparison."""
+    from cu_ray.report.write import write
+
+    page, remarks = write(list(folders), to, rule)
+    out = console()
+    for remark in remarks:
+        out.print(Text(f"Note: {remark}"), soft_wrap=True)
+    out.print(Text(f"{page}: open it in a browser. Beside it: figures as PDF and PNG, tables as LaTeX and CSV."), soft_wrap=True)
+
+
+@main.command()
+@click.argument("folder", type=PLACE)
+@click.argument("trial_key")
+def explain(folder: Place, trial_key: str) -> None:
+    """Say where a trial of the sweep in FOLDER comes from, its cost, how to make it again. TRIAL_KEY: or its first digits."""
+    from cu_ray.report import lineage, results
+
+    listing = Table(show_header=False, box=None)
+    for name, text in lineage.explain(results.read(folder), trial_key).items():
+        listing.add_row(name, Text(text, overflow="fold"))
+    console().print(listing)
+
+
+@main.command()
+@click.argument("one", type=PLACE)
+@click.argument("other", type=PLACE)
+@click.option("--rule", default="oracle_validation", show_default=True, help=f"the selection rule: {', '.join(RULES)}")
+def diff(one: Place, other: Place, rule: str) -> None:
+    """Say what differs between the sweeps in ONE and OTHER, and whether scores do beyond the noise of seeds: exit code 1."""
+    from cu_ray.report import difference, results
+
+    if rule not in RULES:
+        raise UserError(f"{rule!r} is no selection rule. {did_you_mean(rule, RULES)}")
+    (here, there), out = results.read_all([one, other]), console()
+    for name, said in difference.facts(here, there).items():
+        out.print(Text(f"{name}: {said[0]} | {said[1]}"), soft_wrap=True)
+    rows = difference.scores(here, there, rule)
+    if rows:
+        listing = Table("cell", "method", "fraction", "metric", "n", "difference", "p, Holm", box=None)
+        for row in rows:
+            p = "-" if row["p"] is None else f"{row['p']:.3f}{' *' if row['beyond'] else ''}"
+            shown = [f"{row['fraction']:g}", row["metric"], str(row["n"]), f"{row['difference']:+.4f}", p]
+            listing.add_row(Text(row["cell"]), Text(row["method"]), *shown)
+        out.print(listing)
+    shared, beyond = difference.num_shared(here, there, rule), sum(row["beyond"] for row in rows)
+    out.print(f"{shared} scores in common; {len(rows)} means differ, {beyond} of them beyond the noise of seeds (*).")
+    sys.exit(bool(beyond))
 
 
 LISTED = (*plugins.KINDS, "samplers", "rules")

@@ -189,6 +189,11 @@ class PoisonedDataset:
         """How many manipulated samples were given a label that is not their true one; None where that is not known."""
         return int((self.labels != self.dataset.train.labels).sum()) if self.corruption.truth_known else None
 
+    @property
+    def num_affected(self) -> int:
+        """How many test images of the report half are of the affected domain: what `report_acc_corr` rests on."""
+        return int((~self.selection_half)[self.domains.affected.rows].sum())
+
 
 @dataclass(frozen=True, eq=False)
 class DeletionSplit:

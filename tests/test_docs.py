@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 import cu_ray
 from cu_ray import config, plugins
+from cu_ray.cli import main
 from cu_ray.selection import RULES
 from cu_ray.sweep import tables
 from tests import sweeps
+from tests.report.made import folder
 
 ROOT = Path(__file__).parent.parent
 
@@ -93,6 +97,19 @@ def test_the_page_on_python_names_every_option_and_outcome():
     missing += [name for name in cu_ray.__all__ if f"cu_ray.{name}" not in page]
     missing += [field.name for field in dataclasses.fields(Outcome) if field.name not in page]
     assert missing == []
+
+
+def test_the_page_on_the_report_runs_as_printed_and_names_every_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "results" / "quickstart")
+    folder(tmp_path / "results" / "other", seeds=[3, 4])
+    for line in block("docs/report.md", "bash").splitlines():
+        done = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert done.exit_code == 0, done.output
+    page = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
+    written = {path.stem for path in (tmp_path / "results" / "quickstart" / "report").iterdir()}
+    assert [name for name in written if name not in page] == []
+    assert {path.name for path in tmp_path.iterdir()} >= {"oracle-report", "compared"}
 
 
 def test_readme_has_its_two_commands_on_one_line_each():

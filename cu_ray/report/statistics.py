@@ -21,12 +21,12 @@ class Summary:
 
 def summarise(values: Sequence[float | None]) -> Summary:
     """The summary of the values that are there."""
-    import scipy.stats
+    import scipy.special
 
     present = np.array([value for value in values if value is not None], dtype=float)
     n = len(present)
     if n < 2:
         return Summary(n, float(present[0]) if n else None, None, None, None)
     mean, std = float(present.mean()), float(present.std(ddof=1))
-    reach = float(scipy.stats.t.ppf(0.975, n - 1)) * std / n**0.5
+    reach = float(scipy.special.stdtrit(n - 1, 0.975)) * std / n**0.5
     return Summary(n, mean, std, mean - reach, mean + reach)

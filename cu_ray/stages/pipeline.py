@@ -128,7 +128,11 @@ class Workbench:
         poisoned, data = self.poisoned(spec.setting)
         started = now(self._device)
         model, trained = self.original(spec)
-        facts |= {"train_seconds": now(self._device) - started if trained else None, "effective_size": poisoned.effective_size}
+        facts |= {
+            "train_seconds": now(self._device) - started if trained else None,
+            "effective_size": poisoned.effective_size,
+            "num_affected": poisoned.num_affected,
+        }
         run = copy.deepcopy(model)  # the one that trials share is never run
         return self._timed_scores(run, poisoned, data, nothing_found(poisoned), spec.setting, facts), {}
 

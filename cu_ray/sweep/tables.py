@@ -16,6 +16,7 @@ from cu_ray import __version__
 from cu_ray.errors import UserError
 from cu_ray.places import Place, at
 from cu_ray.plugins import FieldFact, describe, facts, find, name_of, names
+from cu_ray.report.results import SCHEMA_VERSION
 from cu_ray.report.statistics import summarise
 from cu_ray.selection import RULES
 from cu_ray.sweep.agenda import best_point, point_score
@@ -24,7 +25,6 @@ from cu_ray.sweep.plan import Plan, StudySpec
 from cu_ray.sweep.remarks import edges_of
 from cu_ray.types import LEARNING_VERSION, Record
 
-SCHEMA_VERSION = 1
 TRAINING_SCORES = tuple(
     f"{name}_{labels}" for name in ("deletion", "unidentified", "held_out", "retain") for labels in ("given", "true")
 )
@@ -138,6 +138,7 @@ def _originals_schema() -> pa.Schema:
             **_SETTING,
             "seed": pa.int64(),
             "effective_size": pa.int64(),
+            "num_affected": pa.int64(),
             "status": pa.string(),
             "error": pa.string(),
             **_score_columns(),

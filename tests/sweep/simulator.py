@@ -103,6 +103,7 @@ def record_of(job: Job) -> Record:
     """The record of a job that went well, a function of its key."""
     if isinstance(job.spec, OriginalSpec):
         facts = {**TIMES, **MACHINE, "num_classes": NUM_CLASSES, "train_seconds": 1.0, "eval_seconds": 0.1, "effective_size": 90}
+        facts["num_affected"] = NUM_TEST // 2
         return Record("original", job.key, job.spec.describe(), "ok", None, _original_scores(job.spec), facts)
     return Record("trial", job.key, job.spec.describe(), "ok", None, _trial_scores(job.spec), _trial_facts(job.spec))
 

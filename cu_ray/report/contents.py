@@ -1,0 +1,262 @@
+"""What the page and the tables for print say, gathered from the results: plain values, each list of rows one table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cu_ray.errors import UserError, did_you_mean
+from cu_ray.report import comparison, figures
+from cu_ray.report.cells import baselines, cell_names, chosen
+from cu_ray.report.costs import costs
+from cu_ray.report.gaps import gaps
+from cu_ray.report.panels import Figure
+from cu_ray.report.recovery import areas, smallest_fraction, summaries, with_recovery
+from cu_ray.selection import RULES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cu_ray.report.results import Results
+
+Row = dict[str, Any]
+SCORES = ("acc_corr", "acc_retain", "asr", "confusion_rate", "recovered", "lost")
+MOST_REASONS = 30
+
+
+@dataclass(frozen=True, eq=False)
+class Contents:
+    """All that a report says, under one selection rule."""
+
+    results: tuple[Results, ...]
+    rule: str
+    rows: pd.DataFrame  # of trials that the rule chose, with the recovered share
+    means: pd.DataFrame  # over seeds
+    styles: dict[str, int]  # of each method, in the order of the sweep file
+    figures: tuple[Figure, ...]
+
+    @property
+    def title(self) -> str:
+        """The names of what is reported."""
+        return " and ".join(each.label for each in self.results)
+
+
+def gather(results: Sequence[Results], rule: str) -> Contents:
+    """The contents of a report on these results."""
+    rows = with_recovery(chosen(results, rule), baselines(results, rule))
+    names = cell_names(results)
+    order = {name: place for place, name in enumerate(dict.fromkeys(names.values()))}
+    styles = {str(method): place for place, method in enumerate(dict.fromkeys(rows["method"]))}
+    rows = rows.sort_values("cell", key=lambda cells: cells.map(order), kind="stable")
+    means = summaries(rows, ["cell", "method", "fraction"], [*SCORES, "unlearn_seconds"])
+    made = [figures.curves(rows, styles), figures.tradeoff(rows, styles), figures.cost(rows, styles)]
+    made += [figures.best_of_n(results, names, styles), figures.landscapes(results, names, styles)]
+    return Contents(tuple(results), rule, rows, means, styles, tuple(figure for figure in made if figure.panels))
+
+
+def rule_of(results: Sequence[Results], wanted: str | None) -> str:
+    """The rule asked for, or that of the search."""
+    if wanted is not None and wanted not in RULES:
+        raise UserError(f"{wanted!r} is no selection rule. {did_you_mean(wanted, RULES)}")
+    objectives = [str(name) for each in results for name in each.best["search_objective"].dropna()]
+    return wanted or next(iter(objectives), "oracle_validation")
+
+
+def runs(results: Results) -> dict[str, str]:
+    """What was run, in words, by name."""
+    trials, originals = results.trials, results.originals
+    ended = trials["finished_at"].dropna()
+    facts = {
+        "data": _listed(trials["dataset"]),
+        "models": _listed(trials["model"]),
+        "manipulations": _listed(trials["manipulation"] + " " + trials["manipulation_size"].astype(str)),
+        "methods": _listed(results.best["method"]),
+        "deletion fractions": _listed(results.best["deletion_fraction"].map("{:g}".format)),
+        "seeds": _listed(trials["seed"].sort_values()),
+        "trials": f"{len(trials):,}, of these {(trials['status'] != 'ok').sum():,} failed or diverged",
+        "originals": f"{len(originals):,}, of these {(originals['status'] != 'ok').sum():,} failed or diverged",
+        "run": f"{_minute(trials['started_at'].dropna().min())} to {_minute(ended.max())} UTC" if len(ended) else "",
+        "on": _listed(trials["device"]),
+        "precision": _listed(trials["precision"]),
+        "versions": f"cu-ray {_listed(trials['cu_ray_version'])}, torch {_listed(trials['torch_version'])}",
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+def missing(results: Results, rule: str) -> list[str]:
+    """What is not there of what was asked for, a line each."""
+    lines = [results.unfinished] if results.unfinished else []
+    best = results.best[(results.best["rule"] == rule) & results.best["control"].isna()]
+    for method, own in best.groupby("method", sort=False):
+        tried = results.trials[results.trials["method"] == method]
+        failed = tried[tried["status"] != "ok"]
+        if (own["n"] == 0).all():
+            why = (
+                f"all {len(tried)} trials failed"
+                if len(tried) and len(failed) == len(tried)
+                else "no trial is done and has a score"
+            )
+            lines.append(f"{method} has no result: {why}")
+        elif (short := own["n"] < own["n"].max()).any():
+            lines.append(f"{method}: fewer than {own['n'].max()} seeds in {short.sum()} of {len(own)} rows")
+        if (open_ := own["num_points"] < own["num_points_planned"]).any():
+            lines.append(f"{method}: {int(open_.sum())} of {len(own)} searches have fewer points than planned")
+    if len(best) and best["n"].max() == 1:
+        lines.append("one seed: there is no spread and no interval anywhere")
+    if num_stale := int(results.trials["stale"].eq(True).sum()):
+        lines.append(f"{num_stale} trials were made by other versions of the code than the one installed")
+    return lines
+
+
+def recovery_rows(contents: Contents) -> list[Row]:
+    """A row for each cell and method: areas under its curves, mean and interval over seeds; the fraction that recovers 90 %."""
+    rows, by = contents.rows, ["cell", "method"]
+    means = {
+        column: summaries(areas(rows, column), by, ["area"]).set_index(by).to_dict("index")
+        for column in ("acc_corr", "acc_retain", "recovered")
+    }
+    found: list[Row] = []
+    for (cell, method), own in contents.means.groupby(by, sort=False):
+        row: Row = {"cell": cell, "method": method}
+        for column, found_areas in means.items():
+            row[f"area {column}"] = _interval_of(found_areas[cell, method], "area")
+        row["90 % from"] = smallest_fraction(list(own["fraction"]), list(own["recovered_mean"]))
+        found.append(row)
+    return found
+
+
+def rank_rows(contents: Contents) -> list[Row]:
+    """A row for each method: mean score over cells and fractions, average rank over cells."""
+    scores = _by(contents, "cell")
+    ranks = comparison.average_ranks(scores)
+    rows: list[Row] = []
+    for method in contents.styles:
+        if method in scores and scores[method].notna().any():
+            values = scores[method].dropna()
+            rows.append(
+                {"method": method, "cells": len(values), "score": float(values.mean()), "average rank": ranks.get(method)}
+            )
+    return sorted(rows, key=lambda row: -row["score"])
+
+
+def pair_rows(contents: Contents) -> list[Row]:
+    """A row for each pair of methods, the smallest corrected p first: over cells, or over seeds where cells are too few."""
+    scores, test = _by(contents, "cell"), comparison.over_cells
+    if few_cells(contents):
+        scores, test = _by(contents, "seed"), comparison.over_seeds
+    unit = "seeds" if few_cells(contents) else "cells"
+    pairs = test(scores)
+    rows = [
+        {"method": p.one, "against": p.other, unit: p.n, "difference": p.difference, "p": p.p, "p, Holm": p.corrected}
+        for p in pairs
+    ]
+    return sorted(rows, key=lambda row: (row["p, Holm"] is None, row["p, Holm"]))
+
+
+def few_cells(contents: Contents) -> bool:
+    """Whether there are fewer cells than a signed rank test needs to come below 0.05."""
+    return bool(contents.rows["cell"].nunique() < 6)
+
+
+def gap_rows(contents: Contents) -> list[Row]:
+    """A row for each searched method and rule."""
+    found = gaps(contents.results)
+    return [
+        {
+            "method": row["method"],
+            "rule": row["rule"],
+            "behind oracle": _Interval(row["gap"], row["low"], row["high"], row["n"]),
+            "pool": "drawn for one rule: flatters it" if row["flattered"] else "drawn for no rule",
+        }
+        for row in found.to_dict("records")
+    ]
+
+
+def cost_rows(results: Results) -> list[Row]:
+    """A row for each method and one for the originals."""
+    return [
+        {
+            "method": row["method"],
+            "trials": int(row["trials"]),
+            "failed": int(row["failed"]),
+            "images forward": _known(row["forward"]),
+            "images backward": _known(row["backward"]),
+            "seconds": _known(row["seconds"]),
+            "GPU-hours": _known(row["gpu_hours"]),
+        }
+        for row in costs(results).to_dict("records")
+    ]
+
+
+def failure_rows(results: Results) -> list[Row]:
+    """A row for each method and reason, the most frequent first: how often, and the key of one such trial."""
+    failed = results.trials[results.trials["status"] != "ok"]
+    grouped = failed.fillna({"error": "no reason recorded"}).groupby(["method", "status", "error"], sort=False)["trial_key"]
+    rows = [
+        {"method": method, "status": status, "reason": reason, "trials": len(keys), "one of them": keys.iloc[0][:16]}
+        for (method, status, reason), keys in grouped
+    ]
+    return sorted(rows, key=lambda row: -row["trials"])[:MOST_REASONS]
+
+
+def result_rows(contents: Contents) -> list[Row]:
+    """A row for each cell, method and fraction: all means with their intervals."""
+    shown = [metric for metric in SCORES if contents.means[f"{metric}_n"].max() > 0]
+    columns = list(contents.means.columns)
+    found: list[Row] = []
+    for values in contents.means.itertuples(index=False, name=None):
+        row = dict(zip(columns, values, strict=True))
+        kept: Row = {"cell": row["cell"], "method": row["method"], "fraction": row["fraction"]}
+        kept |= {metric: _interval_of(row, metric) for metric in shown}
+        found.append(kept | {"seconds": _known(row["unlearn_seconds_mean"]), "n": row["acc_retain_n"]})
+    return found
+
+
+def checksums(results: Results) -> dict[str, str]:
+    """The SHA-256 of each table's file."""
+    tables = results.folder / "tables"
+    names = sorted(file.name for file in tables.files() if file.name.endswith(".parquet"))
+    return {name: hashlib.sha256(tables.read(name)).hexdigest() for name in names}
+
+
+def trainings(results: Results) -> list[str]:
+    """How originals were trained, in words."""
+    recipes = [json.loads(text) for text in results.trials["train"].drop_duplicates()]
+    return [", ".join(f"{name} {value}" for name, value in recipe.items()) for recipe in recipes]
+
+
+@dataclass(frozen=True)
+class _Interval:
+    """A mean with its interval, as a cell of a table."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def _interval_of(row: Mapping[Any, Any], metric: str) -> _Interval:
+    mean, low, high = (_known(row[f"{metric}_{part}"]) for part in ("mean", "low", "high"))
+    return _Interval(mean, low, high, row[f"{metric}_n"])
+
+
+def _known(value: Any) -> float | None:
+    return None if value is None or math.isnan(value) else float(value)
+
+
+def _by(contents: Contents, unit: str) -> pd.DataFrame:
+    """The score of each method (column) in each cell or of each seed (row): mean of acc_corr and acc_retain over all else."""
+    rows = contents.rows.assign(score=(contents.rows["acc_corr"] + contents.rows["acc_retain"]) / 2)
+    return rows.pivot_table(index=unit, columns="method", values="score", aggfunc="mean", sort=False)
+
+
+def _listed(values: Any) -> str:
+    return ", ".join(map(str, dict.fromkeys(values.dropna())))
+
+
+def _minute(time: str) -> str:
+    return time[:16].replace("T", " ")

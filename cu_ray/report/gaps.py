@@ -1,0 +1,51 @@
+"""What choosing hyperparameters by less knowledge costs: the gap of each selection rule to the `oracle`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cu_ray.report.cells import chosen
+from cu_ray.report.comparison import bootstrap_interval
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cu_ray.report.results import Results
+
+COMPARED = ("oracle_validation", "defender", "rem_proxy")  # with `oracle`: all report on the report half
+PLACE = ["cell", "method", "fraction", "seed"]
+
+
+def gaps(results: Sequence[Results]) -> pd.DataFrame:
+    """A row for each searched method and rule: by how much the rule's choice is worse than the oracle's.
+
+    The score is the mean of acc_corr and acc_retain on the report half, paired by cell, fraction and seed; mean over cells of
+    the mean over all else, with a bootstrap interval over cells and seeds. `flattered`: the points were drawn for one rule, so
+    the gap to others may be of the pool and not of the rule.
+    """
+    import pandas as pd
+
+    known = pd.concat([each.best[each.best["search_objective"].notna()] for each in results])
+    searched = set(known["method"])
+    flattered = set(known.loc[known["pool_adaptive"].fillna(False).astype(bool), "method"])
+    oracle = _scores(results, "oracle")
+    rows = []
+    for rule in COMPARED:
+        joined = oracle.merge(_scores(results, rule), on=PLACE, suffixes=("", "_rule"))
+        joined = joined.assign(
+            gap=joined["score"] - joined["score_rule"], plain=joined["method"].str.replace(r" \(.*\)$", "", regex=True)
+        )
+        for method, own in joined[joined["plain"].isin(searched)].groupby("method", sort=False):
+            by_seed = own.groupby(["cell", "seed"])["gap"].mean()
+            cells = [list(cell) for _, cell in by_seed.groupby(level="cell")]
+            interval = bootstrap_interval(cells, f"gap {method} {rule}") or (None, None)
+            gap = sum(sum(cell) / len(cell) for cell in cells) / len(cells)
+            row = {"method": method, "rule": rule, "gap": gap, "low": interval[0], "high": interval[1], "n": len(own)}
+            rows.append({**row, "flattered": own["plain"].iloc[0] in flattered})
+    return pd.DataFrame(rows, columns=["method", "rule", "gap", "low", "high", "n", "flattered"])
+
+
+def _scores(results: Sequence[Results], rule: str) -> pd.DataFrame:
+    rows = chosen(results, rule)
+    return rows.assign(score=(rows["acc_corr"] + rows["acc_retain"]) / 2)[[*PLACE, "score"]].dropna()

@@ -1,0 +1,75 @@
+"""Where a trial comes from: its original, its sets, what it cost, who chose it, and the command that makes it again."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from cu_ray.errors import UserError
+from cu_ray.report.cells import METRICS
+from cu_ray.report.page import short
+
+if TYPE_CHECKING:
+    from cu_ray.report.results import Results
+
+
+def explain(results: Results, key: str) -> dict[str, str]:
+    """What the tables say of one trial, in words, by name. key: its first digits. Raises UserError where that is not one."""
+    import pandas as pd
+
+    found = results.trials[results.trials["trial_key"].str.startswith(key)]
+    if len(found) != 1:
+        which = "no trial" if not len(found) else f"{len(found)} trials"
+        raise UserError(
+            f"{key!r}: {which} of {results.folder} begin like this; the column trial_key of trials.parquet has them all"
+        )
+    trial: dict[str, Any] = {str(name): None if pd.isna(value) else value for name, value in found.iloc[0].items()}
+    original = results.originals[results.originals["original_key"] == trial["original_key"]].to_dict("records")
+    known = {
+        "trial": trial["trial_key"],
+        "status": trial["status"] if trial["error"] is None else f"{trial['status']}: {trial['error']}",
+        "method": f"{trial['method']} (version {trial['method_version']}) with {trial['hyperparameters']}",
+        "original": f"{trial['original_key']}: {trial['model']} on {trial['dataset']}, seed {trial['seed']}, {trial['train']}",
+        "original's scores": _scores(original[0]) if original else "not in the tables",
+        "manipulated": f"{trial['manipulation']} of {trial['manipulation_size']} samples, {trial['manipulation_settings']}",
+        "given to the method": _given(trial),
+        "scores, report half": _scores(trial),
+        "cost": _cost(trial),
+        "chosen by": ", ".join(_choosers(results, trial["trial_key"])) or "no rule",
+        "run": f"{trial['started_at']} to {trial['finished_at']} on {trial['device']} of {trial['host']}",
+        "with": f"cu-ray {trial['cu_ray_version']}, torch {trial['torch_version']}, {trial['precision']}",
+        "again": f"cu-ray replay {results.folder} {trial['trial_key'][:16]}",
+        "its weights": f"cu-ray export {results.folder} {trial['trial_key'][:16]}",
+    }
+    return {name: str(text) for name, text in known.items()}
+
+
+def _given(trial: dict[str, Any]) -> str:
+    if not trial["deletion_size"]:
+        return "nothing: it does not look at the deletion set"
+    held_out = ", a fifth of them held out for the defender" if trial["held_out"] else ""
+    return f"{trial['deletion_size']} of the manipulated samples, found by {trial['detection']}{held_out}"
+
+
+def _scores(row: dict[str, Any]) -> str:
+    values = {name: row[f"report_{name}"] for name in METRICS}
+    known = {name: float(value) for name, value in values.items() if value is not None and not math.isnan(value)}
+    return ", ".join(f"{name} {short(value)}" for name, value in known.items()) or "none"
+
+
+def _cost(trial: dict[str, Any]) -> str:
+    """What it takes alone, and what it really paid where it found a memo or made one."""
+    if trial["unlearn_seconds"] is None:
+        return "not known"
+    alone, paid = ((trial[f"images_forward{end}"], trial[f"images_backward{end}"]) for end in ("", "_spent"))
+    text = f"{short(trial['unlearn_seconds'])} s, {alone[0]:,.0f} images forward, {alone[1]:,.0f} backward"
+    if paid == alone:
+        return text
+    return f"{text}; of these paid {paid[0]:,.0f} and {paid[1]:,.0f}: the rest is a memo that it shares with other trials"
+
+
+def _choosers(results: Results, key: str) -> list[str]:
+    """The selection rules that report this trial, each with the fractions at which they do."""
+    best = results.best[results.best["trial_keys"].map(lambda keys: key in list(keys))]
+    rules = best.groupby("rule", sort=False)["deletion_fraction"].agg(list)
+    return [f"{rule} at {', '.join(f'{fraction:g}' for fraction in fractions)}" for rule, fractions in rules.items()]

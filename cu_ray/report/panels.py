@@ -1,0 +1,93 @@
+"""A figure in plain values: what is drawn, not how. `svg` draws it for the page, `paper` for print."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+Limits = tuple[float, float]
+
+# distinct for all eyes (Okabe and Ito, without the yellow), and in grey by their markers and dashes
+COLOURS = ("ink", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6d46")
+MARKERS = "osD^vPX*"
+DASHES = ((), (6, 2), (2, 2), (6, 2, 2, 2), (10, 3), (1, 3), (4, 4), (8, 2, 2, 2, 2, 2))
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points of one method, with their intervals where there are any."""
+
+    name: str
+    style: int  # which colour, marker and dashes
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    low: tuple[float | None, ...] = ()
+    high: tuple[float | None, ...] = ()
+    notes: tuple[str, ...] = ()  # of each point
+    joined: bool = True
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Two axes and what is drawn between them."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: tuple[Line, ...]
+    x_limits: Limits
+    y_limits: Limits
+    log_x: bool = False
+    front: tuple[tuple[float, float], ...] = ()  # of the points that no other beats in both, from left to right
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Panels that belong together."""
+
+    name: str  # of its files
+    title: str
+    caption: str
+    panels: tuple[Panel, ...]
+    columns: int = 2
+
+
+def style_of(place: int) -> tuple[str, str, tuple[int, ...]]:
+    """Colour, marker and dashes of the method in that place; beyond eight methods the combinations shift."""
+    turn, number = divmod(place, len(COLOURS))
+    return COLOURS[number], MARKERS[(number + turn) % len(MARKERS)], DASHES[(number + 3 * turn) % len(DASHES)]
+
+
+def limits(values: Sequence[float], *, log: bool = False) -> Limits:
+    """A little more than the values span; 0 to 1 where there are none."""
+    found = [math.log10(value) if log else value for value in values if math.isfinite(value) and (value > 0 or not log)]
+    if not found:
+        return (0.1, 1) if log else (0, 1)
+    low, high = min(found), max(found)
+    reach = 0.07 * (high - low) or 0.1 * abs(high) or 0.1
+    low, high = low - reach, high + reach
+    return (10**low, 10**high) if log else (low, high)
+
+
+def ticks(span: Limits, log: bool = False, most: int = 6) -> list[float]:
+    """Round numbers within the span: multiples of 1, 2 or 5 times a power of ten; on a log axis the powers of ten, or these."""
+    low, high = span
+    if log:
+        powers = [10.0**power for power in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
+        if len(powers) >= 2:
+            return powers[:: math.ceil(len(powers) / most)]
+        steps = [
+            factor * 10.0**power
+            for power in range(math.floor(math.log10(low)), 1 + math.ceil(math.log10(high)))
+            for factor in (1, 2, 5)
+        ]
+        return [step for step in steps if low <= step <= high]
+    size = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(size * factor for factor in (1, 2, 5, 10, 20) if (high - low) / (size * factor) <= most)
+    return [round(number * step, 12) for number in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def as_text(number: float) -> str:
+    """A tick's number, short."""
+    return f"{number / 1e6:g}M" if abs(number) >= 1e6 else f"{number / 1e3:g}k" if abs(number) >= 1e4 else f"{number:g}"

@@ -1,0 +1,90 @@
+"""Figures for print, as PDF and PNG: column widths, embedded TrueType fonts, told apart in grey by markers and dashes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from cu_ray.report.panels import Figure, Line, Panel, as_text, style_of, ticks
+
+ONE_COLUMN, TWO_COLUMNS, PANEL_HEIGHT = 3.4, 7.0, 1.9  # inches
+DOTS = 300  # an inch, of PNG
+APART = 0.9  # points between the intervals of two methods
+LOOK: Any = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 7,
+    "axes.titlesize": 7,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.0,
+    "lines.markersize": 3,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "cu-ray",
+}
+
+
+def save(figure: Figure, folder: Path) -> list[Path]:
+    """The files `<name>.pdf` and `<name>.png` of a figure, written. Raises ImportError where matplotlib is not there."""
+    import matplotlib as mpl
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Drawing
+
+    columns = min(len(figure.panels), 2 if len(figure.panels) <= 4 else 4)
+    rows = math.ceil(len(figure.panels) / columns)
+    width = ONE_COLUMN if columns == 1 else TWO_COLUMNS
+    with mpl.rc_context(LOOK):
+        drawing = Drawing(figsize=(width, PANEL_HEIGHT * rows + 0.4), layout="constrained")
+        FigureCanvasAgg(drawing)
+        places = drawing.subplots(rows, columns, squeeze=False).ravel()
+        handles: dict[str, Any] = {}
+        for place, panel in zip(places, figure.panels, strict=False):
+            handles |= _draw(place, panel)
+        for place in places[len(figure.panels) :]:
+            place.set_axis_off()
+        if len(handles) > 1:
+            shown = min(len(handles), 3 if columns == 1 else 6)
+            drawing.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=shown)
+        drawing.draw_without_rendering()
+        drawing.set_layout_engine("none")  # laid out once for both files
+        files = [folder / f"{figure.name}.{kind}" for kind in ("pdf", "png")]
+        for file in files:
+            metadata = {"CreationDate": None} if file.suffix == ".pdf" else {}
+            drawing.savefig(file, dpi=DOTS, metadata=metadata)
+    return files
+
+
+def _draw(place: Any, panel: Panel) -> dict[str, Any]:
+    """The panel, drawn; a handle of each line by its name."""
+    place.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label, xscale="log" if panel.log_x else "linear")
+    place.set(xlim=panel.x_limits, ylim=panel.y_limits)
+    for axis, span, log in ((place.xaxis, panel.x_limits, panel.log_x), (place.yaxis, panel.y_limits, False)):
+        marks = ticks(span, log)
+        axis.set_ticks(marks, [as_text(mark) for mark in marks])
+        axis.set_ticks([], minor=True)
+    place.grid(linewidth=0.3, alpha=0.5)
+    if panel.front:
+        x, y = zip(*panel.front, strict=True)
+        place.step(x, y, where="post", color="0.4", linewidth=0.8, linestyle=":")
+    return {line.name: _line(place, line, len(panel.lines)) for line in panel.lines}
+
+
+def _line(place: Any, line: Line, count: int) -> Any:
+    from matplotlib.transforms import ScaledTranslation
+
+    shift = (line.style % count - (count - 1) / 2) * APART if line.joined and line.low else 0
+    beside = place.transData + ScaledTranslation(shift / 72, 0, place.figure.dpi_scale_trans)
+    colour, marker, dashes = style_of(line.style)
+    colour = "black" if colour == "ink" else colour
+    dashed = (0, tuple(each / 2 for each in dashes)) if dashes else "-"
+    looks = {
+        "color": colour,
+        "marker": marker,
+        "linestyle": dashed if line.joined else "none",
+        "label": line.name,
+        "transform": beside,
+    }
+    for x, low, high in zip(line.x, line.low, line.high, strict=False):
+        if low is not None and high is not None:
+            place.plot([x, x], [low, high], color=colour, linewidth=0.6, alpha=0.6, transform=beside)
+    return place.plot(line.x, line.y, **looks)[0]

@@ -1,0 +1,53 @@
+"""A report written to a folder: the page, its figures for print, its tables as LaTeX and CSV."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+from cu_ray.places import Folder, Place
+from cu_ray.report import latex, page, paper
+from cu_ray.report.contents import Contents, gather, rule_of
+from cu_ray.report.results import Results, read_all
+
+PAGE = "report.html"
+NO_FIGURES = (
+    "No PDF and PNG figures: matplotlib is not installed (pip install 'cu-ray[figures]'). The page has them all the same."
+)
+
+NO_SCORES = "No trial has a score yet: the page says what failed and what is missing, and has no figures."
+
+
+def write(folders: Sequence[Place | Path], to: Path | None, rule: str | None) -> tuple[Path, list[str]]:
+    """The page's path, with all files written beside it, and what to tell the user. Raises UserError for what is no result."""
+    results = read_all(folders)
+    contents = gather(results, rule_of(results, rule))
+    remarks = [] if len(contents.rows) else [NO_SCORES]
+    place = to or _beside(results)
+    target = Folder(place)
+    for name, text in _texts(contents).items():
+        target.write(name, text.encode())
+    if importlib.util.find_spec("matplotlib") is None:
+        remarks.append(NO_FIGURES)
+    else:
+        for figure in contents.figures:
+            paper.save(figure, place)
+    return place / PAGE, remarks
+
+
+def _beside(results: list[Results]) -> Path:
+    """In the folder of the one sweep; of several, or of one at a URI, a folder of its own here."""
+    if len(results) == 1 and isinstance(results[0].folder, Folder):
+        return results[0].folder.path / "report"
+    return Path(f"report-{'-'.join(each.name for each in results)}")
+
+
+def _texts(contents: Contents) -> dict[str, str]:
+    texts = {
+        PAGE: page.rendered(contents),
+        "results.csv": contents.means.to_csv(index=False),
+        "by_seed.csv": contents.rows.to_csv(index=False),
+    }
+    there = [metric for metric in latex.METRICS if contents.rows[metric].notna().any()]
+    return texts | {f"{metric}.tex": latex.table(contents, metric) for metric in there}

@@ -1,0 +1,99 @@
+"""`cu-ray explain`, `cu-ray diff` and `cu-ray table --latex`: read off the tables alone."""
+
+from __future__ import annotations
+
+import pytest
+from click.testing import CliRunner
+
+from cu_ray.cli import main
+from cu_ray.plugins import name_of
+from cu_ray.report.difference import facts, scores
+from cu_ray.report.lineage import explain
+from cu_ray.report.results import read
+from tests.report.made import folder, smooth
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return folder(tmp_path_factory.mktemp("lineage") / "one")
+
+
+def cu_ray(*arguments):
+    return CliRunner().invoke(main, list(map(str, arguments)))
+
+
+def test_a_trial_is_explained_by_its_first_digits(one):
+    made = read(one)
+    row = made.best[(made.best["method"] == "ssd") & (made.best["rule"] == "oracle")].iloc[0]
+    key = row["trial_keys"][0]
+    known = explain(made, key[:12])
+    trial = made.trials.set_index("trial_key").loc[key]
+    assert known["trial"] == key
+    assert known["original"].startswith(trial["original_key"])
+    assert known["given to the method"] == f"{row['deletion_size']} of the manipulated samples, found by uniform"
+    assert f"oracle at {row['deletion_fraction']:g}" in known["chosen by"]
+    assert f"acc_retain {trial['report_acc_retain']:.3g}" in known["scores, report half"]
+    assert known["again"] == f"cu-ray replay {one} {key[:16]}"
+    assert key in cu_ray("explain", one, key[:12]).output.replace("\n", "")
+
+
+def test_a_trial_without_a_deletion_set_and_one_that_no_rule_chose(one):
+    made = read(one)
+    none = made.trials[made.trials["method"] == "no_unlearning"].iloc[0]["trial_key"]
+    assert explain(made, none)["given to the method"].startswith("nothing")
+    chosen = {key for keys in made.best["trial_keys"] for key in keys}
+    passed_over = next(key for key in made.trials["trial_key"] if key not in chosen)
+    assert explain(made, passed_over)["chosen by"] == "no rule"
+
+
+@pytest.mark.parametrize(("key", "message"), [("xyz", "no trial of"), ("", "trials of")])
+def test_digits_of_no_trial_or_of_several_are_one_message(one, key, message):
+    done = cu_ray("explain", one, key)
+    assert done.exit_code == 2
+    assert message in done.output
+
+
+def test_equal_results_do_not_differ(one, tmp_path):
+    same = folder(tmp_path / "same")
+    assert facts(read(one), read(same)) == {}
+    assert scores(read(one), read(same), "oracle") == []
+    done = cu_ray("diff", one, same)
+    assert done.exit_code == 0
+    assert "36 scores in common; 0 means differ" in done.output
+
+
+def test_differences_are_held_to_the_noise_of_seeds(one, tmp_path):
+    def shifted(spec, seed):
+        corr, retain = smooth(spec, seed)
+        if name_of(spec.method) == "exact_unlearning":  # far, and not by the same on each seed
+            corr -= 0.05 + 0.0002 * (seed - 1)
+        if name_of(spec.method) == "no_unlearning":  # to and fro
+            retain += 0.02 * (seed - 1)
+        return corr, retain
+
+    other = folder(tmp_path / "other", shifted)
+    rows = scores(read(one), read(other), "oracle")
+    found = {(row["method"], row["metric"]): row for row in rows if row["fraction"] == 0.5}
+    assert set(found) == {("exact_unlearning", "acc_corr"), ("no_unlearning", "acc_retain")}
+    assert found["exact_unlearning", "acc_corr"]["difference"] == pytest.approx(-0.05)
+    assert found["exact_unlearning", "acc_corr"]["beyond"]
+    assert not found["no_unlearning", "acc_retain"]["beyond"]
+    done = cu_ray("diff", one, other)
+    assert done.exit_code == 1
+    assert "3 of them beyond the noise of seeds" in done.output
+
+
+def test_what_was_asked_for_otherwise_is_said(one, tmp_path):
+    other = folder(tmp_path / "other", train={"steps": 30, "batch_size": 16, "precision": "auto"}, seeds=[0, 1])
+    said = facts(read(one), read(other))
+    assert said["seeds"] == ("0, 1, 2", "0, 1")
+    assert "steps 20" in said["training"][0]
+    assert "steps 30" in said["training"][1]
+
+
+def test_a_table_for_latex_is_the_one_of_the_report(one):
+    done = cu_ray("table", one, "--latex", "recovered", "--rule", "oracle")
+    assert done.exit_code == 0
+    assert "chosen by oracle" in done.output
+    assert "\\midrule" in done.output
+    assert "\\toprule" in done.output

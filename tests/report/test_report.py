@@ -1,0 +1,270 @@
+"""`cu-ray report`: what it writes, and what it makes of results that lack something."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner
+
+from cu_ray.cli import main
+from cu_ray.plugins import name_of
+from cu_ray.report import latex
+from cu_ray.report.contents import gather
+from cu_ray.report.figures import _front, _importance
+from cu_ray.report.page import short
+from cu_ray.report.panels import as_text, limits, style_of, ticks
+from cu_ray.report.results import read
+from tests.report.made import folder
+from tests.sweep.simulator import fails, record_of
+
+MALICE = 'RuntimeError: <script>alert(1)</script><img src=x onerror=alert(2)>&amp; "quoted" {{ 7 * 7 }} ' + "x" * 300
+
+
+def report(*arguments: str):
+    return CliRunner().invoke(main, ["report", *arguments])
+
+
+def page_of(where: Path) -> str:
+    done = report(str(where))
+    assert done.exit_code == 0, done.output
+    return (where / "report" / "report.html").read_text()
+
+
+def failing(*methods: str, error: str = MALICE):
+    def outcome(job):
+        method = getattr(job.spec, "method", None)
+        return fails(job, error=error) if method is not None and name_of(method) in methods else record_of(job)
+
+    return outcome
+
+
+class Elements(HTMLParser):
+    """The elements of a page by tag, with their attributes, and all of its text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finished sweep of two cells and its report."""
+    where = folder(tmp_path_factory.mktemp("report") / "whole", manipulation={"name": "backdoor", "size": [50, 100]})
+    return where, page_of(where)
+
+
+def test_it_writes_the_page_figures_and_tables(whole):
+    files = {path.name for path in (whole[0] / "report").iterdir()}
+    figures = {f"{name}.{kind}" for name in ("curves", "tradeoff", "cost", "best_of_n", "landscapes") for kind in ("pdf", "png")}
+    assert files == {"report.html", "results.csv", "by_seed.csv", "acc_corr.tex", "acc_retain.tex", "recovered.tex"} | figures
+
+
+def test_the_page_asks_for_nothing_beyond_itself(whole):
+    page = Elements(whole[1])
+    for tag, attributes in page.found:
+        assert tag not in ("link", "img", "iframe", "object", "embed"), tag
+        for name in ("src", "href"):
+            assert attributes.get(name, "#").startswith("#"), attributes
+    assert "url(" not in whole[1].replace("url(#clip", "")
+    policy = next(attributes["content"] for tag, attributes in page.found if attributes.get("http-equiv"))
+    assert policy.startswith("default-src 'none'")
+
+
+def test_the_page_has_a_panel_for_each_cell_and_a_row_for_each_result(whole):
+    labels = [
+        attributes["aria-label"] for tag, attributes in Elements(whole[1]).found if tag == "svg" and "aria-label" in attributes
+    ]
+    curves = [
+        f"backdoor {size}: {metric}: {metric} against share of the manipulated set found"
+        for size in (50, 100)
+        for metric in ("acc_corr", "acc_retain")
+    ]
+    assert labels[:4] == curves
+    table = whole[1].split('class="sortable"')[1].split("</table>")[0]
+    assert table.count("<tr>") == 1 + 2 * 4 * 3
+    assert "unfinished" not in whole[1].lower().split("<main")[0]
+
+
+def test_the_csv_tables_say_the_same_as_the_contents(whole):
+    contents = gather([read(whole[0])], "oracle_validation")
+    written = pd.read_csv(whole[0] / "report" / "results.csv")
+    assert written["acc_corr_mean"].tolist() == pytest.approx(contents.means["acc_corr_mean"].tolist())
+    assert len(pd.read_csv(whole[0] / "report" / "by_seed.csv")) == 2 * 4 * 3 * 3
+
+
+def test_figures_for_print_have_their_fonts_inside_as_truetype(whole):
+    for name in ("curves", "tradeoff", "cost", "best_of_n", "landscapes"):
+        content = (whole[0] / "report" / f"{name}.pdf").read_bytes()
+        assert b"/FontFile2" in content, name
+        assert b"/Type3" not in content, name
+
+
+def test_two_results_are_compared_in_the_cells_that_they_share(whole, tmp_path):
+    other = folder(tmp_path / "other")
+    done = report(str(whole[0]), str(other), "--to", str(tmp_path / "both"), "--rule", "oracle")
+    assert done.exit_code == 0, done.output
+    text = Elements((tmp_path / "both" / "report.html").read_text()).text
+    assert all(said in text for said in ("whole and other", "ssd (whole)", "ssd (other)", "backdoor 50", "backdoor 100"))
+
+
+def test_what_comes_from_the_tables_is_text_and_nothing_else(tmp_path):
+    page = page_of(folder(tmp_path / "one", outcome=failing("ssd")))
+    elements = Elements(page)
+    assert [tag for tag, _ in elements.found].count("script") == 1
+    assert not any(name.startswith("on") for _, attributes in elements.found for name in attributes)
+    assert MALICE in page.replace("&lt;", "<").replace("&gt;", ">").replace("&#34;", '"').replace("&amp;", "&")
+    assert "<img" not in page
+
+
+def test_names_from_the_tables_are_text_too(tmp_path):
+    where = folder(tmp_path / "<i>'one")
+    for name in ("trials", "best"):
+        path = where / "tables" / f"{name}.parquet"
+        schema, frame = pq.read_schema(path), pd.read_parquet(path)
+        frame["method"] = frame["method"].replace("ssd", "<b onclick='x'>\"ssd")
+        frame["manipulation_settings"] = frame["manipulation_settings"].str.replace("bottom_right", "</svg><u>")
+        pq.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False), path)
+    elements = Elements(page_of(where))
+    assert not {"i", "b", "u"} & {tag for tag, _ in elements.found}
+    assert "<b onclick='x'>\"ssd" in elements.text
+
+
+def test_a_method_all_of_whose_trials_failed_is_named_with_its_reason(tmp_path):
+    text = Elements(page_of(folder(tmp_path / "one", outcome=failing("ssd", error="OSError: gone")))).text
+    assert re.search(r"ssd has no result: all \d+ trials failed", text)
+    assert "OSError: gone" in text
+
+
+def test_where_all_failed_the_page_says_so_and_has_no_figure(tmp_path):
+    where = folder(tmp_path / "one", outcome=failing("no_unlearning", "exact_unlearning", "scrub", "ssd"))
+    done = report(str(where))
+    assert done.exit_code == 0
+    assert "No trial has a score yet" in done.output
+    assert "<figure" not in (where / "report" / "report.html").read_text()
+
+
+def test_an_unfinished_sweep_is_marked(tmp_path):
+    where = folder(tmp_path / "one")
+    (where / "status.json").write_text(json.dumps({"trials": 90, "trials_done": 12}))
+    head = page_of(where).split("<main")[0]
+    assert "<strong>Unfinished:</strong> 12 of 90 trials are done" in head
+
+
+def test_one_seed_has_no_interval_anywhere(tmp_path):
+    where = folder(tmp_path / "one", seeds=[0])
+    page = page_of(where)
+    assert 'class="interval"' not in page
+    assert "one seed: there is no spread" in page
+    assert "pm" not in (where / "report" / "acc_corr.tex").read_text()
+    assert pd.read_csv(where / "report" / "results.csv")["acc_corr_low"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "the folder of a sweep"),
+        (["one", "--rule", "oracel"], "Did you mean 'oracle'?"),
+        (["one", "one"], "given twice"),
+    ],
+)
+def test_wrong_use_is_one_message(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "one")
+    done = report(*arguments)
+    assert done.exit_code == 2
+    assert message in done.output
+    assert "Traceback" not in done.output
+
+
+def test_without_matplotlib_there_is_a_page_and_one_message(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    where = folder(tmp_path / "one")
+    done = report(str(where))
+    assert "pip install 'cu-ray[figures]'" in done.output
+    assert not list((where / "report").glob("*.pdf"))
+    assert "<figure" in (where / "report" / "report.html").read_text()
+
+
+# ---------------------------------------------------------------------------------------------------------------- LaTeX
+
+
+def clear(spec, seed):
+    """SSD is far better than the others in acc_corr, by differences that vary; in acc_retain all are alike."""
+    wobble = {0: 0.0, 1: 0.011, 2: -0.007}[seed]
+    return (0.9 + wobble if name_of(spec.method) == "ssd" else 0.2 + 0.001 * len(name_of(spec.method))), 0.8 - wobble
+
+
+def test_bold_is_what_is_best_beyond_chance(tmp_path):
+    contents = gather([read(folder(tmp_path / "one", clear))], "oracle_validation")
+    corr = latex.table(contents, "acc_corr")
+    assert corr.count("\\textbf") == 3
+    assert all("ssd" in line for line in corr.splitlines() if "\\textbf" in line)
+    assert "\\textbf" not in latex.table(contents, "acc_retain")
+    assert "0.901} {\\scriptsize $\\pm$ 0.009}" in corr
+    assert [corr.count(rule) for rule in ("\\toprule", "\\midrule", "\\bottomrule")] == [1, 1, 1]
+    assert {line.count("&") for line in corr.splitlines() if line.endswith("\\\\")} == {4}
+
+
+def test_latex_takes_names_for_text():
+    assert latex.escaped(r"a_b 5% \x {y} ~^") == r"a\_b 5\% \textbackslash{}x \{y\} \textasciitilde{}\textasciicircum{}"
+
+
+# -------------------------------------------------------------------------------------------------------------- figures
+
+
+def test_ticks_are_round_and_within():
+    assert ticks((0, 1)) == [0, 0.2, 0.4, 0.6, 0.8, 1]
+    assert ticks((0.745, 0.862)) == [0.76, 0.78, 0.8, 0.82, 0.84, 0.86]
+    assert ticks((-13, 290)) == [0, 100, 200]
+    assert ticks((0.002, 30), log=True) == [0.01, 0.1, 1, 10]
+    assert ticks((0.15, 0.9), log=True) == [0.2, 0.5]
+    assert [as_text(number) for number in (0.5, 2000, 20000, 3e6)] == ["0.5", "2000", "20k", "3M"]
+
+
+def test_limits_hold_all_values_and_something_where_there_are_none():
+    assert limits([]) == (0, 1)
+    low, high = limits([0.5])
+    assert low < 0.5 < high
+    low, high = limits([0.0, math.nan, 1.0])
+    assert (low, high) == pytest.approx((-0.07, 1.07))
+    low, high = limits([0.01, 100], log=True)
+    assert 0 < low < 0.01 < 100 < high
+
+
+def test_methods_are_told_apart_without_colour():
+    first = [style_of(place)[1:] for place in range(8)]
+    assert len(set(first)) == 8
+    assert len({style_of(place) for place in range(24)}) == 24
+
+
+def test_the_front_is_what_none_beats_in_both():
+    assert _front([(0.1, 0.9), (0.5, 0.5), (0.4, 0.4), (0.9, 0.1), (0.5, 0.3)]) == ((0.1, 0.9), (0.5, 0.5), (0.9, 0.1))
+
+
+def test_importance_is_the_share_of_the_variance():
+    alone = pd.DataFrame({"hp_a": [1.0, 2, 3] * 10, "behind": [-0.1, 0, -0.3] * 10})
+    assert _importance(alone, "hp_a") == pytest.approx(1)
+    nothing = pd.DataFrame({"hp_a": [1.0] * 15 + [2.0] * 15, "behind": [-0.1, 0, -0.3] * 10})
+    assert _importance(nothing, "hp_a") == 0
+    assert _importance(nothing.assign(behind=0.0), "hp_a") == 0
+
+
+def test_numbers_are_short():
+    shown = [short(number) for number in (0.1, 0.12345, 3, 12345.6, 0.00001, 55.25)]
+    assert shown == ["0.1", "0.123", "3", "12,346", "1e-05", "55.25"]
