@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -512,6 +512,9 @@ class UnlearningTask(Protocol):
 
     def sgd(self, model: torch.nn.Module, *, steps: int | None, lr: float | None) -> Optimisation:
         """An optimisation of the model's trainable parameters; None means as the original was trained."""
+
+    def attempts(self, most: int) -> Iterable[int]:
+        """0, 1, ... below `most`, for a search that ends when it has found something; a canary makes a few of them."""
 
     def remember(self, name: str, compute: Callable[[UnlearningTask], NamedTensors], **depends_on: Any) -> NamedTensors:
         """What `compute` gives, computed once for all trials that share the original, the deletion set and `depends_on`.

@@ -135,7 +135,9 @@ class _Canary:
                 for _ in range(2):
                     learned = None  # the one before, as a worker frees it
                     learned = self._learned(original, poisoned, data)
-            predict_some(learned or original, poisoned, data, setting.train.precision)
+            found = self._spec.deletion_size if isinstance(self._spec, TrialSpec) else 0
+            num_training = len(poisoned.labels) - found
+            predict_some(learned or original, poisoned, data, setting.train.precision, num_training=num_training)
 
     def _learned(self, original: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice) -> torch.nn.Module | None:
         """What learning makes; None where it diverged, as untrained weights may: memory does not depend on them."""
