@@ -189,6 +189,16 @@ class PoisonedDataset:
         return int((self.labels != self.dataset.train.labels).sum()) if self.corruption.truth_known else None
 
 
+class Evidence(Protocol):
+    """What the original model makes of the training samples as given, without augmentation: for detections that look at it."""
+
+    def losses(self) -> npt.NDArray[np.float32]:
+        """The cross-entropy of each training sample [N] against its given label."""
+
+    def features(self) -> npt.NDArray[np.float32]:
+        """What the model's last linear layer gets for each training sample [N, F]; AssumptionFailed where it has none."""
+
+
 @dataclass(frozen=True, eq=False)
 class DeletionSplit:
     """What detection found. The retain set still contains the manipulated samples nobody identified.

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from cu_ray.errors import AssumptionFailed
 from cu_ray.lazy import torch
+from cu_ray.learning.activations import inputs_of, last_linear_layer
 from cu_ray.learning.sgd import cross_entropy, images_seen
 from cu_ray.methods import Method
-from cu_ray.methods._inputs import inputs_of
 from cu_ray.plugins import Bound, Search
 from cu_ray.types import Cost, NamedTensors, Sizes, UnlearningTask
 
@@ -33,7 +32,7 @@ class FinePruning(Method):
 
     def unlearn(self, task: UnlearningTask) -> torch.nn.Module:
         """The original, pruned and trained further."""
-        model, head = task.original, last_linear_layer(task, task.original)
+        model, head = task.original, last_linear_layer(task.blocks(task.original)[-1])
         activity_F = task.remember("activity", self.activity)["activity"]
         pruned = activity_F.argsort(stable=True)[: int(self.share * len(activity_F))]
 
@@ -55,7 +54,7 @@ class FinePruning(Method):
 
     def activity(self, task: UnlearningTask) -> NamedTensors:
         """The mean of |feature| over the retain set [F]."""
-        model, head, count = task.original, last_linear_layer(task, task.original), 0
+        model, head, count = task.original, last_linear_layer(task.blocks(task.original)[-1]), 0
         total_F = torch.zeros(head.in_features, dtype=head.weight.dtype, device=task.device)
         with inputs_of(head) as seen, torch.no_grad():
             for batch in task.retain.epoch(shuffle=False, augment=False):
@@ -69,11 +68,3 @@ class FinePruning(Method):
         """The retain set forward once, then every image of every step forward and backward."""
         images = images_seen(sizes.retain, self.steps, sizes.batch_size)
         return Cost(sizes.retain + images, images)
-
-
-def last_linear_layer(task: UnlearningTask, model: torch.nn.Module) -> torch.nn.Linear:
-    """The linear layer in the model's last block. Raises AssumptionFailed where there is none."""
-    for module in reversed(list(task.blocks(model)[-1].modules())):
-        if isinstance(module, torch.nn.Linear):
-            return module
-    raise AssumptionFailed("it prunes the inputs of a linear layer in the model's last block, which has none")

@@ -9,8 +9,8 @@ from typing import Annotated, ClassVar
 
 from cu_ray.errors import AssumptionFailed
 from cu_ray.lazy import torch
+from cu_ray.learning.activations import inputs_of
 from cu_ray.methods import Method
-from cu_ray.methods._inputs import inputs_of
 from cu_ray.plugins import Bound, Search
 from cu_ray.types import Batch, Cost, NamedTensors, Sizes, UnlearningTask
 

@@ -36,6 +36,9 @@ SUITES = {
 }
 DATA = Path(__file__).parent.parent / "data"
 VARIANTS = {  # besides the defaults
+    "class_by_class": [{}, {"by": "given"}],
+    "false_positives": [{}, {"rate": 0.0}, {"rate": 1.0}],
+    "loss_ranking": [{}, {"suspect": "lowest"}],
     "exact_unlearning": [{}, {"k": 1}, {"k": 4}],
     "catastrophic_forgetting": [{}, {"k": 2}],
     "scrub": [{"msteps": 3}, {"msteps": 6, "steps": 9}, {"msteps": 7, "steps": 9}],  # a pass over both sets takes 6 steps
@@ -390,7 +393,7 @@ def test_the_suite_catches_a_careless_manipulation(cls, test):
 class Fresh(Uniform):
     """Finds another set for each size."""
 
-    def find(self, poisoned, size, rng):
+    def find(self, poisoned, size, rng, evidence):
         return poisoned.corruption.indices[:size] if size % 2 else poisoned.corruption.indices[-size:]
 
 
@@ -398,7 +401,7 @@ class Fresh(Uniform):
 class Twice(Uniform):
     """Finds a sample twice."""
 
-    def find(self, poisoned, size, rng):
+    def find(self, poisoned, size, rng, evidence):
         return np.resize(poisoned.corruption.indices[:5], size)
 
 

@@ -1,4 +1,4 @@
-"""The inputs of a layer, for methods that look at activations."""
+"""Activations: the inputs that layers get, and the features that a model decides by."""
 
 from __future__ import annotations
 
@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cu_ray.errors import AssumptionFailed
 from cu_ray.lazy import torch
+
+
+def last_linear_layer(block: torch.nn.Module) -> torch.nn.Linear:
+    """The linear layer in a model's last block, whose inputs are its features. Raises AssumptionFailed where there is none."""
+    for module in reversed(list(block.modules())):
+        if isinstance(module, torch.nn.Linear):
+            return module
+    raise AssumptionFailed("the inputs of a linear layer in the model's last block are needed, and it has none")
 
 
 @contextmanager
