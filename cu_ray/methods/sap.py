@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, TypeAlias
 
 from cu_ray.errors import AssumptionFailed
 from cu_ray.lazy import torch
@@ -14,7 +14,7 @@ from cu_ray.methods import Method
 from cu_ray.plugins import Bound, Search
 from cu_ray.types import Batch, Cost, NamedTensors, Sizes, UnlearningTask
 
-Layer = torch.nn.Conv2d | torch.nn.Linear
+Layer: TypeAlias = "torch.nn.Conv2d | torch.nn.Linear"  # a text: torch is not imported before it is used
 
 
 @dataclass(frozen=True)

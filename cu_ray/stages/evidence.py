@@ -48,8 +48,9 @@ class OriginalsEvidence:
                 pass
         return np.asarray(torch.cat([each.flatten(1) for each in seen]).cpu())
 
-    @torch.no_grad()
     def _passes(self, model: torch.nn.Module) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         images = self._data.train
         for rows in torch.arange(len(images.labels), device=self._data.device).split(BATCH_SIZE):
-            yield rows, model(images.load(rows))
+            with torch.no_grad():
+                logits = model(images.load(rows))
+            yield rows, logits
