@@ -7,7 +7,8 @@ CuRayError
 ├── RayStopped       Ray ended before the sweep was done: what is finished is in the ledger, exit code 1
 ├── PlaceFailed      a URI could not be read or written (also an OSError)
 ├── Diverged         training left the finite numbers: the trial's row says `diverged`
-└── ContractBroken   a plug-in broke its contract: the trial's row says which rule
+├── ContractBroken   a plug-in broke its contract: the trial's row says which rule
+└── AssumptionFailed what a method takes for granted is not so here: the trial's row says what
 
 TimeIsUp             a trial took longer than allowed; no Exception, so that a method's own `except Exception` does not stop it
 """
@@ -61,6 +62,10 @@ class Diverged(CuRayError):
 
 class ContractBroken(CuRayError):
     """A plug-in broke a rule of its contract."""
+
+
+class AssumptionFailed(CuRayError):
+    """What a plug-in takes for granted of data, model or deletion set is not so: nothing is wrong with its code."""
 
 
 class TimeIsUp(BaseException):

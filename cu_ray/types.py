@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
@@ -193,6 +193,16 @@ class PoisonedDataset:
     def num_affected(self) -> int:
         """How many test images of the report half are of the affected domain: what `report_acc_corr` rests on."""
         return int((~self.selection_half)[self.domains.affected.rows].sum())
+
+
+class Evidence(Protocol):
+    """What the original model makes of the training samples as given, without augmentation: for detections that look at it."""
+
+    def losses(self) -> npt.NDArray[np.float32]:
+        """The cross-entropy of each training sample [N] against its given label."""
+
+    def features(self) -> npt.NDArray[np.float32]:
+        """What the model's last linear layer gets for each training sample [N, F]; AssumptionFailed where it has none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -521,6 +531,9 @@ class UnlearningTask(Protocol):
 
     def sgd(self, model: torch.nn.Module, *, steps: int | None, lr: float | None) -> Optimisation:
         """An optimisation of the model's trainable parameters; None means as the original was trained."""
+
+    def attempts(self, most: int) -> Iterable[int]:
+        """0, 1, ... below `most`, for a search that ends when it has found something; a canary makes a few of them."""
 
     def remember(self, name: str, compute: Callable[[UnlearningTask], NamedTensors], **depends_on: Any) -> NamedTensors:
         """What `compute` gives, computed once for all trials that share the original, the deletion set and `depends_on`.

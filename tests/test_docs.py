@@ -54,7 +54,7 @@ def test_the_example_method_meets_the_contract_and_can_be_tried(tmp_path):
     assert " passed" in tested.stdout
 
 
-@pytest.mark.parametrize("kind", ["methods", "manipulations", "datasets", "models"])
+@pytest.mark.parametrize("kind", ["methods", "manipulations", "detections", "datasets", "models"])
 def test_every_plugin_is_documented(kind):
     page = (ROOT / "docs" / f"{kind}.md").read_text(encoding="utf-8")
     assert [name for name in plugins.names(kind) if f"`{name}`" not in page] == []

@@ -163,7 +163,7 @@ def test_with_labels_the_data_set_tells_the_truth_and_the_file_what_was_done(tmp
     assert np.array_equal(poisoned.labels, expected)
     assert poisoned.effective_size == sum(label != TRAIN.labels[row] for row, label in zip(ROWS, GIVEN, strict=True))
     assert not poisoned.stamped.any()
-    assert detect(poisoned, Uniform(), 6).recall == 0.5
+    assert detect(poisoned, Uniform(), 6, None).recall == 0.5
     assert np.array_equal(poison(DATASET, manipulation, seed=4).corruption.indices, sorted(ROWS))
 
 

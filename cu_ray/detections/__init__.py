@@ -5,15 +5,19 @@ from __future__ import annotations
 import numpy as np
 
 from cu_ray.plugins import Plugin
-from cu_ray.types import Indices, PoisonedDataset
+from cu_ray.types import Evidence, Indices, PoisonedDataset
 
 
 class Detection(Plugin):
     """A way in which samples are identified. Its fields are its settings."""
 
-    def find(self, poisoned: PoisonedDataset, size: int, rng: np.random.Generator) -> Indices:
+    def num_found(self, fraction: float, manipulated_size: int) -> int:
+        """How many samples it identifies for a deletion fraction: that part of as many as were manipulated."""
+        return round(fraction * manipulated_size)
+
+    def find(self, poisoned: PoisonedDataset, size: int, rng: np.random.Generator, evidence: Evidence) -> Indices:
         """The rows [size] of the training samples it identifies; smaller sets must be part of larger ones.
 
-        The generator is the same for every size.
+        The generator is the same for every size. `evidence` is of the original model, and costs a pass over the training set.
         """
         raise NotImplementedError

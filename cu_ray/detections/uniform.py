@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from cu_ray.detections import Detection
-from cu_ray.types import Indices, PoisonedDataset
+from cu_ray.types import Evidence, Indices, PoisonedDataset
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,6 @@ class Uniform(Detection):
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "manipulated samples found uniformly at random, none wrongly"
 
-    def find(self, poisoned: PoisonedDataset, size: int, rng: np.random.Generator) -> Indices:
+    def find(self, poisoned: PoisonedDataset, size: int, rng: np.random.Generator, evidence: Evidence) -> Indices:
         """The first `size` samples of a permutation of the manipulated set."""
         return rng.permutation(poisoned.corruption.indices)[:size]

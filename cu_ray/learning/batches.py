@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from cu_ray.errors import ContractBroken
+from cu_ray.errors import AssumptionFailed, ContractBroken
 from cu_ray.lazy import torch
 from cu_ray.types import Augmentation, Batch, Images, Indices, Mask, NamedTensors, Normalisation, Stamp
 
@@ -65,8 +65,15 @@ class RowStream:
     """Batches of a fixed set of rows; order, crops and flips are drawn from one generator."""
 
     def __init__(
-        self, images: DeviceImages, rows: Indices, in_deletion: torch.Tensor, batch_size: int, generator: torch.Generator
+        self,
+        images: DeviceImages,
+        rows: Indices,
+        in_deletion: torch.Tensor,
+        batch_size: int,
+        generator: torch.Generator,
+        called: str = "stream",
     ) -> None:
+        self._called = called
         self._images, self._in_deletion = images, in_deletion
         self._rows = as_tensor(rows).to(images.device, copy=True)  # the rows themselves belong to the stage
         self._batch_size, self._generator = batch_size, generator
@@ -75,7 +82,12 @@ class RowStream:
         return len(self._rows)
 
     def epoch(self, batch_size: int | None = None, *, shuffle: bool = True, augment: bool = True) -> Iterator[Batch]:
-        """One pass over the rows; the last batch may be smaller. A batch's tensors are the caller's own, to write to as well."""
+        """One pass over the rows; the last batch may be smaller. A batch's tensors are the caller's own, to write to as well.
+
+        Raises AssumptionFailed where there are no rows.
+        """
+        if not len(self._rows):
+            raise AssumptionFailed(f"batches are needed from the {self._called}, which is empty")
         size = self._batch_size if batch_size is None else _whole_number(batch_size)
         rows = self._rows.clone()
         if shuffle:

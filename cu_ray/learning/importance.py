@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from cu_ray.lazy import torch
 from cu_ray.types import Stream
 
@@ -20,5 +22,23 @@ def squared_gradient_importance(model: torch.nn.Module, samples: Stream, batch_s
         loss = torch.nn.functional.cross_entropy(model(batch.images), batch.labels)
         gradients = torch.autograd.grad(loss, parameters)
         torch._foreach_addcmul_(total, gradients, gradients)
+        num_batches += 1
+    return torch.cat([importance.flatten() for importance in total]) / num_batches
+
+
+def absolute_gradient_importance(
+    model: torch.nn.Module, samples: Stream, batch_size: int, of_logits: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """The importances [P] of all parameters: the mean over batches of the absolute gradient of `of_logits` (no labels).
+
+    In eval mode and float32, on augmented images. It depends on the batch size.
+    """
+    model.eval()
+    parameters = list(model.parameters())
+    total = [torch.zeros_like(parameter) for parameter in parameters]
+    num_batches = 0
+    for batch in samples.epoch(batch_size):
+        gradients = torch.autograd.grad(of_logits(model(batch.images)), parameters)
+        torch._foreach_add_(total, torch._foreach_abs(gradients))
         num_batches += 1
     return torch.cat([importance.flatten() for importance in total]) / num_batches

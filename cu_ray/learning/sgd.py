@@ -102,6 +102,8 @@ def cross_entropy(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 def images_seen(num_images: int, steps: int, batch_size: int) -> int:
     """How many images `steps` optimiser steps see, in passes whose last batch may be smaller."""
+    if not num_images:
+        return 0
     steps_a_pass = -(-num_images // batch_size)
     passes, rest = divmod(steps, steps_a_pass)
     return passes * num_images + min(rest * batch_size, num_images)

@@ -14,12 +14,14 @@ class Method(Plugin):
 
     uses_deletion_set: False where the result is the same whatever was detected; one trial then stands for all fractions.
     memo_fields: the hyperparameters on which what it `remember`s depends; None where it remembers nothing.
+    cost_is_bound: True where the work depends on what is found on the way; `cost` is then the most that it may take.
     alternatives: groups of hyperparameters of which exactly one is given; the others are null.
     original_variant: fixed values that change how the ORIGINAL is trained (they enter its key); most methods have none.
     """
 
     uses_deletion_set: ClassVar[bool] = True
     memo_fields: ClassVar[tuple[str, ...] | None] = None
+    cost_is_bound: ClassVar[bool] = False
     alternatives: ClassVar[tuple[tuple[str, ...], ...]] = ()
     original_variant: ClassVar[dict[str, Any]] = {}
 

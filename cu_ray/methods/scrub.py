@@ -64,7 +64,7 @@ class Scrub(Method):
     def cost(self, sizes: Sizes) -> Cost:
         """Each image goes forward through student and teacher, and backward through the student."""
         step = images = 0
-        while step < self.steps:
+        while sizes.retain and step < self.steps:
             for num_images in (sizes.deletion, sizes.retain) if step < self.msteps else (sizes.retain,):
                 num_steps = min(-(-num_images // sizes.batch_size), self.steps - step)
                 images += min(num_images, num_steps * sizes.batch_size)

@@ -9,6 +9,7 @@ from cu_ray.errors import FieldFault
 from cu_ray.lazy import torch
 from cu_ray.learning.importance import squared_gradient_importance
 from cu_ray.methods import Method
+from cu_ray.methods._dampening import dampen
 from cu_ray.plugins import Bound, Search
 from cu_ray.types import Cost, NamedTensors, Sizes, UnlearningTask
 
@@ -44,13 +45,8 @@ class Ssd(Method):
         alpha = self.selection_weight
         if alpha is None:
             alpha = selection_threshold(deletion_P, retain_P, self.selection_share or 0.0)
-        selected_P = deletion_P > alpha * retain_P
-        scale_P = torch.where(selected_P, (self.relative_dampening * alpha * retain_P / deletion_P).clamp(max=1), 1)
-        parameters = list(task.original.parameters())
-        with torch.no_grad():
-            for parameter, scale in zip(parameters, scale_P.split([each.numel() for each in parameters]), strict=True):
-                parameter.mul_(scale.view_as(parameter))
-        task.note(selection_weight=alpha, selected_share=float(selected_P.float().mean()))
+        selected = dampen(task.original, deletion_P, retain_P, alpha, self.relative_dampening * alpha)
+        task.note(selection_weight=alpha, selected_share=selected)
         return task.original
 
     def importances(self, task: UnlearningTask) -> NamedTensors:

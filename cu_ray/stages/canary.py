@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from cu_ray.errors import Diverged
 from cu_ray.lazy import torch
 from cu_ray.learning.precision import require
+from cu_ray.stages.evidence import OriginalsEvidence
 from cu_ray.stages.poison import OnDevice, detect, poison, upload
 from cu_ray.stages.short import MOST_CALLS, Enough, Watch, predict_some, short_tools, short_training_tools
 from cu_ray.stages.train import build_model, train
@@ -135,7 +136,9 @@ class _Canary:
                 for _ in range(2):
                     learned = None  # the one before, as a worker frees it
                     learned = self._learned(original, poisoned, data)
-            predict_some(learned or original, poisoned, data, setting.train.precision)
+            found = self._spec.deletion_size if isinstance(self._spec, TrialSpec) else 0
+            num_training = len(poisoned.labels) - found
+            predict_some(learned or original, poisoned, data, setting.train.precision, num_training=num_training)
 
     def _learned(self, original: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice) -> torch.nn.Module | None:
         """What learning makes; None where it diverged, as untrained weights may: memory does not depend on them."""
@@ -144,7 +147,9 @@ class _Canary:
             if isinstance(self._spec, OriginalSpec):
                 learned = train(self._spec, poisoned, data, short_training_tools(watch))
             else:
-                split = detect(poisoned, self._spec.detection, self._spec.deletion_size, held_out=self._spec.held_out)
+                evidence = OriginalsEvidence(self._setting.model, original, data)
+                held_out = self._spec.held_out
+                split = detect(poisoned, self._spec.detection, self._spec.deletion_size, evidence, held_out=held_out)
                 learned = unlearn(self._spec, original, poisoned, data, split, memos, short_tools(watch)).model
         self.seconds_per_pass = watch.seconds_per_pass()
         self.memo_bytes = memos.num_bytes

@@ -25,6 +25,7 @@ from cu_ray.learning.batches import as_tensor
 from cu_ray.learning.precision import require
 from cu_ray.plugins import name_of
 from cu_ray.stages.evaluate import evaluate, images_evaluated
+from cu_ray.stages.evidence import OriginalsEvidence
 from cu_ray.stages.poison import OnDevice, detect, nothing_found, poison, upload
 from cu_ray.stages.process import is_from_signal, state_kept
 from cu_ray.stages.reasons import blamed, is_out_of_memory, reason_of
@@ -42,6 +43,7 @@ class Workbench:
         self._device = torch.device(device)
         self._warm = Warm(store, self._device)
         self._last_split: tuple[str, DeletionSplit] | None = None
+        self._evidence: tuple[str, OriginalsEvidence] | None = None  # of the last original
 
     def run_original(self, spec: OriginalSpec) -> Record:
         """The record of an original model, which is then in the store; trained only where it is not there yet."""
@@ -102,8 +104,8 @@ class Workbench:
         facts = {} if facts is None else facts
         require(spec.original.setting.train.precision, self._device)
         poisoned, data = self.poisoned(spec.original.setting)
-        split = self._split(spec, poisoned)
         original, _ = self.original(spec.original)
+        split = self._detected(spec, poisoned, data)
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         with state_kept():
@@ -149,14 +151,22 @@ class Workbench:
     def scores(self, spec: TrialSpec, model: torch.nn.Module, facts: dict[str, Any] | None = None) -> Scores:
         """The scores of an unlearned model of this trial."""
         poisoned, data = self.poisoned(spec.original.setting)
-        split = self._split(spec, poisoned)
+        split = self._detected(spec, poisoned, data)
         return self._timed_scores(model, poisoned, data, split, spec.original.setting, {} if facts is None else facts)
 
-    def _split(self, spec: TrialSpec, poisoned: PoisonedDataset) -> DeletionSplit:
-        """The deletion and retain set of a trial; the last one is kept, as the next trial often has the same."""
-        key = key_of([poisoned.key, plugins.describe(spec.detection), spec.deletion_size, spec.held_out])
+    def _detected(self, spec: TrialSpec, poisoned: PoisonedDataset, data: OnDevice) -> DeletionSplit:
+        """What detection found; the last of it is kept, as the next trial often has the same.
+
+        It may look at the original, which is then run once for all trials in a row.
+        """
+        key = key_of([spec.original.key, plugins.describe(spec.detection), spec.deletion_size, spec.held_out])
         if self._last_split is None or self._last_split[0] != key:
-            self._last_split = key, detect(poisoned, spec.detection, spec.deletion_size, held_out=spec.held_out)
+            if self._evidence is None or self._evidence[0] != spec.original.key:
+                original, _ = self.original(spec.original)
+                self._evidence = spec.original.key, OriginalsEvidence(spec.original.setting.model, original, data)
+            with blamed(name_of(spec.detection)):
+                split = detect(poisoned, spec.detection, spec.deletion_size, self._evidence[1], held_out=spec.held_out)
+            self._last_split = key, split
         return self._last_split[1]
 
     def _timed_scores(
@@ -197,7 +207,7 @@ class Workbench:
             cut_off = is_out_of_memory(problem) or not isinstance(problem, Exception)
         facts |= {"finished_at": _timestamp(), "peak_memory_bytes": self._peak_memory()}
         if cut_off:  # at any place, and with the frames gone there is memory to free
-            self._warm.forget()
+            self._forget()
         return Record(kind, key, spec, status, error, scores, facts, notes)
 
     def _leave_clean(self, setting: Setting) -> None:
@@ -205,10 +215,14 @@ class Workbench:
         try:
             self._warm.require_untouched()
         except Exception:
-            self._warm.forget()
+            self._forget()
             with contextlib.suppress(Exception):  # the data set may be gone from here: later trials then say that it has changed
                 self._mend_images(setting)
             raise
+
+    def _forget(self) -> None:
+        self._warm.forget()
+        self._last_split, self._evidence = None, None
 
     def _mend_images(self, setting: Setting) -> None:
         """Put back images that were written to, in place: on a CPU all workers of a machine see them in the same memory."""

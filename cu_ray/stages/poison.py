@@ -12,7 +12,18 @@ from cu_ray.identity import generator_for, key_of
 from cu_ray.lazy import torch
 from cu_ray.learning.batches import DeviceImages
 from cu_ray.plugins import describe
-from cu_ray.types import Corruption, Dataset, DeletionSplit, Images, Indices, Mask, NamedTensors, PoisonedDataset, Validation
+from cu_ray.types import (
+    Corruption,
+    Dataset,
+    DeletionSplit,
+    Evidence,
+    Images,
+    Indices,
+    Mask,
+    NamedTensors,
+    PoisonedDataset,
+    Validation,
+)
 
 HELD_OUT_SHARE, HELD_OUT_MINIMUM = 0.2, 5
 
@@ -63,20 +74,17 @@ def _validation(dataset: Dataset, manipulation: Any, corruption: Corruption, hal
     return Validation(rows, labels, stamped)
 
 
-def deletion_size(fraction: float, manipulated_size: int) -> int:
-    """How many samples a deletion fraction of the manipulated set is."""
-    return round(fraction * manipulated_size)
-
-
-def detect(poisoned: PoisonedDataset, detection: Any, size: int, *, held_out: bool = False) -> DeletionSplit:
+def detect(poisoned: PoisonedDataset, detection: Any, size: int, evidence: Evidence, *, held_out: bool = False) -> DeletionSplit:
     """The deletion set of that size and the retain set; with `held_out`, a fifth of the deletion set kept back.
+
+    `evidence`: of the original model, for detections that look at it.
 
     Deletion sets of one setting are nested. Raises ContractBroken where the detection finds another number of samples.
     """
     if size == 0:
         return nothing_found(poisoned)
     identity = [poisoned.key, describe(detection, locations=False)]
-    found = detection.find(poisoned, size, generator_for("detect", identity))
+    found = detection.find(poisoned, size, generator_for("detect", identity), evidence)
     if len(found) != size or len(np.unique(found)) != size:
         raise ContractBroken(f"{type(detection).__name__} found {len(np.unique(found))} different samples, not {size}")
     manipulated = np.isin(found, poisoned.corruption.indices)

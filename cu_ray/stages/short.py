@@ -7,7 +7,7 @@ memory depends on both.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from cu_ray.stages.unlearn import now
 from cu_ray.types import PoisonedDataset, TrainRecipe
 
 MOST_STEPS = 24  # of one optimisation: eight short passes
+MOST_ATTEMPTS = 4  # of one search
 MOST_CALLS = 500  # batches taken and forward passes; the package's methods need 50 to 120
 
 
@@ -51,7 +52,7 @@ class Watch:
 
 def short_tools(watch: Watch) -> Tools:
     """The tools for a canary's trial."""
-    return Tools(partial(ShortStream, watch), ShortSgd, ShortKeeper, partial(WatchedMeter, watch))
+    return Tools(partial(ShortStream, watch), ShortSgd, ShortKeeper, partial(WatchedMeter, watch), few_attempts)
 
 
 def short_training_tools(watch: Watch) -> Tools:
@@ -61,6 +62,11 @@ def short_training_tools(watch: Watch) -> Tools:
         return ShortSgd(WatchedMeter(watch).watch(model), recipe, device)
 
     return Tools(partial(ShortStream, watch), sgd, ShortKeeper)
+
+
+def few_attempts(most: int) -> Iterable[int]:
+    """The first attempts of a search."""
+    return range(min(most, MOST_ATTEMPTS))
 
 
 class ShortStream(RowStream):
@@ -104,7 +110,7 @@ class ShortKeeper(Keeper):
         self._looks = 0
 
     def _score(self, model: torch.nn.Module) -> float:
-        predict_some(model, self._poisoned, self._data, self._precision)
+        predict_some(model, self._poisoned, self._data, self._precision, num_training=0)
         self._looks += 1
         return float(self._looks)
 
@@ -126,9 +132,9 @@ class WatchedMeter(Meter):
         super()._count_backward(num_images)
 
 
-def predict_some(model: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice, precision: str) -> None:
+def predict_some(model: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice, precision: str, *, num_training: int) -> None:
     """Two batches of each thing that an evaluation predicts: training images, test images, these with the trigger."""
-    views = [(data.train, len(poisoned.labels), False), (data.test, len(poisoned.selection_half), False)]
+    views = [(data.train, num_training, False), (data.test, len(poisoned.selection_half), False)]
     if poisoned.corruption.stamp is not None:
         views.append((data.test, len(poisoned.selection_half), True))
     for images, count, stamp_all in views:

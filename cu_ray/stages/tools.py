@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from cu_ray.learning.batches import RowStream
@@ -13,12 +13,13 @@ from cu_ray.stages.evaluate import Keeper
 
 @dataclass(frozen=True)
 class Tools:
-    """What makes the streams, the optimisations, the keeper and the meters of one training or one trial."""
+    """What makes the streams, optimisations, keeper, meters and attempts of one training or one trial."""
 
     stream: Callable[..., RowStream] = RowStream
     sgd: Callable[..., Sgd] = Sgd
     keeper: Callable[..., Keeper] = Keeper
     meter: Callable[[], Meter] = Meter
+    attempts: Callable[[int], Iterable[int]] = range
 
 
 WHOLE = Tools()

@@ -6,7 +6,7 @@ import copy
 import math
 import numbers
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -134,11 +134,11 @@ class Task:
         in_deletion = torch.zeros(len(poisoned.labels), dtype=torch.bool, device=data.device)
         in_deletion[data.rows(split.deletion)] = True
 
-        def stream(rows: Indices) -> RowStream:
-            return tools.stream(data.train, rows, in_deletion, self.train.batch_size, self.generator)
+        def stream(called: str, rows: Indices) -> RowStream:
+            return tools.stream(data.train, rows, in_deletion, self.train.batch_size, self.generator, called)
 
-        self.retain, self.deletion = stream(split.retain), stream(split.deletion)
-        self.everything = stream(np.sort(np.concatenate([split.retain, split.deletion])))
+        self.retain, self.deletion = stream("retain set", split.retain), stream("deletion set", split.deletion)
+        self.everything = stream("training set", np.sort(np.concatenate([split.retain, split.deletion])))
 
     def fresh(self) -> torch.nn.Module:
         """A model of the same architecture with new weights, in eval mode."""
@@ -158,6 +158,10 @@ class Task:
         """The optimisation loop with the training recipe's batch size, momentum, weight decay and precision."""
         recipe = replace(self.train, steps=steps or self.train.steps, lr=lr or self.train.lr)
         return self._tools.sgd(model, recipe, self.device)
+
+    def attempts(self, most: int) -> Iterable[int]:
+        """The numbers of a search's attempts."""
+        return self._tools.attempts(most)
 
     def remember(self, name: str, compute: Callable[[Any], NamedTensors], **depends_on: Any) -> NamedTensors:
         """What `compute` gives, from the memos where it is known."""

@@ -11,7 +11,7 @@ from cu_ray.config import INDEPENDENT_SAMPLERS, MethodPlan, Options, SearchSecti
 from cu_ray.identity import key_of
 from cu_ray.methods.no_unlearning import NoUnlearning
 from cu_ray.plugins import describe, name_of
-from cu_ray.stages.poison import deletion_size, num_held_out_of
+from cu_ray.stages.poison import num_held_out_of
 from cu_ray.types import Cost, Dataset, OriginalSpec, Setting, Sizes, TrialSpec
 
 Hyperparameters = Mapping[str, Any]
@@ -101,7 +101,8 @@ class StudySpec:
 
     def size(self, fraction: float) -> int:
         """How many samples the deletion set has at a fraction."""
-        return deletion_size(fraction, self.settings[0].manipulation.size)
+        found: int = self.detection.num_found(fraction, self.settings[0].manipulation.size)
+        return found
 
     @property
     def repeatable(self) -> bool:

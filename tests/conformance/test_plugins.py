@@ -36,9 +36,17 @@ SUITES = {
 }
 DATA = Path(__file__).parent.parent / "data"
 VARIANTS = {  # besides the defaults
+    "class_by_class": [{}, {"by": "given"}],
+    "false_positives": [{}, {"rate": 0.0}, {"rate": 1.0}],
+    "loss_ranking": [{}, {"suspect": "lowest"}],
     "exact_unlearning": [{}, {"k": 1}, {"k": 4}],
     "catastrophic_forgetting": [{}, {"k": 2}],
     "scrub": [{"msteps": 3}, {"msteps": 6, "steps": 9}, {"msteps": 7, "steps": 9}],  # a pass over both sets takes 6 steps
+    "fine_pruning": [{}, {"share": 1.0}],
+    "lfssd": [{}, {"selection_share": None, "selection_weight": 2.0}],
+    "potion": [{}, {"remaining": 0.0}],  # sought in vain, so that every try is made
+    "salun": [{}, {"share": 0.1, "steps": 9}],
+    "sap": [{}, {"trusted": 7}],
     "ssd": [{}, {"selection_share": None, "selection_weight": 2.0, "importance_batch_size": 7}],
     "backdoor": [{}, {"position": "top_left", "value": 0.5, "patch": 2}, {"clean_label": True, "target": 1}],
     "blended_backdoor": [{}, {"clean_label": True, "blend": 1.0}],
@@ -168,10 +176,8 @@ def test_an_entry_point_is_a_plugin(monkeypatch):
 
 
 def test_a_wrong_name_gets_the_nearest_one():
-    assert message_of("methods", "scrubb") == (
-        "'scrubb' is not among the methods. Allowed: bad_teaching, catastrophic_forgetting, exact_unlearning, "
-        "no_unlearning, scrub, ssd. Did you mean 'scrub'?"
-    )
+    allowed = ", ".join(plugins.names("methods"))
+    assert message_of("methods", "scrubb") == (f"'scrubb' is not among the methods. Allowed: {allowed}. Did you mean 'scrub'?")
 
 
 def test_a_name_like_no_other_gets_the_list_only():
@@ -387,7 +393,7 @@ def test_the_suite_catches_a_careless_manipulation(cls, test):
 class Fresh(Uniform):
     """Finds another set for each size."""
 
-    def find(self, poisoned, size, rng):
+    def find(self, poisoned, size, rng, evidence):
         return poisoned.corruption.indices[:size] if size % 2 else poisoned.corruption.indices[-size:]
 
 
@@ -395,7 +401,7 @@ class Fresh(Uniform):
 class Twice(Uniform):
     """Finds a sample twice."""
 
-    def find(self, poisoned, size, rng):
+    def find(self, poisoned, size, rng, evidence):
         return np.resize(poisoned.corruption.indices[:5], size)
 
 

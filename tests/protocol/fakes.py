@@ -138,6 +138,10 @@ class FakeTask:
         )
         return self.sgds[-1]
 
+    def attempts(self, most):
+        """All of them."""
+        return range(most)
+
     def remember(self, name, compute, **depends_on):
         """The given memo, or what `compute` gives on a task of its own."""
         self.memo_calls.append((name, depends_on))

@@ -142,7 +142,7 @@ def test_another_unlearning_seed_is_another_model_from_the_same_original_and_del
         assert not torch.equal(weights[one], weights[other])
     assert len(bench._store.entries) == 1 + (3 if isinstance(method, Ssd) else 0)  # one original; a memo for each seed
     poisoned, _ = bench.poisoned(spec.original.setting)
-    assert len({detect(poisoned, Uniform(), each.deletion_size).deletion.tobytes() for each in (spec, spec)}) == 1
+    assert len({detect(poisoned, Uniform(), each.deletion_size, None).deletion.tobytes() for each in (spec, spec)}) == 1
     assert replace(spec, unlearning_seed=1).deletion_identity == spec.deletion_identity
 
 

@@ -9,7 +9,7 @@ from cu_ray.detections.uniform import Uniform
 from cu_ray.manipulations.backdoor import Backdoor
 from cu_ray.manipulations.interclass_confusion import InterclassConfusion
 from cu_ray.manipulations.random_label_swap import RandomLabelSwap
-from cu_ray.stages.poison import deletion_size, detect, nothing_found, poison, selection_half
+from cu_ray.stages.poison import detect, nothing_found, poison, selection_half
 from tests.protocol.tiny import tiny_dataset
 
 DATASET = tiny_dataset()
@@ -21,7 +21,7 @@ def poisoned(seed=0, manipulation=Backdoor(size=MANIPULATED, target=1)):  # noqa
 
 
 def found(size, seed=0, **how):
-    return detect(poisoned(seed), Uniform(), size, **how)
+    return detect(poisoned(seed), Uniform(), size, None, **how)
 
 
 def rows(array):
@@ -76,7 +76,7 @@ FRACTIONS_OF_SIZES = [(0.1, 500, 50), (0.3, 100, 30), (0.7, 1000, 700), (1.0, 15
 
 @pytest.mark.parametrize(("fraction", "size", "expected"), FRACTIONS_OF_SIZES)
 def test_a_deletion_fraction_is_of_the_manipulated_set(fraction, size, expected):
-    assert deletion_size(fraction, size) == expected
+    assert Uniform().num_found(fraction, size) == expected
 
 
 @pytest.mark.parametrize(("size", "held_out"), [(1, 0), (10, 0), (20, 0), (25, 5), (30, 6), (40, 8), (50, 10)])

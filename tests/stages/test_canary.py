@@ -188,13 +188,21 @@ class ForEverOnOneBatch(Own):
             model(batch.images)
 
 
+@dataclass(frozen=True)
+class Idle(Own):
+    """Does nothing with the deletion set that it asks for."""
+
+    def unlearn(self, task):
+        return task.original
+
+
 @pytest.mark.parametrize("method", [ForEver(), ForEverOnOneBatch()])
 def test_a_method_that_never_ends_is_ended_and_the_evaluation_still_measured(method):
     result = of(method, recipe=replace(RECIPE, batch_size=2))
     assert "more than 500 batches" in result.stopped
     assert len(Own.seen) <= MOST_CALLS
     assert result.seconds_per_pass is None
-    assert result.peak_bytes >= of(NoUnlearning()).peak_bytes - result.original_bytes
+    assert result.peak_bytes >= of(Idle()).peak_bytes - result.original_bytes
 
 
 @pytest.mark.parametrize("name", plugins.names("methods"))
@@ -206,7 +214,8 @@ def test_the_number_of_images_depends_on_no_number_of_steps(name, monkeypatch):
         settings = {"steps": steps} if "steps" in plugins.facts(cls) else {}
         of(cls(**settings), recipe=replace(RECIPE, steps=steps))
     few, many = watches[:2], watches[2:]
-    assert [watch.passes for watch in few] == [watch.passes for watch in many]
+    if not cls.cost_is_bound:  # a search may end early: that depends on the untrained weights
+        assert [watch.passes for watch in few] == [watch.passes for watch in many]
     assert all(watch.passes <= 5 * (MOST_STEPS + 6) * RECIPE.batch_size + 4 * 100 for watch in watches)
 
 

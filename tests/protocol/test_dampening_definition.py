@@ -1,0 +1,155 @@
+"""ASSD, LFSSD, Potion: importances without labels, the percentile, the search, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from cu_ray.errors import AssumptionFailed
+from cu_ray.methods import _dampening
+from cu_ray.methods._dampening import percentile_threshold
+from cu_ray.methods.assd import Assd
+from cu_ray.methods.assd_ptn import AssdPtn
+from cu_ray.methods.lfssd import Lfssd
+from cu_ray.methods.potion import Potion
+from tests.protocol import fakes, reference
+
+DELETION, RETAIN = fakes.some_batches(50, [3, 3]), fakes.some_batches(51, [5, 5, 4])
+
+
+def output_norm(logits):
+    return sum(math.fsum([]) + sum(value**2 for value in row) ** 0.5 for row in logits) / len(logits)
+
+
+def squared_output_norm(logits):
+    return sum(sum(value**2 for value in row) for row in logits) / len(logits)
+
+
+def importance(batches, value_of, measure):
+    """The mean over batches of the measure of the gradient of a value of the logits, eval mode."""
+    state, names, total = reference.state_of(fakes.small_net(4)), reference.parameter_names(), 0
+    for batch in batches:
+
+        def loss(working, batch=batch):
+            return value_of(reference.forward(working, batch.images), batch.labels)
+
+        found = reference.gradients(state, loss, names)
+        total = total + measure(torch.cat([found[name].flatten() for name in names]))
+    return total / len(batches)
+
+
+def squared(batches):
+    return importance(batches, reference.mean_cross_entropy, lambda gradient: gradient**2)
+
+
+def norm(batches):
+    return importance(batches, lambda logits, _: output_norm(logits), torch.abs)
+
+
+def squared_norm(batches):
+    return importance(batches, lambda logits, _: squared_output_norm(logits), torch.abs)
+
+
+def percentile(ratios, share):
+    """Of the finite ratios in order, the point at 100 - ln(1 + 100 share) per cent of the way, between two linearly."""
+    ordered = sorted(float(ratio) for ratio in ratios if math.isfinite(ratio))
+    place = (len(ordered) - 1) * (1 - math.log(1 + 100 * share) / 100)
+    low = min(int(place), len(ordered) - 2)
+    return ordered[low] + (place - low) * (ordered[low + 1] - ordered[low])
+
+
+def dampened(deletion, retain, alpha, lam):
+    state, position = reference.state_of(fakes.small_net(4)), 0
+    for name in reference.parameter_names():
+        flat = state[name].flatten()
+        for element in range(len(flat)):
+            forget, kept = float(deletion[position]), float(retain[position])
+            if forget > alpha * kept:
+                flat[element] *= min(lam * kept / forget, 1.0)
+            position += 1
+        state[name] = flat.view_as(state[name])
+    return state
+
+
+def accuracy(state):
+    hits = 0
+    for batch in DELETION:
+        hits += int((reference.forward(dict(state), batch.images).argmax(dim=1) == batch.labels).sum())
+    return hits / sum(map(len, DELETION))
+
+
+def run(method):
+    task = fakes.FakeTask(fakes.small_net(4), deletion=DELETION, retain=RETAIN, everything=DELETION + RETAIN)
+    return task, method.unlearn(task)
+
+
+def searched(deletion, retain, remaining):
+    """The published search, from the original each time; the state and how many tries it took."""
+    original = reference.state_of(fakes.small_net(4))
+    share, tries = 6 / 20 / 25, 0
+    while True:
+        tries += 1
+        state = dampened(deletion, retain, percentile(deletion / retain, share), 1.0)
+        if accuracy(state) <= remaining * accuracy(original) or tries == 500:
+            return state, tries
+        share *= 1.1
+
+
+def test_assd_takes_the_percentile_of_the_deletion_sets_share():
+    _, model = run(Assd(importance_batch_size=3))
+    deletion, retain = squared(fakes.resplit(DELETION, 3)), squared(fakes.resplit(RETAIN, 3))
+    fakes.assert_close(fakes.snapshot(model), dampened(deletion, retain, percentile(deletion / retain, 6 / 20), 1.0))
+
+
+@pytest.mark.parametrize("remaining", [0.2, 0.6])
+@pytest.mark.parametrize(("method", "measured"), [(Potion, norm), (AssdPtn, squared)])
+def test_the_search_stops_where_the_given_labels_of_the_deletion_set_are_forgotten(method, measured, remaining):
+    deletion, retain = measured(fakes.resplit(DELETION, 4)), measured(fakes.resplit(RETAIN, 4))
+    expected, tries = searched(deletion, retain, remaining)
+    task, model = run(method(remaining=remaining, importance_batch_size=4))
+    fakes.assert_close(fakes.snapshot(model), expected)
+    assert task.notes["tries"] == tries
+    assert tries > 1
+    assert accuracy(reference.state_of(fakes.small_net(4))) > 0
+
+
+def test_a_search_that_comes_to_no_end_keeps_its_last_model(monkeypatch):
+    monkeypatch.setattr(_dampening, "MOST_TRIES", 3)
+    task, model = run(Potion(remaining=0.0, importance_batch_size=4))
+    deletion, retain = norm(fakes.resplit(DELETION, 4)), norm(fakes.resplit(RETAIN, 4))
+    share = 6 / 20 / 25 * 1.1**2
+    assert task.notes["tries"] == 3
+    assert task.notes["deletion_accuracy"] > 0
+    fakes.assert_close(fakes.snapshot(model), dampened(deletion, retain, percentile(deletion / retain, share), 1.0))
+
+
+def test_potion_and_lfssd_look_at_no_labels_for_importances():
+    def importances(method, change):
+        batches = [type(batch)(batch.images, (batch.labels + change) % 3, batch.indices, batch.in_deletion) for batch in DELETION]
+        return method.importances(fakes.FakeTask(fakes.small_net(4), deletion=batches, retain=RETAIN))["deletion"]
+
+    for method in (Potion(), Lfssd()):
+        assert torch.equal(importances(method, 0), importances(method, 1))
+    assert not torch.equal(importances(Assd(), 0), importances(Assd(), 1))
+
+
+@pytest.mark.parametrize(("alpha", "ratio"), [(0.5, 0.3), (1.0, 1.0)])
+def test_lfssd_dampens_as_ssd_does_with_the_squared_norm(alpha, ratio):
+    method = Lfssd(selection_share=None, selection_weight=alpha, relative_dampening=ratio, importance_batch_size=4)
+    _, model = run(method)
+    deletion, retain = squared_norm(fakes.resplit(DELETION, 4)), squared_norm(fakes.resplit(RETAIN, 4))
+    fakes.assert_close(fakes.snapshot(model), dampened(deletion, retain, alpha, ratio * alpha))
+
+
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.9])
+def test_what_has_no_ratio_is_left_out_of_the_percentile_only(share):
+    deletion = torch.tensor([0.0, 1.0, 1.0, 2.0, 3.0, 8.0, 9.0], dtype=torch.float64)
+    retain = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
+    assert percentile_threshold(deletion, retain, share) == pytest.approx(percentile([1, 2, 3, 8, 9], share))
+
+
+def test_no_ratio_at_all_is_an_assumption_that_fails():
+    with pytest.raises(AssumptionFailed, match="gradient on the retain set is 0"):
+        percentile_threshold(torch.ones(3), torch.zeros(3), 0.1)
