@@ -545,6 +545,22 @@ def export(
         out.print("Its scores are not those that were recorded, to the bit: another device, thread number or version made it.")
 
 
+@main.command()
+@click.argument("folder", type=PLACE)
+@click.option("--to", type=click.Path(path_type=Path), help="the folder to write  [default: NAME-bundle]")
+@click.option("--models", is_flag=True, help="also the corrected models that the search's rule chose, made again")
+def bundle(folder: Place, to: Path | None, models: bool) -> None:
+    """Write the sweep in FOLDER (results/NAME) as one folder to archive: tables, sets, originals, citation, checksums."""
+    from cu_ray.sweep.bundle import SUMS
+    from cu_ray.sweep.bundle import bundle as write
+
+    made, out = write(folder, to, models=models), console()
+    out.print(f"{made.folder}: {made.num_files} files; `sha256sum -c {SUMS}` there checks them.", soft_wrap=True)
+    if made.missing:
+        out.print(f"{len(made.missing)} originals are in the store no more, and not in the bundle.")
+    out.print("CITATION.cff has one place to edit: who ran it.")
+
+
 def _print_record(record: Any) -> None:
     out = console()
     out.print(f"{record.kind} {record.key[:16]}: {record.status}" + (f", {record.error}" if record.error else ""), soft_wrap=True)

@@ -17,6 +17,7 @@ from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cu_ray import plugins, yaml_file
@@ -200,6 +201,7 @@ class Sweep:
     controls: ControlsSection
     original: OriginalSection
     runtime: RuntimeSection
+    text: str = ""  # the file, with what it extends
     shard: tuple[int, int] = (1, 1)  # which part of it, and of how many
 
     @property
@@ -347,6 +349,7 @@ class _Reader:
             controls,
             original,
             runtime,
+            yaml.safe_dump(top, sort_keys=False, allow_unicode=True),
         )
 
     # ------------------------------------------------------------------------------------------------------- sections

@@ -282,7 +282,7 @@ class _Bench:
 
     def evidence(self) -> OriginalsEvidence:
         """Of the original, for detections."""
-        return OriginalsEvidence(_FOR_DETECTIONS, self.original, self.data)
+        return OriginalsEvidence(_FOR_DETECTIONS, lambda: self.original, self.data)
 
     def split(self, spec: TrialSpec) -> DeletionSplit:
         return detect(self.poisoned, spec.detection, spec.deletion_size, self.evidence())

@@ -147,7 +147,7 @@ class _Canary:
             if isinstance(self._spec, OriginalSpec):
                 learned = train(self._spec, poisoned, data, short_training_tools(watch))
             else:
-                evidence = OriginalsEvidence(self._setting.model, original, data)
+                evidence = OriginalsEvidence(self._setting.model, lambda: original, data)
                 held_out = self._spec.held_out
                 split = detect(poisoned, self._spec.detection, self._spec.deletion_size, evidence, held_out=held_out)
                 learned = unlearn(self._spec, original, poisoned, data, split, memos, short_tools(watch)).model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ Array = npt.NDArray[np.float32]
 class OriginalsEvidence:
     """Losses and features of all training samples under a copy of the original: eval mode, float32, without augmentation."""
 
-    def __init__(self, plugin: Any, original: torch.nn.Module, data: OnDevice) -> None:
+    def __init__(self, plugin: Any, original: Callable[[], torch.nn.Module], data: OnDevice) -> None:
         self._plugin, self._original, self._data = plugin, original, data
 
     def losses(self) -> Array:
@@ -36,13 +36,13 @@ class OriginalsEvidence:
     def _losses(self) -> Array:
         losses = [
             torch.nn.functional.cross_entropy(logits, self._data.train.labels[rows], reduction="none")
-            for rows, logits in self._passes(copy.deepcopy(self._original).eval())
+            for rows, logits in self._passes(copy.deepcopy(self._original()).eval())
         ]
         return np.asarray(torch.cat(losses).cpu())
 
     @functools.cached_property
     def _features(self) -> Array:
-        model = copy.deepcopy(self._original).eval()
+        model = copy.deepcopy(self._original()).eval()
         with inputs_of(last_linear_layer(self._plugin.blocks(model)[-1])) as seen:
             for _ in self._passes(model):
                 pass

@@ -105,7 +105,7 @@ class Workbench:
         require(spec.original.setting.train.precision, self._device)
         poisoned, data = self.poisoned(spec.original.setting)
         original, _ = self.original(spec.original)
-        split = self._detected(spec, poisoned, data)
+        split = self.split(spec)
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         with state_kept():
@@ -151,19 +151,20 @@ class Workbench:
     def scores(self, spec: TrialSpec, model: torch.nn.Module, facts: dict[str, Any] | None = None) -> Scores:
         """The scores of an unlearned model of this trial."""
         poisoned, data = self.poisoned(spec.original.setting)
-        split = self._detected(spec, poisoned, data)
+        split = self.split(spec)
         return self._timed_scores(model, poisoned, data, split, spec.original.setting, {} if facts is None else facts)
 
-    def _detected(self, spec: TrialSpec, poisoned: PoisonedDataset, data: OnDevice) -> DeletionSplit:
+    def split(self, spec: TrialSpec) -> DeletionSplit:
         """What detection found; the last of it is kept, as the next trial often has the same.
 
         It may look at the original, which is then run once for all trials in a row.
         """
+        poisoned, data = self.poisoned(spec.original.setting)
         key = key_of([spec.original.key, plugins.describe(spec.detection), spec.deletion_size, spec.held_out])
         if self._last_split is None or self._last_split[0] != key:
             if self._evidence is None or self._evidence[0] != spec.original.key:
-                original, _ = self.original(spec.original)
-                self._evidence = spec.original.key, OriginalsEvidence(spec.original.setting.model, original, data)
+                evidence = OriginalsEvidence(spec.original.setting.model, lambda: self.original(spec.original)[0], data)
+                self._evidence = spec.original.key, evidence
             with blamed(name_of(spec.detection)):
                 split = detect(poisoned, spec.detection, spec.deletion_size, self._evidence[1], held_out=spec.held_out)
             self._last_split = key, split

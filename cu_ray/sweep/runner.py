@@ -111,6 +111,7 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
     if sweep.original.path is not None:
         weights.deposit(weights.read(sweep.original.path), made, open_store(sweep.runtime.storage))
     with ledger.Ledger(sweep.folder / "ledger") as journal:
+        sweep.folder.write("sweep.yaml", sweep.text.encode())
         _warn_of_changed_code(made, journal, console)
         agenda = Agenda(
             made,

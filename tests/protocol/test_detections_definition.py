@@ -129,7 +129,7 @@ def test_features_that_are_all_the_same_are_one_cluster_and_no_failure():
 
 def evidence_of(bench, spec):
     _, data = bench.poisoned(spec.setting)
-    return OriginalsEvidence(spec.setting.model, bench.original(spec)[0], data)
+    return OriginalsEvidence(spec.setting.model, lambda: bench.original(spec)[0], data)
 
 
 def test_evidence_is_what_the_original_makes_of_the_images_as_given():

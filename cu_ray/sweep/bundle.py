@@ -1,0 +1,199 @@
+"""A sweep's results as one folder to archive and cite: all that others need to read them, check them and make them again.
+
+NAME-bundle/: tables/, sweep.yaml, sets.parquet, originals/, code.json, README.txt, CITATION.cff, SHA256SUMS
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from safetensors.numpy import save
+
+from cu_ray import __version__, plugins
+from cu_ray.errors import FieldFault, UserError
+from cu_ray.places import Folder, Place, at, lasting
+from cu_ray.report.terminal import rows_of
+from cu_ray.stages.pipeline import Workbench
+from cu_ray.store import open_store
+from cu_ray.sweep import foreground, ledger, status
+from cu_ray.types import Indices, Store, TrialSpec
+
+SUMS = "SHA256SUMS"
+SETS = pa.schema(
+    {
+        "original_key": pa.string(),
+        "set": pa.string(),  # manipulated, selection_half (rows of the test set), deletion, held_out
+        "detection": pa.string(),
+        "deletion_size": pa.int64(),
+        "rows": pa.list_(pa.int32()),
+    }
+)
+README = """Results of the sweep {name}, made by cu-ray {version}.
+
+tables/            trials, originals, best and curves as Parquet
+sweep.yaml         the sweep file: `cu-ray sweep sweep.yaml` makes all of it again
+sets.parquet       which samples were manipulated, found and held out, and which test images choose: row numbers
+originals/         the original models, as safetensors{missing}
+models/            corrected models with their loaders, where they were asked for
+code.json          the versions of the plug-ins, and fingerprints of their code
+{sums}         checked by `sha256sum -c {sums}`
+"""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What was written, and what could not be."""
+
+    folder: Place
+    num_files: int
+    missing: list[str]  # keys of originals that the store has not
+
+
+def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) -> Bundle:
+    """The bundle of the sweep in a folder; with `models` also the corrected model of each row of best.parquet, made again.
+
+    Raises UserError where there are no tables, where plug-ins are not those that made them, or where something is in the way.
+    """
+    folder = at(where)
+    known, facts = ledger.read(folder / "ledger"), status.read(folder)
+    name = at(lasting(folder)).name
+    target = _Target(Folder(to or Path(f"{name}-bundle")))
+    for table in ("trials", "originals", "best", "curves"):
+        target.write(f"tables/{table}.parquet", _read(folder / "tables", f"{table}.parquet"))
+    target.write("sweep.yaml", _read(folder, "sweep.yaml"))
+    specs = [_spec(record.spec, record.key) for record in known.trials.values()]
+    store = open_store(facts["storage"])
+    target.write("sets.parquet", _as_parquet(_sets(specs, store)))
+    missing = [key for key in known.originals if known.originals[key].ok and not _copied(key, store, target)]
+    target.write("code.json", json.dumps(known.code, indent=1, sort_keys=True).encode())
+    if models:
+        for key in _chosen(folder):
+            made = foreground.export(folder, key, target.place / "models" / key[:16])
+            target.take_in(f"models/{key[:16]}", made.folder)
+    target.write("CITATION.cff", _citation(name).encode())
+    lost = f" ({len(missing)} are in the store no more)" if missing else ""
+    target.write("README.txt", README.format(name=name, version=__version__, missing=lost, sums=SUMS).encode())
+    target.place.write(SUMS, "".join(f"{digest}  {path}\n" for path, digest in sorted(target.digests.items())).encode())
+    return Bundle(target.place, len(target.digests) + 1, missing)
+
+
+class _Target:
+    """The folder that is written, which has to be new or empty; the SHA-256 of each file in it."""
+
+    def __init__(self, place: Folder) -> None:
+        if place.path.exists() and (not place.path.is_dir() or any(place.path.iterdir())):
+            raise UserError(f"{place} is there already: give another folder with --to")
+        self.place = place
+        self.digests: dict[str, str] = {}
+
+    def write(self, path: str, content: bytes) -> None:
+        folder, _, name = path.rpartition("/")
+        (self.place / folder if folder else self.place).write(name, content)
+        self.digests[path] = hashlib.sha256(content).hexdigest()
+
+    def take_in(self, path: str, folder: Place) -> None:
+        """Files that are there already."""
+        for file in folder.files():
+            self.digests[f"{path}/{file.name}"] = hashlib.sha256(folder.read(file.name)).hexdigest()
+
+
+def _read(folder: Place, name: str) -> bytes:
+    try:
+        return folder.read(name)
+    except FileNotFoundError:
+        raise UserError(f"there is no {folder / name}: the same `cu-ray sweep` command writes it again") from None
+
+
+def _spec(described: dict[str, Any], key: str) -> TrialSpec:
+    try:
+        spec = TrialSpec.build(described)
+    except (TypeError, ValueError, LookupError, AttributeError, FieldFault):
+        spec = None
+    if spec is None or spec.key != key:
+        raise UserError(
+            f"trial {key[:16]} was made by other versions of its plug-ins: its sets cannot be told by those installed"
+        )
+    return spec
+
+
+def _copied(key: str, store: Store, target: _Target) -> bool:
+    entry = store.load("originals", key)
+    if entry is not None:
+        target.write(f"originals/{key}.safetensors", save(entry[0], metadata=entry[1]))
+    return entry is not None
+
+
+def _chosen(folder: Place) -> list[str]:
+    rows = (row for row in rows_of(folder / "tables") if row["trial_keys"] and row["score"] is not None)
+    return list(dict.fromkeys(str(row["trial_keys"][0]) for row in rows if row["rule"] == row["search_objective"]))
+
+
+def _sets(specs: Iterable[TrialSpec], store: Store) -> Iterator[dict[str, Any]]:
+    """A row for each set of row numbers, each once."""
+    benches: dict[str, Workbench] = {}
+    originals = set[str]()
+    for (original_key, detection, size, _), spec in {_split_of(spec): spec for spec in specs}.items():
+        setting = spec.original.setting
+        if setting.content_hash not in benches:
+            benches[setting.content_hash] = Workbench(setting.dataset.load(), store)
+        bench = benches[setting.content_hash]
+        sets: dict[str, Indices] = {}
+        if original_key not in originals:
+            originals.add(original_key)
+            poisoned, _ = bench.poisoned(setting)
+            sets = {"manipulated": poisoned.corruption.indices, "selection_half": np.flatnonzero(poisoned.selection_half)}
+            yield from (_row(original_key, name, None, None, rows) for name, rows in sets.items())
+        if size:
+            split = bench.split(spec)
+            sets = {"deletion": split.deletion} | ({"held_out": split.held_out} if spec.held_out else {})
+            yield from (_row(original_key, name, detection, size, rows) for name, rows in sets.items())
+
+
+def _split_of(spec: TrialSpec) -> tuple[str, str, int, bool]:
+    detection = json.dumps(plugins.describe(spec.detection, locations=False), sort_keys=True)
+    return spec.original.key, detection, spec.deletion_size, spec.held_out
+
+
+def _row(original_key: str, name: str, detection: str | None, size: int | None, rows: Indices) -> dict[str, Any]:
+    numbers = np.asarray(rows, dtype=np.int32)
+    return {"original_key": original_key, "set": name, "detection": detection, "deletion_size": size, "rows": numbers}
+
+
+def _as_parquet(rows: Iterable[dict[str, Any]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=SETS), sink, compression="zstd")
+    return bytes(sink.getvalue().to_pybytes())
+
+
+def _citation(name: str) -> str:
+    return yaml.safe_dump(
+        {
+            "cff-version": "1.2.0",
+            "message": "Cite these results, the benchmark that defines them, and the tool that made them.",
+            "title": f"Results of the corrective unlearning sweep {name}",
+            "type": "dataset",
+            "authors": [{"name": "EDIT: who ran it"}],
+            "date-released": datetime.datetime.now(datetime.UTC).date(),
+            "references": [
+                {
+                    "type": "article",
+                    "title": "Corrective Machine Unlearning",
+                    "authors": [{"name": "Goel, Prabhu, Torr, Kumaraguru and Sanyal"}],
+                    "url": "https://arxiv.org/abs/2402.14015",
+                    "year": 2024,
+                },
+                {"type": "software", "title": "cu-ray", "authors": [{"name": "the cu-ray developers"}], "version": __version__},
+            ],
+        },
+        sort_keys=False,
+    )

@@ -1,0 +1,112 @@
+"""`cu-ray bundle`: what is archived is whole, says what was used, and makes the same again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from click.testing import CliRunner
+from safetensors.numpy import load_file
+
+from cu_ray import config
+from cu_ray.cli import main
+from cu_ray.stages.poison import detect, poison
+from cu_ray.store import LocalStore
+from tests import sweeps
+
+
+@pytest.fixture(scope="module")
+def finished(undisturbed, tmp_path_factory):
+    """A folder with a finished sweep, its store and its bundle."""
+    folder = tmp_path_factory.mktemp("bundled")
+    shutil.copytree(undisturbed, folder, dirs_exist_ok=True)
+    status = folder / "results" / "small" / "status.json"
+    status.write_text(json.dumps(json.loads(status.read_text()) | {"storage": str(folder / "store")}))
+    done = sweeps.command(folder, "bundle", "results/small")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def test_checksums_are_those_of_all_files(finished):
+    bundle = finished / "small-bundle"
+    checked = subprocess.run(["sha256sum", "--strict", "-c", "SHA256SUMS"], cwd=bundle, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+    files = {str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()}
+    assert {line.rpartition(": ")[0] for line in checked.stdout.splitlines()} == files - {"SHA256SUMS"}
+    assert yaml.safe_load((bundle / "CITATION.cff").read_text())["cff-version"] == "1.2.0"
+
+
+def test_tables_and_originals_are_those_of_the_sweep(finished):
+    bundle, results = finished / "small-bundle", finished / "results" / "small"
+    for table in ("trials", "originals", "best", "curves"):
+        assert (bundle / "tables" / f"{table}.parquet").read_bytes() == (results / "tables" / f"{table}.parquet").read_bytes()
+    keys = pd.read_parquet(bundle / "tables" / "originals.parquet")["original_key"]
+    assert {path.stem for path in (bundle / "originals").iterdir()} == set(keys)
+    for key in keys:
+        kept = LocalStore(finished / "store").load("originals", key)[0]
+        written = load_file(bundle / "originals" / f"{key}.safetensors")
+        assert {name: array.tobytes() for name, array in written.items()} == {name: a.tobytes() for name, a in kept.items()}
+
+
+def test_sets_are_those_that_were_used(finished):
+    sweep = config.load(finished / "small-bundle" / "sweep.yaml")
+    sets = pd.read_parquet(finished / "small-bundle" / "sets.parquet")
+    trials = pd.read_parquet(finished / "results" / "small" / "tables" / "trials.parquet")
+    dataset, manipulation = sweep.manipulations[0]
+    for seed, originals in trials.groupby("seed")["original_key"]:
+        poisoned = poison(dataset.load(), manipulation, seed=seed)
+        expected = {
+            ("manipulated", None): poisoned.corruption.indices,
+            ("selection_half", None): np.flatnonzero(poisoned.selection_half),
+            **{("deletion", size): detect(poisoned, sweep.detections[0], size, None).deletion for size in (30, 300)},
+        }
+        (original,) = originals.unique()
+        mine = sets[sets["original_key"] == original]
+        found = {
+            (row.set, None if np.isnan(row.deletion_size) else int(row.deletion_size)): row.rows for row in mine.itertuples()
+        }
+        assert found.keys() == expected.keys()
+        for name, rows in expected.items():
+            assert found[name].tolist() == rows.tolist()
+
+
+def test_the_sweep_file_of_the_bundle_asks_for_what_was_run(finished):
+    done = sweeps.command(finished, "sweep", "small-bundle/sweep.yaml")
+    assert "Nothing to do" in done.stdout, done.stdout + done.stderr
+
+
+def test_what_is_in_the_way_or_missing_is_one_message(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(finished)
+    again = CliRunner().invoke(main, ["bundle", "results/small"])
+    assert again.exit_code == 2
+    assert "small-bundle is there already: give another folder with --to" in again.output
+    nothing = CliRunner().invoke(main, ["bundle", str(tmp_path)])
+    assert nothing.exit_code == 2
+    assert "the folder of a sweep" in nothing.output
+
+
+def test_an_original_that_is_gone_is_said_and_corrected_models_are_written_where_asked(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(finished)
+    lost = next((finished / "store" / "originals").glob("*.safetensors"))
+    lost.rename(tmp_path / lost.name)
+    try:
+        done = CliRunner().invoke(main, ["bundle", "results/small", "--to", str(tmp_path / "b")])
+    finally:
+        (tmp_path / lost.name).rename(lost)
+    assert done.exit_code == 0, done.output
+    assert "1 originals are in the store no more" in done.output
+    assert not (tmp_path / "b" / "originals" / lost.name).exists()
+
+    done = CliRunner().invoke(main, ["bundle", "results/small", "--to", str(tmp_path / "with"), "--models"])
+    assert done.exit_code == 0, done.output
+    models = sorted((tmp_path / "with" / "models").iterdir())
+    best = pd.read_parquet(finished / "results" / "small" / "tables" / "best.parquet")
+    rows = best[(best["rule"] == best["search_objective"]) & best["score"].notna()]
+    assert {path.name for path in models} == {keys[0][:16] for keys in rows["trial_keys"]}
+    assert all((path / "model.safetensors").exists() for path in models)
+    assert f"models/{models[0].name}/model.safetensors" in (tmp_path / "with" / "SHA256SUMS").read_text()
