@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from cu_ray.errors import CuRayError, UserError, did_you_mean
 from cu_ray.places import Folder, Place, at
 from cu_ray.selection import RULES
 
+WATCHED_EVERY = 30  # seconds
 QUICKSTART = """
 name: try
 dataset: fashion_mnist_small
@@ -354,6 +356,16 @@ def status(folder: Place) -> None:
         out.print("The same `cu-ray sweep` command goes on from there.")
 
 
+def _is_running(folder: Place) -> bool:
+    from cu_ray.sweep import status as statuses
+
+    try:
+        facts = statuses.read(folder)
+    except UserError:  # tables alone can be reported
+        return False
+    return bool(facts["running"]) and _alive(facts["process"], facts["host"])
+
+
 def _alive(process: int, host: str) -> bool:
     import os
     import platform
@@ -389,12 +401,17 @@ def table(folder: Place, rule: str | None, latex: str | None) -> None:
 @click.argument("folders", metavar="FOLDER...", type=PLACE, nargs=-1, required=True)
 @click.option("--rule", help=f"the selection rule  [default: that of the search]: {', '.join(RULES)}")
 @click.option("--to", type=click.Path(path_type=Path), help="the folder to write  [default: FOLDER/report]")
-def report(folders: tuple[Place, ...], rule: str | None, to: Path | None) -> None:
+@click.option("--watch", is_flag=True, help=f"write it anew every {WATCHED_EVERY} seconds until the sweep has ended")
+def report(folders: tuple[Place, ...], rule: str | None, to: Path | None, watch: bool) -> None:
     """Write a page on the sweep in FOLDER (results/NAME), with figures and tables for print; of several, a comparison."""
     from cu_ray.report.write import write
 
-    page, remarks = write(list(folders), to, rule)
     out = console()
+    while watch and any(map(_is_running, folders)):
+        page, _ = write(folders, to, rule, refresh=WATCHED_EVERY)
+        out.print(Text(f"{page} as of {time.strftime('%H:%M:%S')}"), soft_wrap=True)
+        time.sleep(WATCHED_EVERY)
+    page, remarks = write(folders, to, rule)
     for remark in remarks:
         out.print(Text(f"Note: {remark}"), soft_wrap=True)
     out.print(Text(f"{page}: open it in a browser. Beside it: figures as PDF and PNG, tables as LaTeX and CSV."), soft_wrap=True)

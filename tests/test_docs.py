@@ -104,7 +104,7 @@ def test_the_page_on_the_report_runs_as_printed_and_names_every_file(tmp_path, m
     folder(tmp_path / "results" / "quickstart")
     folder(tmp_path / "results" / "other", seeds=[3, 4])
     for line in block("docs/report.md", "bash").splitlines():
-        done = CliRunner().invoke(main, shlex.split(line)[1:])
+        done = CliRunner().invoke(main, shlex.split(line, comments=True)[1:])
         assert done.exit_code == 0, done.output
     page = (ROOT / "docs" / "report.md").read_text(encoding="utf-8")
     written = {path.stem for path in (tmp_path / "results" / "quickstart" / "report").iterdir()}

@@ -17,8 +17,11 @@ from cu_ray.report.panels import Figure, Panel
 from cu_ray.selection import RULES
 
 
-def rendered(contents: content.Contents) -> str:
-    """The whole page. Whatever comes from the tables is escaped; what runs on it is one script, named by its checksum."""
+def rendered(contents: content.Contents, refresh: int | None = None) -> str:
+    """The whole page, which reads itself anew after `refresh` seconds.
+
+    Whatever comes from the tables is escaped; what runs on it is one script, named by its checksum.
+    """
     parts = {
         name: files("cu_ray.report").joinpath("_page", f"report.{name}").read_text(encoding="utf-8")
         for name in ("html", "css", "js")
@@ -32,6 +35,7 @@ def rendered(contents: content.Contents) -> str:
 
     return environment.from_string(parts["html"]).render(
         contents=contents,
+        refresh=refresh,
         rule=RULES[contents.rule],
         style=Markup(parts["css"]),  # noqa: S704 (our own file)
         script=Markup(parts["js"]),  # noqa: S704 (our own file)

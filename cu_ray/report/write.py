@@ -19,14 +19,16 @@ NO_FIGURES = (
 NO_SCORES = "No trial has a score yet: the page says what failed and what is missing, and has no figures."
 
 
-def write(folders: Sequence[Place | Path], to: Path | None, rule: str | None) -> tuple[Path, list[str]]:
+def write(
+    folders: Sequence[Place | Path], to: Path | None, rule: str | None, *, refresh: int | None = None
+) -> tuple[Path, list[str]]:
     """The page's path, with all files written beside it, and what to tell the user. Raises UserError for what is no result."""
     results = read_all(folders)
     contents = gather(results, rule_of(results, rule))
     remarks = [] if len(contents.rows) else [NO_SCORES]
     place = to or _beside(results)
     target = Folder(place)
-    for name, text in _texts(contents).items():
+    for name, text in _texts(contents, refresh).items():
         target.write(name, text.encode())
     if importlib.util.find_spec("matplotlib") is None:
         remarks.append(NO_FIGURES)
@@ -43,9 +45,9 @@ def _beside(results: list[Results]) -> Path:
     return Path(f"report-{'-'.join(each.name for each in results)}")
 
 
-def _texts(contents: Contents) -> dict[str, str]:
+def _texts(contents: Contents, refresh: int | None) -> dict[str, str]:
     texts = {
-        PAGE: page.rendered(contents),
+        PAGE: page.rendered(contents, refresh),
         "results.csv": contents.means.to_csv(index=False),
         "by_seed.csv": contents.rows.to_csv(index=False),
     }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import platform
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -164,6 +166,27 @@ def test_an_unfinished_sweep_is_marked(tmp_path):
     (where / "status.json").write_text(json.dumps({"trials": 90, "trials_done": 12}))
     head = page_of(where).split("<main")[0]
     assert "<strong>Unfinished:</strong> 12 of 90 trials are done" in head
+
+
+def test_a_running_sweep_is_watched_to_its_end(tmp_path, monkeypatch):
+    where, looks = folder(tmp_path / "small"), []
+    facts = {"process": os.getpid(), "host": platform.node(), "storage": "store", "device": "cpu", "trials_failed": 0}
+    facts |= {"trials": 9, "trials_done": 3, "originals": 1, "originals_done": 1, "studies": 1}
+
+    def say(running):
+        (where / "status.json").write_text(json.dumps({**facts, "running": running}))
+
+    def sleep(seconds):
+        looks.append((where / "report" / "report.html").read_text())
+        say(len(looks) < 2)
+
+    say(True)
+    monkeypatch.setattr("cu_ray.cli.time.sleep", sleep)
+    done = report(str(where), "--watch")
+    assert done.exit_code == 0, done.output
+    assert len(looks) == 2
+    assert all('<meta http-equiv="refresh" content="30">' in page for page in looks)
+    assert "refresh" not in (where / "report" / "report.html").read_text()
 
 
 def test_one_seed_has_no_interval_anywhere(tmp_path):
