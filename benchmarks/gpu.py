@@ -345,7 +345,7 @@ def ssd_cell(bench: Bench) -> list[Row]:
         workbench = Workbench(bench.dataset, fresh, str(bench.device))
         model, _ = workbench.original(spec)
         poisoned, data = workbench.poisoned(spec.setting)
-        split = detect(poisoned, Uniform(), bench.sizes.deleted)
+        split = detect(poisoned, Uniform(), bench.sizes.deleted, None)
         records: list[Any] = []
         cell = bench.seconds(lambda w=workbench, r=records: r.extend(w.run_trial(trial) for trial in trials))
         failed = [record.error for record in records if not record.ok]

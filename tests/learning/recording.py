@@ -132,7 +132,7 @@ def unlearned(method, sgd, device="cpu", *, width=2, precision="fp32", batch_siz
     poisoned = poison(DATASET, spec.original.setting.manipulation, seed=0)
     data = upload(poisoned, device)
     original = build_model(spec.original.setting.model, poisoned, device, 0).eval()
-    split = detect(poisoned, Uniform(), spec.deletion_size)
+    split = detect(poisoned, Uniform(), spec.deletion_size, None)
     result = unlearn(spec, original, poisoned, data, split, {}, Tools(sgd=sgd))
     return Outcome(on_cpu(result.model), result.cost)
 
