@@ -212,7 +212,8 @@ def read_until(terminal, text, seconds=90.0):
     return shown
 
 
-@pytest.mark.parametrize("seconds", [10, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [10, 60])
 def test_a_node_that_loses_its_network_for_a_while_costs_nothing_but_what_it_was_at(lab, seconds):
     """Whether Ray has given the node up by then or not."""
     name = f"cut{seconds}"
@@ -234,7 +235,9 @@ def test_a_node_that_loses_its_network_for_a_while_costs_nothing_but_what_it_was
 
 
 def test_a_detached_sweep_survives_a_node_uses_one_that_joins_and_comes_home(lab):
-    named(lab, "long", seeds="[2, 3, 4]", trials=12)
+    named(lab, "long", seeds="[2, 3]", trials=12)
+    file = lab.folder / "long.yaml"  # trials of a second or two: a node that joins needs some to be used
+    file.write_text(file.read_text().replace("scrub: {steps: 6", "scrub: {steps: 200"))
     said = lab.cu_ray("sweep long.yaml --detach")
     assert "cu-ray attach results/long follows it" in said
     assert "still runs on cu-ray" in lab.cu_ray("fetch results/long")
