@@ -24,6 +24,7 @@ PACKAGES = ("cu-ray", "ray", "torch", "numpy", "optuna")
 MOST_SECONDS = 60.0  # for all nodes to answer
 QUICK = 20.0  # seconds, likewise before a sweep
 NO_ANSWER = "did not answer in time: its GPUs are in use, or it is cut off"
+GONE = "died while it was asked"
 MISSING = "`ray monitor cluster.yaml` shows what becomes of the others; `ray up` again is harmless"
 DAMAGED = f"one is damaged, and is made again where it is deleted: {CACHE}"
 MOST_SKEW = 5.0  # seconds
@@ -65,7 +66,7 @@ def require_alike(storage: str) -> None:
 
     Quick, without GPUs and data sets: a node that does not answer now is passed over.
     """
-    nodes = [node for node in _asked(storage, thorough=False, seconds=QUICK) if NO_ANSWER not in node.faults]
+    nodes = [node for node in _asked(storage, thorough=False, seconds=QUICK) if not {NO_ANSWER, GONE} & {*node.faults}]
     compare(nodes)
     faults = [f"{node.host} ({node.address}) {fault}" for node in nodes for fault in node.faults]
     if faults:
@@ -160,7 +161,9 @@ def _answer(reference: Any, node: Mapping[str, Any], since: float) -> Node:
         answer = ray.get(reference, timeout=0)
     except ray.exceptions.GetTimeoutError:
         asked.faults.append(NO_ANSWER)
-    except Exception as error:  # the node died, or its Python is another one
+    except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
+        asked.faults.append(GONE)
+    except Exception as error:  # its Python is another one
         asked.faults.append(f"cannot run a task: {str(error).strip().splitlines()[-1]}")
     else:
         now = answer.pop("now")

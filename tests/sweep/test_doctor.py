@@ -134,3 +134,20 @@ def test_every_node_of_a_real_ray_answers_and_nothing_is_left_in_the_shared_fold
     if not torch.cuda.is_available():
         assert [fault[:43] for fault in told] == ["Ray counts 1 GPUs, but torch cannot use them"[:43]]
     assert os.listdir(Path(tmp_path / "store")) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ray.exceptions.TaskUnschedulableError("no such node"), ray.exceptions.NodeDiedError("it died")],
+    ids=["never", "at it"],
+)
+def test_a_node_that_dies_while_it_is_asked_does_not_keep_a_sweep_from_the_others(monkeypatch, error):
+    def get(reference, timeout):
+        raise error
+
+    monkeypatch.setattr(ray, "get", get)
+    facts = {"NodeManagerHostname": "b", "NodeManagerAddress": "10.0.0.2", "Resources": {}}
+    gone = doctor._answer(None, facts, 0.0)
+    assert gone.faults == ["died while it was asked"]
+    monkeypatch.setattr(doctor, "_asked", lambda storage, **how: [sound("a"), gone])
+    doctor.require_alike("store")
