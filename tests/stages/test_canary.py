@@ -403,5 +403,4 @@ def test_on_a_gpu_a_canary_takes_the_memory_of_the_whole_trial(name):
     Workbench(DATASET, store, "cuda").run_original(spec.original)
     probe.begin()
     assert Workbench(DATASET, store, "cuda").run_trial(spec).ok
-    segment = 20 << 20  # of memory, in which the allocator asks for it
-    assert result.peak_bytes == pytest.approx(probe.peak_bytes(), rel=0.1, abs=segment)
+    assert result.peak_bytes == pytest.approx(probe.peak_bytes(), rel=0.1)
