@@ -55,14 +55,16 @@ def method(sweep, name: str):
 
 
 def everything(sweep) -> dict:
-    """All that a sweep is, but its name and place."""
-    return {**{name: repr(getattr(sweep, name)) for name in vars(sweep) if name not in ("name", "source")}}
+    """All that a sweep is, but its name, its place, and how it was written."""
+    return {name: repr(getattr(sweep, name)) for name in vars(sweep) if name not in ("name", "source", "text")}
 
 
 def test_a_file_that_only_extends_another_and_has_a_name_is_the_same_sweep(tmp_path):
     child = load(tmp_path, base=BASE, child="extends: base.yaml\nname: child\n")
     assert child.name == "child"
     assert everything(child) == everything(config.load(tmp_path / "base.yaml"))
+    assert "extends" not in child.text
+    assert everything(load(tmp_path, whole=child.text)) == everything(child)  # the text needs no other file
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def ray_of_its_own():
     import ray
 
     ray.init(
+        "local",
         num_cpus=3,
         object_store_memory=400 << 20,
         include_dashboard=False,
