@@ -107,7 +107,9 @@ def find(kind: str, name: str) -> type[Any]:
     if name in _entry_points(kind):
         return _imported(kind, _entry_points(kind)[name])
     if name not in names(kind):
-        raise UserError(f"{name!r} is not among the {kind}. {did_you_mean(name, names(kind))}")
+        module, _, cls = name.rpartition(".")
+        own = f" One of your own is named by module:Class, here {module}:{cls}." if module else ""
+        raise UserError(f"{name!r} is not among the {kind}. {did_you_mean(name, names(kind))}{own}")
     return _inside(kind, name)
 
 

@@ -351,6 +351,7 @@ ONE_FAULT = [
     ("methods", "scrub", ["a mapping is needed"]),
     ("methods", "{}", ["a mapping is needed"]),
     ("methods", "{scurb: {}}", ["methods.scurb", "'scurb' is not among the methods", "Did you mean 'scrub'?"]),
+    ("methods", "{mine.fancy.Fancy: {}}", ["is not among the methods", "module:Class, here mine.fancy:Fancy"]),
     ("methods", "{'no_such_module:Fancy': {}}", ["'no_such_module:Fancy' cannot be imported"]),
     ("methods", "{'yaml:YAMLError': {}}", ["'yaml:YAMLError' is not a dataclass derived from Method"]),
     ("methods", "{scrub: 3}", ["methods.scrub", "3 is not allowed. A mapping is needed"]),

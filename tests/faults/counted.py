@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from cu_ray.methods.catastrophic_forgetting import CatastrophicForgetting
 from cu_ray.plugins import Bound, Search
 from cu_ray.types import Cost, Sizes, UnlearningTask
 
-EXECUTIONS = "executions.txt"  # beside this file: which trial (the seed of its generator) and when
+EXECUTIONS = "executions.txt"  # beside this file: which trial (the seed of its generator), when, and in which process
 
 SECONDS = 0.5  # that a trial waits, to be hit
 
@@ -26,7 +27,7 @@ class Counted(CatastrophicForgetting):
 
     def unlearn(self, task: UnlearningTask) -> torch.nn.Module:
         with open(Path(__file__).parent / EXECUTIONS, "a", encoding="utf-8") as executions:
-            executions.write(f"{task.generator.initial_seed()} {time.time()}\n")
+            executions.write(f"{task.generator.initial_seed()} {time.time()} {os.getpid()}\n")
         time.sleep(SECONDS)
         return super().unlearn(task)
 

@@ -91,7 +91,8 @@ class Soak:
         self._cluster = Cluster(folder) if nodes > 1 else None
         self._victims = in_turns(rng, ["worker", "driver", "raylet", "gcs", *(["node"] if nodes > 1 else [])])
         self.kills: list[str] = []
-        self.interruptions: list[float] = []  # when workers or drivers were gone
+        self.ends: list[float] = []  # of drivers
+        self.hits: dict[int, float] = {}  # workers that a kill took with it whose driver lived on, and when it was
         self._finished: dict = {}
         self._orphans: list[psutil.Process] = []  # whose driver was killed: two agents of Ray live on for a minute
 
@@ -138,9 +139,11 @@ class Soak:
             wait(driver, 0.02)
         if process is not None:
             with suppress(psutil.NoSuchProcess):
+                process.suspend()  # it starts no other worker while they are listed
+                hit = [process, *process.children(recursive=True)] if victim in SURVIVED else []
                 process.kill()
                 self.kills.append(victim)
-                self.interruptions.append(time.time())
+                self.hits.update({each.pid: time.time() for each in hit})
                 print(f"kill {len(self.kills)}: {victim}, {driver.num_trials()} trials done", flush=True)
         return victim, family
 
@@ -153,7 +156,7 @@ class Soak:
         """Whether all is done, once the driver has ended."""
         began = time.monotonic()
         code = driver.process.wait(timeout=600 if victim in SURVIVED else MOST_SECONDS)
-        self.interruptions.append(time.time())
+        self.ends.append(time.time())
         known = ledger.read(driver.ledger).trials
         assert {key: known.get(key) for key in self._finished} == self._finished, "a finished trial is lost or another one"
         self._finished = dict(known)
@@ -193,22 +196,28 @@ def check(soak: Soak, undisturbed: Path) -> str:
     begun = executions(soak.folder)
     assert len(begun) == counted
     again = [pair for each in begun.values() for pair in itertools.pairwise(sorted(each))]
-    for first, second in again:
-        assert any(first <= at <= second for at in soak.interruptions), "a trial was run again that no kill had hit"
+    late = 0
+    for (first, worker), (second, _) in again:
+        ended = any(first <= at <= second for at in soak.ends)
+        # a worker lives on for some seconds after its node, and may begin a trial in them
+        hit = soak.hits.get(worker, math.inf) <= second
+        assert ended or hit, f"a trial was run again that no kill had hit: begun at {first} by {worker}, then at {second}"
+        late += not ended and soak.hits[worker] < first
     assert len(again) <= 2 * len(soak.kills), "two workers have two trials in flight"
     killed = ", ".join(f"{victim} {number}" for victim, number in sorted(Counter(soak.kills).items()))
     return (
         f"{len(soak.kills)} kills ({killed}); {len(times)} trials, none lost, none finished twice; of {counted} that count "
-        f"themselves {len(again)} in flight at a kill were run again; tables equal to those of an undisturbed run"
+        f"themselves {len(again)} in flight at a kill were run again ({late} begun by a node that had been killed); "
+        "tables equal to those of an undisturbed run"
     )
 
 
-def executions(folder: Path) -> dict[str, list[float]]:
-    """When each trial of the counting method was begun."""
-    begun: dict[str, list[float]] = {}
+def executions(folder: Path) -> dict[str, list[tuple[float, int]]]:
+    """When each trial of the counting method was begun, and by which process."""
+    begun: dict[str, list[tuple[float, int]]] = {}
     for line in (folder / EXECUTIONS).read_text().splitlines():
-        trial, at = line.split()
-        begun.setdefault(trial, []).append(float(at))
+        trial, at, process = line.split()
+        begun.setdefault(trial, []).append((float(at), int(process)))
     return begun
 
 
