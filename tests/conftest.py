@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+from pathlib import Path
 
 import pytest
+
+IN_TURN = [  # they start Ray, drivers and hosts, or measure memory and time
+    *("cluster", "datasets/test_memory.py", "examples", "faults", "remote", "report/test_scale.py", "sweep"),
+    *("test_api.py", "test_cli.py", "test_docs.py", "test_export.py", "test_object_storage.py"),
+]
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; of processes that tests start too
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -15,6 +21,15 @@ os.environ.pop("RAY_ADDRESS", None)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell's background jobs and nohup hand on that they are ignored
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
+def pytest_collection_modifyitems(config, items):
+    """With `-n`, tests that start processes of their own run one after another, all others beside them."""
+    if config.pluginmanager.hasplugin("xdist"):
+        in_turn = [Path(__file__).parent / each for each in IN_TURN]
+        for item in items:
+            if any(item.path.is_relative_to(each) for each in in_turn):
+                item.add_marker(pytest.mark.xdist_group("in turn"))
 
 
 @pytest.fixture(autouse=True, scope="session")
