@@ -265,7 +265,7 @@ def merge(folder: Place, others: tuple[Place, ...]) -> None:
         if not (other / "ledger").files():
             raise UserError(f"there is no {other / 'ledger'}: is {other} the folder of a sweep (results/NAME)?")
     with ledger.Ledger(folder / "ledger") as book:
-        count = sum(book.take_over(ledger.read(other / "ledger")) for other in others)
+        count = sum(book.take_over(other / "ledger") for other in others)
     console().print(f"{count} records came in. The `cu-ray sweep` command takes them as done, and writes the tables.")
 
 
@@ -323,7 +323,7 @@ def plan(
         return
     table = Table(show_header=False, box=None)
     for name, value in counts.to_json().items():
-        if name != "by_method":
+        if name != "by_method" and (value or name != "evidence_bytes"):
             table.add_row(name, "unknown" if value is None else f"{value:,.2f}" if name == "hours" else f"{value:,.0f}")
     for method, count in counts.by_method.items():
         table.add_row(f"  {method}", f"{count:,}")

@@ -35,11 +35,12 @@ MOST_COMBINATIONS = 10_000  # of the values that lists in one mapping give, and 
 MOST_INTEGERS_CHECKED = 64  # of a range, when hyperparameters are held against the model
 SECTIONS = (
     *("name", "dataset", "model", "manipulation", "train", "original", "detection", "deletion_fractions", "seeds"),
-    *("methods", "search", "controls", "runtime"),
+    *("methods", "search", "controls", "evidence", "runtime"),
 )
 MERGED = {"train": 1, "search": 1, "controls": 1, "runtime": 1, "methods": 2}  # in a file that extends another
 SCRATCH = "~/.cache/cu-ray/scratch"
 OWN = ("name",)  # what a file does not take from one that it extends
+EVIDENCE = FieldFact("evidence", bool, False, None, None, None)
 RESERVED = ("trials", "points", "sampler", "keep")
 
 Value = Any
@@ -202,6 +203,7 @@ class Sweep:
     original: OriginalSection
     runtime: RuntimeSection
     text: str = ""  # the file, with what it extends
+    evidence: bool = False  # whether the predictions on the test images are kept
     shard: tuple[int, int] = (1, 1)  # which part of it, and of how many
 
     @property
@@ -326,6 +328,7 @@ class _Reader:
         controls = self.section(ControlsSection, "controls")
         original = self.section(OriginalSection, "original")
         runtime = self.section(RuntimeSection, "runtime")
+        evidence = self.value(EVIDENCE, top.get("evidence", EVIDENCE.default), "evidence", EVIDENCE.default)
         methods = self.methods(top.get("methods"), search, [model for _, model in models])
         settled = self.settled(
             datasets, models, manipulations, {index: each for index, each in fractions.items() if 0 < each <= 1}
@@ -350,6 +353,7 @@ class _Reader:
             original,
             runtime,
             yaml.safe_dump(top, sort_keys=False, allow_unicode=True),
+            evidence,
         )
 
     # ------------------------------------------------------------------------------------------------------- sections
