@@ -578,6 +578,21 @@ def bundle(folder: Place, to: Path | None, models: bool) -> None:
     out.print("CITATION.cff has one place to edit: who ran it.")
 
 
+@main.command()
+@click.argument("folder", type=PLACE)
+@click.option(
+    "--metric", "metrics", multiple=True, help="one of `cu-ray list metrics`, or your own as file:Class  [default: all]"
+)
+def rescore(folder: Place, metrics: tuple[str, ...]) -> None:
+    """Compute metrics of the sweep in FOLDER (results/NAME) from the evidence that it kept. Runs no model again."""
+    from cu_ray.sweep import rescore as rescoring
+
+    made, out = rescoring.rescore(folder, metrics), console()
+    out.print(Text(f"{made.table}: {', '.join(made.metrics)} of {made.num_rows} trials and originals"), soft_wrap=True)
+    if made.num_without:
+        out.print(Text(f"{made.num_without} are without evidence. {rescoring.KEPT_BY}."), soft_wrap=True)
+
+
 def _print_record(record: Any) -> None:
     out = console()
     out.print(f"{record.kind} {record.key[:16]}: {record.status}" + (f", {record.error}" if record.error else ""), soft_wrap=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -34,8 +35,8 @@ def record(key="k", plain=(0, 1, 2), triggered=(1, 1, 1)):
     return Record("trial", key, {}, "ok", predictions=Predictions(np.array(plain), seen))
 
 
-def opened(content, num_test=3, content_hash=HASH):
-    return evidence.unpacked(content, "k.parquet", content_hash=content_hash, num_test=num_test)
+def opened(content, num_test=3):
+    return evidence.unpacked(content, "k.parquet", SimpleNamespace(content_hash=HASH, test=range(num_test)))
 
 
 # --------------------------------------------------------------------------------------------------------------- one file

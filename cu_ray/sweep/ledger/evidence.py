@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from cu_ray.errors import UserError, in_one_line
 from cu_ray.places import Folder, Place, owned_by_arrow, sync
-from cu_ray.types import Predictions, Record
+from cu_ray.types import Dataset, Predictions, Record
 
 SCHEMA = 1
 OVERHEAD_BYTES = 2000  # of a file
@@ -48,8 +48,8 @@ def packed(record: Record, content_hash: str) -> File | None:
     return File(record.key, bytes(stream.getvalue().to_pybytes()))
 
 
-def unpacked(content: bytes, source: str, *, content_hash: str, num_test: int) -> Predictions:
-    """The predictions that were packed. Raises UserError for a damaged file, a newer schema and another data set."""
+def unpacked(content: bytes, source: str, dataset: Dataset) -> Predictions:
+    """The predictions that were packed. Raises UserError for a damaged file, a newer schema and one of another data set."""
     try:
         table = pq.ParquetFile(pa.BufferReader(owned_by_arrow(content))).read(use_threads=False)
     except (OSError, pa.ArrowInvalid) as problem:
@@ -60,7 +60,7 @@ def unpacked(content: bytes, source: str, *, content_hash: str, num_test: int) -
         raise UserError(f"{source} is no evidence. {REDONE}")
     if int(schema) > SCHEMA:
         raise UserError(f"{source} has schema {schema}; this cu-ray knows up to {SCHEMA}: install the one that wrote it")
-    if facts.get("dataset") != content_hash or len(table) != num_test:
+    if facts.get("dataset") != dataset.content_hash or len(table) != len(dataset.test):
         raise UserError(f"{source} is of another data set than the sweep's. {REDONE}")
     triggered = table["triggered"]
     return Predictions(_classes(table["plain"]), None if triggered.null_count else _classes(triggered))
