@@ -499,6 +499,14 @@ def _summary(kind: str, name: str) -> str:
     return RULES[name].summary if kind == "rules" else str(plugins.find(kind, name).summary)
 
 
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of a sweep file, by which editors complete and check it: docs/sweep-file.md says how."""
+    from cu_ray.schema import schema as schema_of_sweeps
+
+    print(json.dumps(schema_of_sweeps()))
+
+
 @main.command("try")
 @click.argument("method")
 @click.option("--set", "settings", multiple=True, help="a hyperparameter, like --set alpha=0.1")

@@ -37,6 +37,8 @@ SECTIONS = (
     *("name", "dataset", "model", "manipulation", "train", "original", "detection", "deletion_fractions", "seeds"),
     *("methods", "search", "controls", "evidence", "runtime"),
 )
+REQUIRED = ("name", "dataset", "model", "manipulation", "methods")
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
 MERGED = {"train": 1, "search": 1, "controls": 1, "runtime": 1, "methods": 2}  # in a file that extends another
 SCRATCH = "~/.cache/cu-ray/scratch"
 OWN = ("name",)  # what a file does not take from one that it extends
@@ -300,7 +302,7 @@ class _Reader:
         for key in top:
             if key not in SECTIONS:
                 self.fault(key, f"unknown section. {did_you_mean(key, (*SECTIONS, 'extends'))}")
-        for key in ("name", "dataset", "model", "manipulation", "methods"):
+        for key in REQUIRED:
             if key not in top:
                 self.fault("", f"the section {key!r} is missing")
         for key in ("dataset", "model", "manipulation", "methods", "detection"):
@@ -308,7 +310,7 @@ class _Reader:
                 self.fault(key, "this section is empty")
         train = {} if top.get("train") is None else top["train"]
         name = top.get("name", "sweep")
-        if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name)):
+        if not (isinstance(name, str) and re.fullmatch(NAME, name)):
             self.fault("name", f"{name!r} is not allowed. Allowed: up to 100 letters, digits, '_', '-' and '.', no path")
         datasets = self.plugins("datasets", "dataset", top.get("dataset"))
         models = self.plugins("models", "model", top.get("model"))

@@ -17,25 +17,11 @@ from cu_ray.places import Folder
 from cu_ray.stages.poison import poison, selection_half
 from cu_ray.sweep.ledger import evidence
 from tests import by_hand
+from tests.test_docs import block
 
 CONFUSION = {"name": "interclass_confusion", "size": 60, "classes": ["coat", "shirt"]}
 SEVERAL = [{"name": "backdoor", "size": 60}, CONFUSION, {"name": "random_label_swap", "size": 60}]
-MINE = """
-from dataclasses import dataclass
-from typing import ClassVar
-
-import numpy as np
-
-from cu_ray.metrics import Metric
-
-
-@dataclass(frozen=True)
-class WorstClass(Metric):
-    version: ClassVar[int] = 1
-
-    def measure(self, outcome):
-        right = outcome.retain_predicted == outcome.retain_true
-        return min(float(right[outcome.retain_true == each].mean()) for each in np.unique(outcome.retain_true))
+MORE = """
 
 
 @dataclass(frozen=True)
@@ -77,7 +63,7 @@ def finished(tmp_path_factory):
 def here(finished, tmp_path, monkeypatch):
     """A copy of them in the working directory, beside a file of metrics."""
     shutil.copytree(finished, tmp_path / "small")
-    (tmp_path / "my_metrics.py").write_text(MINE)
+    (tmp_path / "my_metrics.py").write_text(block("docs/evidence.md", "python", 1) + MORE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "my_metrics", raising=False)
     return tmp_path / "small"
@@ -228,3 +214,13 @@ def test_a_folder_without_a_sweep_is_refused(tmp_path):
     done = CliRunner().invoke(main, ["rescore", str(tmp_path)])
     assert done.exit_code == 2
     assert "is" in done.output and "the folder of a sweep (results/NAME)?" in done.output
+
+
+def test_the_query_of_the_page_runs_as_printed(here):
+    code = block("docs/evidence.md", "python").replace("results/NAME", str(here)).replace("duckdb.sql(", "frame = duckdb.sql(")
+    found: dict = {}
+    exec(code, found)
+    rows = found["frame"].df()
+    trials = pd.read_parquet(here / "tables" / "trials.parquet")
+    assert rows["images"].sum() == len(trials) * len(FashionMnistSmall().load().test)
+    assert set(rows["method"]) == set(trials["method"])
