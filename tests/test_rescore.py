@@ -14,6 +14,8 @@ from cu_ray import config, plugins
 from cu_ray.cli import main
 from cu_ray.datasets.fashion_mnist_small import FashionMnistSmall
 from cu_ray.places import Folder
+from cu_ray.report.frame import best_frame
+from cu_ray.report.terminal import best_rows
 from cu_ray.stages.poison import poison, selection_half
 from cu_ray.sweep.ledger import evidence
 from tests import by_hand
@@ -142,6 +144,43 @@ def test_neither_models_nor_methods_nor_ray_are_needed(here, monkeypatch):
     monkeypatch.setitem(sys.modules, "cu_ray.methods.gradient_ascent", None)
     monkeypatch.setattr("torch.nn.Module.__call__", None)
     rescored(here)
+
+
+def test_the_table_shows_them_over_the_trials_and_on_the_images_that_it_reports(here):
+    rescored(here, "--metric", "my_metrics:WorstClass", "--metric", "asr")
+    name = "my_metrics:WorstClass"
+    table = pd.read_parquet(here / "tables" / "rescored.parquet").set_index("trial_key")
+    best = pd.read_parquet(here / "tables" / "best.parquet")
+    for rule, prefix in (("oracle_validation", "report_"), ("published", "")):
+        rows = best_rows(Folder(here / "tables"), rule)
+        wrote = best[best["rule"] == rule].to_dict("records")
+        assert sorted(row["asr_mean"] or 0 for row in rows) == sorted(np.nan_to_num([row["asr_mean"] for row in wrote]))
+        for row in rows:
+            assert row[f"{name}_mean"] == pytest.approx(table.loc[row["trial_keys"], prefix + name].mean())
+        shown = CliRunner().invoke(main, ["table", str(here), "--rule", rule])
+        assert shown.exit_code == 0, shown.output
+        assert "WorstClass" in shown.output
+    assert list(best_frame(Folder(here / "tables")).columns).count(name) == 1
+
+
+def test_the_table_shows_none_of_a_row_one_of_whose_trials_was_not_rescored(here):
+    rescored(here, "--metric", "my_metrics:WorstClass")
+    file = here / "tables" / "rescored.parquet"
+    frame = pd.read_parquet(file)
+    row = best_rows(Folder(here / "tables"), None)[0]
+    frame[frame["trial_key"] != row["trial_keys"][0]].to_parquet(file)
+    after = best_rows(Folder(here / "tables"), None)[0]
+    assert (row["my_metrics:WorstClass_mean"] is None, after["my_metrics:WorstClass_mean"] is None) == (False, True)
+
+
+@pytest.mark.parametrize(("name", "command"), [("best", "sweep"), ("rescored", "rescore")])
+def test_a_damaged_table_is_one_message(here, name, command):
+    rescored(here)
+    (here / "tables" / f"{name}.parquet").write_bytes(b"PAR1 and nothing")
+    done = CliRunner().invoke(main, ["table", str(here)])
+    assert done.exit_code == 2
+    assert f"{name}.parquet cannot be read" in done.output
+    assert f"`cu-ray {command}` writes it anew" in done.output
 
 
 # ------------------------------------------------------------------------------------------------------------- bad input

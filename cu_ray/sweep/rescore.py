@@ -17,6 +17,7 @@ from cu_ray.errors import UserError, did_you_mean, in_one_line
 from cu_ray.metrics import Metric, Outcome
 from cu_ray.places import Place
 from cu_ray.report.results import SCHEMA_VERSION
+from cu_ray.report.terminal import RESCORED
 from cu_ray.stages.measure import halves, outcome_of
 from cu_ray.stages.poison import selection_half
 from cu_ray.sweep import ledger
@@ -24,7 +25,7 @@ from cu_ray.sweep.ledger import evidence
 from cu_ray.types import Dataset, Domains, Mask, Predictions, Record, Scores
 
 AT_ONCE = 16  # files
-TABLE = "rescored.parquet"
+TABLE = f"{RESCORED}.parquet"
 KEPT_BY = "`evidence: true` in the sweep file keeps it; the same `cu-ray sweep` command then makes again what has none"
 
 
