@@ -612,8 +612,8 @@ def interrupted_at_its_first_trial(sweep, monkeypatch):
     """The results of a run that is interrupted while the record of its first trial is on its way."""
     ended = Dispatch.ended
 
-    def ended_and_interrupted(dispatch, name, record):
-        ended(dispatch, name, record)
+    def ended_and_interrupted(dispatch, name, record, file=None):
+        ended(dispatch, name, record, file)
         if record.kind == "trial":
             raise KeyboardInterrupt
 
