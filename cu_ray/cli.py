@@ -265,7 +265,7 @@ def merge(folder: Place, others: tuple[Place, ...]) -> None:
         if not (other / "ledger").files():
             raise UserError(f"there is no {other / 'ledger'}: is {other} the folder of a sweep (results/NAME)?")
     with ledger.Ledger(folder / "ledger") as book:
-        count = sum(book.take_over(ledger.read(other / "ledger")) for other in others)
+        count = sum(book.take_over(other / "ledger") for other in others)
     console().print(f"{count} records came in. The `cu-ray sweep` command takes them as done, and writes the tables.")
 
 
@@ -323,7 +323,7 @@ def plan(
         return
     table = Table(show_header=False, box=None)
     for name, value in counts.to_json().items():
-        if name != "by_method":
+        if name != "by_method" and (value or name != "evidence_bytes"):
             table.add_row(name, "unknown" if value is None else f"{value:,.2f}" if name == "hours" else f"{value:,.0f}")
     for method, count in counts.by_method.items():
         table.add_row(f"  {method}", f"{count:,}")
@@ -499,6 +499,14 @@ def _summary(kind: str, name: str) -> str:
     return RULES[name].summary if kind == "rules" else str(plugins.find(kind, name).summary)
 
 
+@main.command()
+def schema() -> None:
+    """Print the JSON Schema of a sweep file, by which editors complete and check it: docs/sweep-file.md says how."""
+    from cu_ray.schema import schema as schema_of_sweeps
+
+    print(json.dumps(schema_of_sweeps()))
+
+
 @main.command("try")
 @click.argument("method")
 @click.option("--set", "settings", multiple=True, help="a hyperparameter, like --set alpha=0.1")
@@ -576,6 +584,21 @@ def bundle(folder: Place, to: Path | None, models: bool) -> None:
     if made.missing:
         out.print(f"{len(made.missing)} originals are in the store no more, and not in the bundle.")
     out.print("CITATION.cff has one place to edit: who ran it.")
+
+
+@main.command()
+@click.argument("folder", type=PLACE)
+@click.option(
+    "--metric", "metrics", multiple=True, help="one of `cu-ray list metrics`, or your own as file:Class  [default: all]"
+)
+def rescore(folder: Place, metrics: tuple[str, ...]) -> None:
+    """Compute metrics of the sweep in FOLDER (results/NAME) from the evidence that it kept. Runs no model again."""
+    from cu_ray.sweep import rescore as rescoring
+
+    made, out = rescoring.rescore(folder, metrics), console()
+    out.print(Text(f"{made.table}: {', '.join(made.metrics)} of {made.num_rows} trials and originals"), soft_wrap=True)
+    if made.num_without:
+        out.print(Text(f"{made.num_without} are without evidence. {rescoring.KEPT_BY}."), soft_wrap=True)
 
 
 def _print_record(record: Any) -> None:

@@ -35,11 +35,14 @@ MOST_COMBINATIONS = 10_000  # of the values that lists in one mapping give, and 
 MOST_INTEGERS_CHECKED = 64  # of a range, when hyperparameters are held against the model
 SECTIONS = (
     *("name", "dataset", "model", "manipulation", "train", "original", "detection", "deletion_fractions", "seeds"),
-    *("methods", "search", "controls", "runtime"),
+    *("methods", "search", "controls", "evidence", "runtime"),
 )
+REQUIRED = ("name", "dataset", "model", "manipulation", "methods")
+NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
 MERGED = {"train": 1, "search": 1, "controls": 1, "runtime": 1, "methods": 2}  # in a file that extends another
 SCRATCH = "~/.cache/cu-ray/scratch"
 OWN = ("name",)  # what a file does not take from one that it extends
+EVIDENCE = FieldFact("evidence", bool, False, None, None, None)
 RESERVED = ("trials", "points", "sampler", "keep")
 
 Value = Any
@@ -202,6 +205,7 @@ class Sweep:
     original: OriginalSection
     runtime: RuntimeSection
     text: str = ""  # the file, with what it extends
+    evidence: bool = False  # whether the predictions on the test images are kept
     shard: tuple[int, int] = (1, 1)  # which part of it, and of how many
 
     @property
@@ -298,7 +302,7 @@ class _Reader:
         for key in top:
             if key not in SECTIONS:
                 self.fault(key, f"unknown section. {did_you_mean(key, (*SECTIONS, 'extends'))}")
-        for key in ("name", "dataset", "model", "manipulation", "methods"):
+        for key in REQUIRED:
             if key not in top:
                 self.fault("", f"the section {key!r} is missing")
         for key in ("dataset", "model", "manipulation", "methods", "detection"):
@@ -306,7 +310,7 @@ class _Reader:
                 self.fault(key, "this section is empty")
         train = {} if top.get("train") is None else top["train"]
         name = top.get("name", "sweep")
-        if not (isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}", name)):
+        if not (isinstance(name, str) and re.fullmatch(NAME, name)):
             self.fault("name", f"{name!r} is not allowed. Allowed: up to 100 letters, digits, '_', '-' and '.', no path")
         datasets = self.plugins("datasets", "dataset", top.get("dataset"))
         models = self.plugins("models", "model", top.get("model"))
@@ -326,6 +330,7 @@ class _Reader:
         controls = self.section(ControlsSection, "controls")
         original = self.section(OriginalSection, "original")
         runtime = self.section(RuntimeSection, "runtime")
+        evidence = self.value(EVIDENCE, top.get("evidence", EVIDENCE.default), "evidence", EVIDENCE.default)
         methods = self.methods(top.get("methods"), search, [model for _, model in models])
         settled = self.settled(
             datasets, models, manipulations, {index: each for index, each in fractions.items() if 0 < each <= 1}
@@ -350,6 +355,7 @@ class _Reader:
             original,
             runtime,
             yaml.safe_dump(top, sort_keys=False, allow_unicode=True),
+            evidence,
         )
 
     # ------------------------------------------------------------------------------------------------------- sections

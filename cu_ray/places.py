@@ -117,6 +117,15 @@ class Folder:
             path.unlink(missing_ok=True)
 
 
+def sync(folder: Folder) -> None:
+    """Return when the names of its files last."""
+    descriptor = os.open(folder.path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 @dataclass(frozen=True)
 class Remote:
     """What a URI names, reached by pyarrow. An object appears when it is whole; an earlier one stays until then."""

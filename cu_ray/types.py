@@ -413,6 +413,18 @@ class TrialSpec:
 Scores = dict[str, float | None]
 
 
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """The predicted classes of all test images [N]: as they are, and with the trigger where the manipulation has one."""
+
+    plain: Indices
+    triggered: Indices | None
+
+    def seen(self, stamped: bool) -> Indices:
+        """Those with the trigger or without; a manipulation that has none changes no test image."""
+        return self.triggered if stamped and self.triggered is not None else self.plain
+
+
 @dataclass(frozen=True)
 class Cost:
     """Images that went forward and backward through a whole model."""
@@ -449,6 +461,7 @@ class Record:
     scores: Scores = dataclasses.field(default_factory=dict)
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # further columns: sizes, costs, seconds, device
     notes: dict[str, float] = dataclasses.field(default_factory=dict)  # what the method wished to have recorded
+    predictions: Predictions | None = dataclasses.field(default=None, compare=False, repr=False)  # for the evidence; no JSON
 
     @property
     def ok(self) -> bool:
@@ -456,8 +469,10 @@ class Record:
         return self.status == "ok"
 
     def to_json(self) -> dict[str, Any]:
-        """The record as plain JSON values; `Record(**values)` undoes it."""
-        return dataclasses.asdict(self)
+        """The record as plain JSON values; `Record(**values)` undoes it, but for the predictions."""
+        values = dataclasses.asdict(dataclasses.replace(self, predictions=None))
+        del values["predictions"]
+        return values
 
 
 # ----------------------------------------------------------------------------------------------------------- protocols

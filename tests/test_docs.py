@@ -19,17 +19,16 @@ from cu_ray import config, plugins
 from cu_ray.cli import main
 from cu_ray.selection import RULES
 from cu_ray.sweep import tables
+from cu_ray.types import TrainRecipe
 from tests import sweeps
 from tests.report.made import folder
 
 ROOT = Path(__file__).parent.parent
 
 
-def block(page: str, language: str) -> str:
-    """The first fenced block of that language on a page."""
-    match = re.search(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
-    assert match is not None
-    return match[1]
+def block(page: str, language: str, number: int = 0) -> str:
+    """A fenced block of that language on a page, the first by default."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)[number]
 
 
 def test_the_example_sweep_file_is_one():
@@ -75,6 +74,25 @@ def test_every_column_is_documented(tmp_path):
         for column in pq.read_schema(tmp_path / f"{name}.parquet").names:
             stem = re.sub(r"^(val|report|hp)_|_(mean|std|low|high|given|true)$", "", column)
             assert re.search(rf"\b{stem}", page), f"docs/tables.md does not say what {name}.{column} is"
+
+
+def test_every_section_and_setting_of_a_sweep_file_is_documented():
+    page = (ROOT / "docs" / "sweep-file.md").read_text(encoding="utf-8")
+    missing = [name for name in (*config.SECTIONS, "extends") if not re.search(rf"^## {name}\b|^{name}:", page, re.M)]
+    sections = {
+        "search": config.SearchSection,
+        "controls": config.ControlsSection,
+        "original": config.OriginalSection,
+        "runtime": config.RuntimeSection,
+    }
+    for section, cls in sections.items():
+        text = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+        missing += [f"{section}.{name}" for name in plugins.facts(cls) if not re.search(rf"`{name}\b|\b{name}:", text)]
+    train = re.search(r"^train: .*", page, re.M)[0]
+    missing += [f"train.{name}" for name in plugins.facts(TrainRecipe) if f"{name}:" not in train]
+    under = page.partition("\n## Under a method\n")[2].partition("\n## ")[0]
+    missing += [name for name in (*config.RESERVED, "low", "high", "log", "num") if f"{name}:" not in under]
+    assert missing == []
 
 
 def test_the_page_on_python_runs_as_printed(tmp_path):

@@ -688,8 +688,8 @@ def test_a_ledger_takes_over_what_it_lacks_and_what_went_better_elsewhere(tmp_pa
         book.append(trial("c"))
         book.append(PointRecord("s", 0, {"alpha": 0.1}, ("z",)))
         book.note_code({"scrub": {"version": 2}})
-        assert book.take_over(ledger.read(tmp_path / "other")) == 4
-        assert book.take_over(ledger.read(tmp_path / "other")) == 0
+        assert book.take_over(tmp_path / "other") == 4
+        assert book.take_over(tmp_path / "other") == 0
     known = ledger.read(tmp_path / "mine")
     assert {key: record.ok for key, record in known.trials.items()} == {"a": True, "b": True, "c": True}
     assert list(known.originals) == ["o"]

@@ -32,7 +32,8 @@ from cu_ray.store import LocalStore, RemoteStore, open_store
 from cu_ray.sweep import ledger
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.doctor import look
-from cu_ray.sweep.ledger import Ledger, PointRecord, objects
+from cu_ray.sweep.ledger import Ledger, PointRecord, evidence, objects
+from cu_ray.sweep.ledger.lines import scan
 from cu_ray.types import Record
 from tests import sweeps
 from tests.object_storage import SECRET, server
@@ -211,6 +212,40 @@ def test_what_comes_while_an_object_is_written_is_one_object(uri, quick):
             future.result()
     assert list(ledger.read(uri).trials) == [f"{number:03d}" for number in range(500)]
     assert len(logs(uri)) < 50
+
+
+def test_evidence_at_a_uri_is_there_before_its_record(uri, quick, monkeypatch):
+    files = [evidence.File(f"{number:03d}", b"%d" % number) for number in range(40)]
+    written, put = [], objects.Batcher._put
+
+    def checked_put(self, lines):
+        written.append({record.key for record in map(json_of, scan(lines).payloads)} <= evidence.keys(at(uri)))
+        put(self, lines)
+
+    monkeypatch.setattr(objects.Batcher, "_put", checked_put)
+    with Ledger(uri) as book:
+        for future in [book.write(trial(file.key), file) for file in files]:
+            future.result()
+    assert set(written) == {True}
+    assert evidence.keys(at(uri)) == ledger.read(uri).trials.keys() == {file.key for file in files}
+    assert evidence.read(at(uri), "007") == b"7"
+
+
+def json_of(payload):
+    known = ledger.Known()
+    assert known.take_in(payload, "test")
+    (record,) = known.trials.values()
+    return record
+
+
+def test_a_record_whose_evidence_cannot_be_written_to_a_uri_is_not_written_either(uri, quick, monkeypatch):
+    def full(place, file):
+        raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"), Ledger(uri) as book:
+        monkeypatch.setattr(objects.evidence, "write", full)
+        book.write(trial("a"), evidence.File("a", b"1")).result()
+    assert ledger.read(uri).trials == {}
 
 
 def logs(uri):
@@ -527,9 +562,9 @@ def test_a_sweep_from_python_has_its_results_at_a_uri(uri, tmp_path, monkeypatch
 def test_a_sweep_whose_ledger_cannot_be_written_any_more_ends_with_the_reason(uri, tmp_path, monkeypatch):
     trials, record_write, write = [], Ledger.write, Remote.write
 
-    def noted(ledger, record):
+    def noted(ledger, record, file=None):
         trials.extend([record.key] if isinstance(record, Record) and record.kind == "trial" else [])
-        return record_write(ledger, record)
+        return record_write(ledger, record, file)
 
     def fails_later(self, name, content):
         if trials and name.endswith(".log"):
@@ -577,8 +612,8 @@ def interrupted_at_its_first_trial(sweep, monkeypatch):
     """The results of a run that is interrupted while the record of its first trial is on its way."""
     ended = Dispatch.ended
 
-    def ended_and_interrupted(dispatch, name, record):
-        ended(dispatch, name, record)
+    def ended_and_interrupted(dispatch, name, record, file=None):
+        ended(dispatch, name, record, file)
         if record.kind == "trial":
             raise KeyboardInterrupt
 

@@ -102,7 +102,7 @@ class Away:
             if self.cluster.ask(f"test -e {quoted(there)} && echo there || true").strip():
                 self.cluster.fetch(there, fetched)
             with ledger.Ledger(self.home / "ledger") as book:
-                book.take_over(ledger.read(fetched / "ledger"))
+                book.take_over(fetched / "ledger")
             shutil.rmtree(fetched / "ledger", ignore_errors=True)
             shutil.copytree(fetched, self.home.path, dirs_exist_ok=True)
 

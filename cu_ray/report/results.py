@@ -66,12 +66,10 @@ def _name(folder: Place) -> str:
 
 
 def _table(tables: Place, name: str) -> pd.DataFrame:
-    import pyarrow as pa
-
     path = tables / f"{name}.parquet"
     try:
         table = read_table(tables, name)
-    except (OSError, pa.ArrowInvalid) as problem:
+    except OSError as problem:
         raise UserError(f"{path} cannot be read: {in_one_line(problem)}. `cu-ray sweep` writes it anew") from None
     said = (table.schema.metadata or {}).get(b"cu_ray_schema", b"").decode(errors="replace")
     if not said.isdigit():

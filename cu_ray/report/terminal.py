@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from cu_ray.errors import UserError, did_you_mean
+from cu_ray.errors import UserError, did_you_mean, in_one_line
 from cu_ray.places import Place, at, owned_by_arrow
+from cu_ray.report.statistics import summarise
 
-COLUMNS = ("acc_corr", "acc_retain", "asr", "confusion_rate")
+RESCORED = "rescored"  # the table that `cu-ray rescore` writes
+COSTS = ("unlearn_seconds", "images_forward", "images_backward")  # means in `best` that are no metrics
 
 
 def rows_of(tables: Place | Path, name: str = "best") -> list[dict[str, Any]]:
@@ -23,18 +25,25 @@ def rows_of(tables: Place | Path, name: str = "best") -> list[dict[str, Any]]:
 
 
 def read_table(tables: Place | Path, name: str) -> pa.Table:
-    """A table as it is in its file. Raises UserError where there is none."""
+    """A table as it is in its file. Raises UserError where there is none, or a damaged one."""
     place, file = at(tables), f"{name}.parquet"
     try:
         content = place.read(file)
     except FileNotFoundError:
         raise UserError(f"there is no {place / file}: is this in the folder of a sweep (results/NAME) that has run?") from None
-    return pq.ParquetFile(pa.BufferReader(owned_by_arrow(content))).read(use_threads=False)
+    try:
+        return pq.ParquetFile(pa.BufferReader(owned_by_arrow(content))).read(use_threads=False)
+    except (OSError, pa.ArrowInvalid) as problem:
+        command = "rescore" if name == RESCORED else "sweep"
+        raise UserError(f"{place / file} cannot be read: {in_one_line(problem)}. `cu-ray {command}` writes it anew") from None
 
 
 def best_rows(tables: Place | Path, rule: str | None) -> list[dict[str, Any]]:
-    """The best of each study under one selection rule, settings together; by default the rule that the search followed."""
-    rows = rows_of(tables)
+    """The best of each study under one selection rule, settings together; by default the rule that the search followed.
+
+    With the metrics that `cu-ray rescore` computed, where it did.
+    """
+    rows = _with_rescored(tables, rows_of(tables))
     rules = list(dict.fromkeys(row["rule"] for row in rows))
     rule = rule or next((row["search_objective"] for row in rows if row["search_objective"]), "oracle_validation")
     if rule not in rules:
@@ -47,7 +56,25 @@ def best_rows(tables: Place | Path, rule: str | None) -> list[dict[str, Any]]:
 
 def metrics_of(rows: list[dict[str, Any]]) -> list[str]:
     """The metrics that have a value in some row."""
-    return [name for name in COLUMNS if any(row[f"{name}_mean"] is not None for row in rows)]
+    names = [column.removesuffix("_mean") for column in rows[0] if column.endswith("_mean")]
+    return [name for name in names if name not in COSTS and any(row[f"{name}_mean"] is not None for row in rows)]
+
+
+def _with_rescored(tables: Place | Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with means and deviations of metrics besides; none of a row that reports a trial which was not rescored."""
+    if not at(tables).has(f"{RESCORED}.parquet"):
+        return rows
+    scores = {each["trial_key"]: each for each in rows_of(tables, RESCORED)}
+    columns = next(iter(scores.values()), {})
+    names = [name for name in columns if {f"val_{name}", f"report_{name}"} <= columns.keys() and f"{name}_mean" not in rows[0]]
+    return [row | _over_trials(row, names, scores) for row in rows]
+
+
+def _over_trials(row: dict[str, Any], names: list[str], scores: dict[str, dict[str, Any]]) -> dict[str, float | None]:
+    prefix = "report_" if row["reports_on"] == "report half" else ""
+    there = [scores[key] for key in row["trial_keys"]] if scores.keys() >= set(row["trial_keys"]) else []
+    summaries = {name: summarise([each[prefix + name] for each in there]) for name in names}
+    return {f"{name}_{part}": getattr(each, part) for name, each in summaries.items() for part in ("mean", "std")}
 
 
 def best_table(tables: Place | Path, rule: str | None = None) -> Table:
@@ -62,7 +89,7 @@ def best_table(tables: Place | Path, rule: str | None = None) -> Table:
     if several:
         table.add_column("setting")
     for name in ("method", "fraction", *metrics, "seconds", "n"):
-        table.add_column(name, justify="left" if name == "method" else "right")
+        table.add_column(name.rpartition(":")[2], justify="left" if name == "method" else "right")
     previous: tuple[Any, ...] = ()
     for cell, row in zip(cells, shown, strict=True):
         if previous and previous != (cell, method_of(row)):

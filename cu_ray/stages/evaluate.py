@@ -3,39 +3,48 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import numpy as np
 
-from cu_ray import plugins
 from cu_ray.errors import ContractBroken
 from cu_ray.identity import generator_for
 from cu_ray.lazy import torch
 from cu_ray.learning.batches import DeviceImages
 from cu_ray.learning.precision import autocast
-from cu_ray.metrics import Outcome
+from cu_ray.stages.measure import halves, measure, metrics
 from cu_ray.stages.poison import OnDevice
 from cu_ray.stages.reasons import is_out_of_memory, reason_of
-from cu_ray.types import DeletionSplit, Indices, Mask, PoisonedDataset, Scores
+from cu_ray.types import DeletionSplit, Indices, Mask, PoisonedDataset, Predictions, Scores
 
 BATCH_SIZES = {"cpu": 500, "cuda": 2000}  # a GPU is a seventh faster at the larger one
 RETAIN_SAMPLE = 1000  # images of the retain set on which `retain_given` is measured
 
 
-def evaluate(model: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice, split: DeletionSplit, precision: str) -> Scores:
-    """All scores of a model, each between 0 and 1, or None where it has no meaning.
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The scores of a model, each between 0 and 1 or None where it has no meaning, and the predictions behind its metrics."""
+
+    scores: Scores
+    predictions: Predictions
+
+
+def evaluate(
+    model: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice, split: DeletionSplit, precision: str
+) -> Evaluation:
+    """All scores of a model.
 
     The metrics on the whole test set, and on its selection (`val_`) and report half (`report_`); accuracies on the deletion
     set, on the manipulated samples nobody found, on a sample of the retain set, on the held-out part of the deletion set and
     on the owner's validation samples. `_given`: against the labels as given; `_true`: against the true ones.
     """
     test = TestPredictions(model, poisoned, data, precision)
-    everywhere = np.ones(len(poisoned.selection_half), dtype=bool)
-    halves = {"": everywhere, "val_": poisoned.selection_half, "report_": ~poisoned.selection_half}
-    scores = {prefix + name: score for prefix, rows in halves.items() for name, score in test.metrics(rows).items()}
+    counted = halves(poisoned.selection_half)
+    scores = {prefix + name: score for prefix, rows in counted.items() for name, score in test.metrics(rows).items()}
+    scores |= _training_scores(model, poisoned, data, split, precision)
     validation = poisoned.validation
-    return {**scores, **_training_scores(model, poisoned, data, split, precision)} | {
-        "validation_given": float((test.seen(validation.rows, validation.stamped) == validation.labels).mean())
-    }
+    scores["validation_given"] = float((test.seen(validation.rows, validation.stamped) == validation.labels).mean())
+    return Evaluation(scores, test.predictions)
 
 
 def training_sets(poisoned: PoisonedDataset, split: DeletionSplit) -> dict[str, Indices]:
@@ -76,27 +85,17 @@ class TestPredictions:
     def __init__(self, model: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice, precision: str) -> None:
         self._poisoned = poisoned
         rows = torch.arange(len(poisoned.selection_half), device=data.device)
-        self._clean = predict(model, data.test, rows, precision)
+        plain = predict(model, data.test, rows, precision)
         has_stamp = poisoned.corruption.stamp is not None
-        self._stamped = predict(model, data.test, rows, precision, stamp_all=True) if has_stamp else self._clean
+        self.predictions = Predictions(plain, predict(model, data.test, rows, precision, stamp_all=True) if has_stamp else None)
 
     def seen(self, rows: Indices, stamped: Mask) -> Indices:
         """The predictions for these rows, each with or without the trigger."""
-        return np.where(stamped, self._stamped[rows], self._clean[rows])
+        return np.where(stamped, self.predictions.seen(True)[rows], self.predictions.plain[rows])
 
     def metrics(self, counted: Mask) -> Scores:
         """Every metric over those test images that are counted."""
-        domains, labels = self._poisoned.domains, self._poisoned.dataset.test.labels
-        affected, retain = (view.rows[counted[view.rows]] for view in (domains.affected, domains.retain))
-        outcome = Outcome(
-            (self._stamped if domains.affected.stamped else self._clean)[affected],
-            labels[affected],
-            (self._stamped if domains.retain.stamped else self._clean)[retain],
-            labels[retain],
-            domains.target,
-            domains.confused,
-        )
-        return {name: plugins.find("metrics", name)().measure(outcome) for name in plugins.names("metrics")}
+        return measure(metrics(), self.predictions, self._poisoned.domains, self._poisoned.dataset.test.labels, counted)
 
 
 def predict(

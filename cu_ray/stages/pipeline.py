@@ -24,7 +24,7 @@ from cu_ray.lazy import torch
 from cu_ray.learning.batches import as_tensor
 from cu_ray.learning.precision import require
 from cu_ray.plugins import name_of
-from cu_ray.stages.evaluate import evaluate, images_evaluated
+from cu_ray.stages.evaluate import Evaluation, evaluate, images_evaluated
 from cu_ray.stages.evidence import OriginalsEvidence
 from cu_ray.stages.poison import OnDevice, detect, nothing_found, poison, upload
 from cu_ray.stages.process import is_from_signal, state_kept
@@ -47,14 +47,14 @@ class Workbench:
 
     def run_original(self, spec: OriginalSpec) -> Record:
         """The record of an original model, which is then in the store; trained only where it is not there yet."""
-        return self._recorded("original", spec.key, spec.describe(), lambda facts: self._original_scores(spec, facts))
+        return self._recorded("original", spec.key, spec.describe(), lambda facts: self._original_evaluated(spec, facts))
 
     def run_trial(self, spec: TrialSpec) -> Record:
         """The record of a trial; its original is trained first where the store has none.
 
         Raises for no failed trial, only for a signal that ends this process.
         """
-        return self._recorded("trial", spec.key, spec.describe(), lambda facts: self._trial_scores(spec, facts))
+        return self._recorded("trial", spec.key, spec.describe(), lambda facts: self._trial_evaluated(spec, facts))
 
     def poisoned(self, setting: Setting) -> tuple[PoisonedDataset, OnDevice]:
         """The manipulated data of a setting, here and on the device."""
@@ -126,7 +126,7 @@ class Workbench:
         }
         return result
 
-    def _original_scores(self, spec: OriginalSpec, facts: dict[str, Any]) -> tuple[dict[str, float | None], dict[str, float]]:
+    def _original_evaluated(self, spec: OriginalSpec, facts: dict[str, Any]) -> tuple[Evaluation, dict[str, float]]:
         poisoned, data = self.poisoned(spec.setting)
         started = now(self._device)
         model, trained = self.original(spec)
@@ -136,23 +136,25 @@ class Workbench:
             "num_affected": poisoned.num_affected,
         }
         run = copy.deepcopy(model)  # the one that trials share is never run
-        return self._timed_scores(run, poisoned, data, nothing_found(poisoned), spec.setting, facts), {}
+        return self._evaluated(run, poisoned, data, nothing_found(poisoned), spec.setting, facts), {}
 
-    def _trial_scores(self, spec: TrialSpec, facts: dict[str, Any]) -> tuple[dict[str, float | None], dict[str, float]]:
+    def _trial_evaluated(self, spec: TrialSpec, facts: dict[str, Any]) -> tuple[Evaluation, dict[str, float]]:
         name = name_of(spec.method)
         try:
             result = self.unlearned(spec, facts)
             with blamed(name, ContractBroken):
-                return self.scores(spec, result.model, facts), result.notes
+                return self._evaluated_trial(spec, result.model, facts), result.notes
         finally:
             with blamed(name, ContractBroken):
                 self._leave_clean(spec.original.setting)
 
-    def scores(self, spec: TrialSpec, model: torch.nn.Module, facts: dict[str, Any] | None = None) -> Scores:
+    def scores(self, spec: TrialSpec, model: torch.nn.Module) -> Scores:
         """The scores of an unlearned model of this trial."""
+        return self._evaluated_trial(spec, model, {}).scores
+
+    def _evaluated_trial(self, spec: TrialSpec, model: torch.nn.Module, facts: dict[str, Any]) -> Evaluation:
         poisoned, data = self.poisoned(spec.original.setting)
-        split = self.split(spec)
-        return self._timed_scores(model, poisoned, data, split, spec.original.setting, {} if facts is None else facts)
+        return self._evaluated(model, poisoned, data, self.split(spec), spec.original.setting, facts)
 
     def split(self, spec: TrialSpec) -> DeletionSplit:
         """What detection found; the last of it is kept, as the next trial often has the same.
@@ -170,7 +172,7 @@ class Workbench:
             self._last_split = key, split
         return self._last_split[1]
 
-    def _timed_scores(
+    def _evaluated(
         self,
         model: torch.nn.Module,
         poisoned: PoisonedDataset,
@@ -178,38 +180,41 @@ class Workbench:
         split: Any,
         setting: Setting,
         facts: dict[str, Any],
-    ) -> dict[str, float | None]:
+    ) -> Evaluation:
         started = now(self._device)
-        scores = evaluate(model, poisoned, data, split, setting.train.precision)
+        evaluation = evaluate(model, poisoned, data, split, setting.train.precision)
         facts["eval_seconds"] = now(self._device) - started
-        return scores
+        return evaluation
 
     def _recorded(
         self,
         kind: str,
         key: str,
         spec: dict[str, Any],
-        run: Callable[[dict[str, Any]], tuple[dict[str, float | None], dict[str, float]]],
+        run: Callable[[dict[str, Any]], tuple[Evaluation, dict[str, float]]],
     ) -> Record:
         facts: dict[str, Any] = {"started_at": _timestamp(), "num_classes": self.dataset.num_classes, **self._machine()}
-        cut_off = False
+        scores: Scores = {}
+        notes: dict[str, float] = {}
+        predictions, cut_off = None, False
         try:
             with state_kept():
-                scores, notes = run(facts)
-            _require_finite_scores(scores)
+                evaluation, noted = run(facts)
+            _require_finite_scores(evaluation.scores)
+            scores, predictions, notes = evaluation.scores, evaluation.predictions, noted
             status, error = "ok", None
         except Diverged as problem:
-            scores, notes, status, error = {}, {}, "diverged", reason_of(problem)
+            status, error = "diverged", reason_of(problem)
         except BaseException as problem:  # whatever a plug-in raises becomes a row, and the sweep goes on
             if is_from_signal(problem):
                 raise
-            scores, notes, status, error = {}, {}, "failed", reason_of(problem)
+            status, error = "failed", reason_of(problem)
             facts |= {"out_of_memory": True} if is_out_of_memory(problem) else {}
             cut_off = is_out_of_memory(problem) or not isinstance(problem, Exception)
         facts |= {"finished_at": _timestamp(), "peak_memory_bytes": self._peak_memory()}
         if cut_off:  # at any place, and with the frames gone there is memory to free
             self._forget()
-        return Record(kind, key, spec, status, error, scores, facts, notes)
+        return Record(kind, key, spec, status, error, scores, facts, notes, predictions)
 
     def _leave_clean(self, setting: Setting) -> None:
         """Raise ContractBroken where a trial wrote into what trials share; all of that is then made again."""

@@ -17,7 +17,7 @@ from cu_ray.plugins import name_of
 from cu_ray.selection import RULES, Parts
 from cu_ray.sweep import sampling
 from cu_ray.sweep.breaker import Breaker
-from cu_ray.sweep.ledger import Known, PointRecord
+from cu_ray.sweep.ledger import Known, PointRecord, evidence
 from cu_ray.sweep.plan import Hyperparameters, Plan, StudySpec, memo_group, trial_cost
 from cu_ray.sweep.ready import COMPUTES_MEMO, ORIGINAL, OTHER, Job, Ready
 from cu_ray.types import OriginalSpec, Record, Scores, TrialSpec
@@ -31,8 +31,8 @@ class Journal(Protocol):
     def append(self, record: Record | PointRecord) -> None:
         """Write a record durably."""
 
-    def write(self, record: Record | PointRecord) -> Future[None]:
-        """Write a record behind all earlier ones; the future is done when it lasts."""
+    def write(self, record: Record | PointRecord, file: evidence.File | None = None) -> Future[None]:
+        """Write a record behind all earlier ones; the future is done when it lasts, and its evidence with it."""
 
 
 @dataclass
@@ -49,7 +49,10 @@ class StudyState:
 
 
 class Agenda:
-    """The jobs of a plan, given what the journal already holds."""
+    """The jobs of a plan, given what the journal already holds.
+
+    lacking: the keys of records without the evidence that is to be kept: these are made again.
+    """
 
     def __init__(
         self,
@@ -59,6 +62,7 @@ class Agenda:
         original_cached: Callable[[str], bool],
         retry_failed: bool = False,
         max_failures: int = 10,
+        lacking: Collection[str] = (),
     ) -> None:
         self.plan, self._journal, self._original_cached = plan, journal, original_cached
         versions = {name_of(study.method.cls): study.method.cls.version for study in plan.studies}
@@ -71,7 +75,7 @@ class Agenda:
                 and (record.ok or not retry_failed)
             ),
         )
-        self._retry_failed = retry_failed
+        self._retry_failed, self._lacking = retry_failed, set(lacking)
         self._ready = Ready(lambda job: job.key in self._wanted and job.key not in self._running)
         self._waiting: dict[str, list[Job]] = {}  # by the key of the original or the memo group they wait for
         self._wanted: dict[str, Job] = {}  # not done yet, by key
@@ -87,6 +91,9 @@ class Agenda:
         self._states = {study.spec.key: study for study in self.studies}
         for study in self.studies:
             self._advance(study)
+        for original in plan.originals():
+            if original.key in self._lacking:
+                self._want_original(original)
         self._take_in_failures()
 
     @property
@@ -112,6 +119,10 @@ class Agenda:
     def wants(self, key: str) -> bool:
         """Whether an original or trial is still to be made."""
         return key in self._wanted
+
+    def trains(self, key: str) -> bool:
+        """Whether an original is still to be trained, and not only looked at for its evidence."""
+        return self.wants(key) and not (key in self._lacking and self._original_cached(key))
 
     def confirmed_points(self, study: StudyState) -> list[Hyperparameters]:
         """The points of a fully searched study that are run on the confirming seeds: the best of every rule, each once."""
@@ -143,9 +154,9 @@ class Agenda:
         self._running.pop(job.key, None)
         self._push(job)
 
-    def write(self, record: Record) -> Future[None]:
+    def write(self, record: Record, file: evidence.File | None = None) -> Future[None]:
         """Put the record of a job into the journal; when that is done the job is completed with it."""
-        return self._journal.write(record)
+        return self._journal.write(record, file)
 
     def complete(self, record: Record) -> None:
         """Take in the record of a job, which the journal has: the studies that wait for it go on."""
@@ -163,6 +174,7 @@ class Agenda:
         self.finished[record.status] += 1
         self._running.pop(record.key, None)
         self._wanted.pop(record.key, None)
+        self._lacking.discard(record.key)
         if record.kind == "original" and not record.ok:
             self._fail_dependents(record)
         for job in self._waiting.pop(record.key, []):
@@ -240,7 +252,7 @@ class Agenda:
             self._listeners[spec.key].append(study)
             return
         known = self._journal.known.trials.get(spec.key)
-        if known is not None and (known.ok or not self._may_retry(spec.key)):
+        if known is not None and not self._is_redone(known):
             return
         self._listeners[spec.key] = [study]
         self._retried.add(spec.key)
@@ -255,14 +267,17 @@ class Agenda:
     def _want_original(self, spec: OriginalSpec) -> None:
         """Have the original made unless it is there; an original of which only the record is there is made again."""
         known = self._journal.known.originals.get(spec.key)
-        if known is not None and (self._original_cached(spec.key) if known.ok else not self._may_retry(spec.key)):
+        if known is not None and not self._is_redone(known) and (not known.ok or self._original_cached(spec.key)):
             return
         if spec.key not in self._wanted:
             self._wanted[spec.key] = Job("original", spec, 3 * spec.images)
             self._push(self._wanted[spec.key])
 
-    def _may_retry(self, key: str) -> bool:
-        return self._retry_failed and key not in self._retried
+    def _is_redone(self, record: Record) -> bool:
+        """Whether a record that is there is to be made again: it lacks evidence, or failed and is tried once more."""
+        if record.ok:
+            return record.key in self._lacking
+        return self._retry_failed and record.key not in self._retried
 
     def _offer(self, job: Job) -> None:
         """Make a trial ready, or let it wait for its original or for the memo that another trial is computing."""

@@ -1,6 +1,6 @@
 """A sweep's results as one folder to archive and cite: all that others need to read them, check them and make them again.
 
-NAME-bundle/: tables/, sweep.yaml, sets.parquet, originals/, code.json, README.txt, CITATION.cff, SHA256SUMS
+NAME-bundle/: tables/, sweep.yaml, sets.parquet, evidence/, originals/, code.json, README.txt, CITATION.cff, SHA256SUMS
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ README = """Results of the sweep {name}, made by cu-ray {version}.
 tables/            trials, originals, best and curves as Parquet
 sweep.yaml         the sweep file: `cu-ray sweep sweep.yaml` makes all of it again
 sets.parquet       which samples were manipulated, found and held out, and which test images choose: row numbers
+evidence/          what each model predicted on the test images, where the sweep kept it: a row an image
 originals/         the original models, as safetensors{missing}
 models/            corrected models with their loaders, where they were asked for
 code.json          the versions of the plug-ins, and fingerprints of their code
@@ -74,6 +75,9 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
     specs = [_spec(record.spec, record.key) for record in known.trials.values()]
     store = open_store(facts["storage"])
     target.write("sets.parquet", _as_parquet(_sets(specs, store)))
+    kept = ledger.evidence.keys(folder / "ledger")
+    for key in sorted(kept & (known.originals.keys() | known.trials.keys())):
+        target.write(f"evidence/{key}.parquet", ledger.evidence.read(folder / "ledger", key))
     missing = [key for key in known.originals if known.originals[key].ok and not _copied(key, store, target)]
     target.write("code.json", json.dumps(known.code, indent=1, sort_keys=True).encode())
     if models:

@@ -36,6 +36,7 @@ class Crew:
             device=device,
             trial_seconds=sweep.runtime.trial_seconds,
             import_path=[str(folder) for folder in sweep.import_path],
+            keeps_evidence=sweep.evidence,
         )
 
     def hand(self, worker: str, job: Job | None) -> None:

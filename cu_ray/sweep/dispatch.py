@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from cu_ray.stages.warm import KEPT
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.canaries import kind_of
+from cu_ray.sweep.ledger import evidence
 from cu_ray.sweep.ready import Job
 from cu_ray.sweep.shares import next_share
 from cu_ray.sweep.watchdog import took_too_long
@@ -105,20 +106,20 @@ class Dispatch:
         self._workers[name], self._failed_starts = Worker(name, since=time.monotonic()), 0
         self.go_on()
 
-    def ended(self, name: str, record: Record) -> None:
-        """A worker ended its job with this record. One of another job is not believed."""
+    def ended(self, name: str, record: Record, file: evidence.File | None = None) -> None:
+        """A worker ended its job with this record and its evidence. A record of another job is not believed."""
         worker = self._workers[name]
         job, worker.job, worker.since = worker.job, None, time.monotonic()
         assert job is not None
         if record.key != job.key:
             reason = f"its worker runs another version of cu-ray or of a plug-in ({record.facts.get('host', 'host unknown')})"
-            record = failed(job, reason)
+            record, file = failed(job, reason), None
         self._ran_out[job.key] += bool(record.facts.get("out_of_memory"))
         if record.facts.get("out_of_memory") and self._share is not None and next_share(self._share) is not None:
             self.too_large.append(job)
             self._kinds_too_large.add(kind_of(job.spec))
         else:
-            self._complete(job, record)
+            self._complete(job, record, file)
         self.go_on()
 
     def left(self, name: str) -> None:
@@ -177,10 +178,10 @@ class Dispatch:
         else:
             self._agenda.give_back(job)
 
-    def _complete(self, job: Job, record: Record) -> None:
+    def _complete(self, job: Job, record: Record, file: evidence.File | None = None) -> None:
         facts = {"gpu_share": self._share, "num_out_of_memory": self._ran_out[job.key]}
         record = replace(record, facts=record.facts | facts)
-        self._written.append((job, record, self._agenda.write(record)))
+        self._written.append((job, record, self._agenda.write(record, file)))
 
     def _take_in(self) -> None:
         """Have the agenda and the display hear of the records that are in the ledger. Raises what went wrong with one."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from cu_ray.plugins import name_of
 from cu_ray.sweep.agenda import Agenda, StudyState
-from cu_ray.sweep.ledger import Known, PointRecord, finished
+from cu_ray.sweep.ledger import Known, PointRecord, evidence, finished
 from cu_ray.sweep.plan import Plan, memo_group, trial_cost, typical_point
-from cu_ray.types import Cost, OriginalSpec, Record, TrialSpec
+from cu_ray.types import Cost, OriginalSpec, Record, Setting, TrialSpec
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,8 @@ class Estimate:
 
     A study that is still to be searched counts with one confirmed point; rules that choose different points add to that.
     `seconds` is the work of one worker, from the pace of trials that are done; None where there are none. `hours` are what that
-    and the evaluation take of GPUs, each worker its share of one; on CPUs of workers.
+    and the evaluation take of GPUs, each worker its share of one; on CPUs of workers. `evidence_bytes` are about what the
+    evidence of that takes on the disk, 0 where none is kept.
     """
 
     originals: int
@@ -34,6 +35,7 @@ class Estimate:
     images_backward: int
     seconds: float | None
     hours: float | None
+    evidence_bytes: int
     by_method: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
@@ -51,7 +53,7 @@ class ReadOnlyJournal:
         """Take the record in; write nothing."""
         self.known.add(record)
 
-    def write(self, record: Record | PointRecord) -> Future[None]:
+    def write(self, record: Record | PointRecord, file: evidence.File | None = None) -> Future[None]:
         """Write nothing."""
         return finished()
 
@@ -65,11 +67,12 @@ def estimate(plan: Plan, agenda: Agenda, known: Known) -> Estimate:
             trials[spec.key] = spec
         unknown += trials_to_come(study)
     originals = plan.originals()
-    done = {key for key in trials if key in known.trials}
+    done = {key for key in trials if key in known.trials and not agenda.wants(key)}
     by_method = dict.fromkeys((name_of(study.method.cls) for study in plan.studies), 0)
     for spec, count in [*((spec, 1) for spec in trials.values()), *unknown]:
         by_method[name_of(spec.method)] += count
-    cost = _remaining(plan, agenda, [*((spec, 1) for key, spec in trials.items() if key not in done), *unknown], originals)
+    to_run = [*((spec, 1) for key, spec in trials.items() if key not in done), *unknown]
+    cost = _remaining(plan, agenda, to_run, originals)
     pace = _pace(known)
     return Estimate(
         originals=len(originals),
@@ -82,6 +85,7 @@ def estimate(plan: Plan, agenda: Agenda, known: Known) -> Estimate:
         images_backward=cost.backward,
         seconds=None if pace is None else pace * passes(cost),
         hours=_hours(known, cost, sum(by_method.values()) - len(done)),
+        evidence_bytes=_evidence_bytes(plan, agenda, to_run, originals) if plan.evidence else 0,
         by_method=by_method,
     )
 
@@ -106,7 +110,7 @@ def trials_to_come(study: StudyState) -> list[tuple[TrialSpec, int]]:
 def _remaining(plan: Plan, agenda: Agenda, trials: list[tuple[TrialSpec, int]], originals: list[OriginalSpec]) -> Cost:
     cost = unlearning_cost(plan, trials)
     for original in originals:
-        if agenda.wants(original.key):
+        if agenda.trains(original.key):
             cost += Cost(original.images, original.images)
     return cost
 
@@ -144,6 +148,20 @@ def _hours(known: Known, cost: Cost, trials: int) -> float | None:
     unlearning = sum(share * each["unlearn_seconds_spent"] for share, each in zip(shares, facts, strict=True)) / spent
     evaluation = sum(share * each["eval_seconds"] for share, each in zip(shares, facts, strict=True)) / len(facts)
     return float(unlearning * passes(cost) + evaluation * trials) / 3600
+
+
+def _evidence_bytes(
+    plan: Plan, agenda: Agenda, trials: Iterable[tuple[TrialSpec, int]], originals: Iterable[OriginalSpec]
+) -> int:
+    counted = [(spec.original.setting, count) for spec, count in trials]
+    counted += [(spec.setting, 1) for spec in originals if agenda.wants(spec.key)]
+    return sum(count * _bytes_of_one(plan, setting) for setting, count in counted)
+
+
+def _bytes_of_one(plan: Plan, setting: Setting) -> int:
+    num_views = 2 if setting.manipulation.has_trigger else 1
+    num_classes = len(setting.dataset.facts().class_names)
+    return evidence.num_bytes(plan.num_images[setting.content_hash][1], num_classes, num_views=num_views)
 
 
 def passes(cost: Cost) -> int:

@@ -169,6 +169,7 @@ class Plan:
     studies: tuple[StudySpec, ...]
     num_images: Mapping[str, tuple[int, int]]  # by content hash
     fractions: tuple[float, ...]
+    evidence: bool = False  # whether it is kept
 
     def originals(self) -> list[OriginalSpec]:
         """The original models, each once."""
@@ -219,7 +220,7 @@ def make(sweep: Sweep, sources: Mapping[Any, Source], precision: Callable[[str],
                     studies += [study for by_fraction in zip(*searches, strict=True) for study in by_fraction]
     sizes = {each.content_hash: (each.num_train, each.num_test) for each in sources.values()}
     unique = {study.key: study for study in studies}
-    return Plan(sweep.name, tuple(unique.values()), sizes, sweep.fractions)
+    return Plan(sweep.name, tuple(unique.values()), sizes, sweep.fractions, sweep.evidence)
 
 
 def _controls(sweep: Sweep, settings: tuple[Setting, ...]) -> Iterator[StudySpec]:

@@ -87,7 +87,8 @@ def preview(sweep: Sweep) -> tuple[Estimate, list[str]]:
     known = ledger.read(sweep.folder / "ledger")
     journal = ReadOnlyJournal(known)
     absent = [plugins.name_of(dataset) for dataset in sweep.datasets if not dataset.is_here()]
-    return estimate(made, Agenda(made, journal, original_cached=_cached_in(sweep)), journal.known), absent
+    agenda = Agenda(made, journal, original_cached=_cached_in(sweep), lacking=_without_evidence(sweep, journal.known))
+    return estimate(made, agenda, journal.known), absent
 
 
 def run(sweep: Sweep, console: Console, *, retry_failed: bool = False, seconds: float = math.inf) -> Outcome:
@@ -119,6 +120,7 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
             original_cached=_cached_in(sweep),
             retry_failed=retry_failed,
             max_failures=sweep.runtime.max_failures,
+            lacking=_without_evidence(sweep, journal.known),
         )
         work = _Work(sweep, made, datasets, agenda, journal, console, deadline)
         interrupted = False
@@ -298,6 +300,14 @@ def device_kind(sweep: Sweep) -> str:
 def _cached_in(sweep: Sweep) -> Any:
     store = open_store(sweep.runtime.storage)
     return lambda key: store.has("originals", key)
+
+
+def _without_evidence(sweep: Sweep, known: ledger.Known) -> set[str]:
+    """The keys of the models that were made without the evidence that the sweep keeps."""
+    if not sweep.evidence:
+        return set()
+    made = {key for key, record in {**known.originals, **known.trials}.items() if record.ok}
+    return made - ledger.evidence.keys(sweep.folder / "ledger")
 
 
 def _require_writable(what: str, place: Place, remedy: str) -> None:

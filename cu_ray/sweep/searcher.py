@@ -14,7 +14,7 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from cu_ray.sweep.dispatch import Dispatch
-from cu_ray.sweep.trainable import unpack
+from cu_ray.sweep.trainable import evidence_in, unpack
 
 
 class WorkerSearcher(Searcher):
@@ -44,7 +44,7 @@ class WorkerSearcher(Searcher):
         if record is None:
             self._dispatch.arrived(trial_id)
         else:
-            self._dispatch.ended(trial_id, record)
+            self._dispatch.ended(trial_id, record, evidence_in(result))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A worker left or died. Tune's own retries are not used: they leave out one that dies while it starts."""

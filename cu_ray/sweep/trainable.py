@@ -19,6 +19,7 @@ from cu_ray.lazy import torch
 from cu_ray.stages.pipeline import Workbench
 from cu_ray.store import open_store
 from cu_ray.sweep.desk import Packed
+from cu_ray.sweep.ledger import evidence
 from cu_ray.sweep.ready import Job
 from cu_ray.sweep.watchdog import at_most
 from cu_ray.types import OriginalSpec, Record, TrialSpec
@@ -35,6 +36,12 @@ def unpack(result: dict[str, Any]) -> Record | None:
     return None if result["record"] is None else Record(**json.loads(result["record"]))
 
 
+def evidence_in(result: dict[str, Any]) -> evidence.File | None:
+    """The evidence of that record, where it is kept."""
+    content = result.get("evidence")
+    return None if content is None else evidence.File(json.loads(result["record"])["key"], content)
+
+
 class StageTrainable(tune.Trainable):
     """One warm worker: it makes a record an iteration, and keeps data, originals and memos on the device in between."""
 
@@ -47,13 +54,14 @@ class StageTrainable(tune.Trainable):
         device: str,
         trial_seconds: float,
         import_path: list[str],
+        keeps_evidence: bool,
     ) -> None:
         """Once a worker. desk: the handle of a Desk; datasets: references to the data sets in the object store, by content."""
         sys.path[:0] = [path for path in import_path if path not in sys.path]  # plug-ins beside the sweep file
         torch.set_num_threads(1)
         self._desk, self._datasets, self._store, self._device = desk, datasets, open_store(storage), device
         self._benches: dict[str, Workbench] = {}
-        self._trial_seconds, self._arrived = trial_seconds, False
+        self._trial_seconds, self._keeps_evidence, self._arrived = trial_seconds, keeps_evidence, False
 
     def step(self) -> dict[str, Any]:
         """The record of the next job; of the first iteration none: it says that the worker is there."""
@@ -63,7 +71,9 @@ class StageTrainable(tune.Trainable):
         job = ray.get(self._desk.take.remote(self.trial_id))
         if job is None:
             return {"record": None, "done": True}
-        return {"record": json.dumps(self._record(job).to_json())}
+        record = self._record(job)
+        file = evidence.packed(record, job["data"]) if self._keeps_evidence else None
+        return {"record": json.dumps(record.to_json()), "evidence": None if file is None else file.content}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the ledger is what remembers."""

@@ -214,7 +214,7 @@ def share_where(hits, rows):
 def scores_of(manipulation, size=8):
     poisoned = poison(DATASET, manipulation, seed=2)
     split = detect(poisoned, Uniform(), size, None)
-    return poisoned, split, evaluate(Linear(), poisoned, upload(poisoned, torch.device("cpu")), split, "fp32")
+    return poisoned, split, evaluate(Linear(), poisoned, upload(poisoned, torch.device("cpu")), split, "fp32").scores
 
 
 def halves(poisoned, rows):

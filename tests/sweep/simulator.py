@@ -19,7 +19,7 @@ from cu_ray.plugins import name_of
 from cu_ray.sweep import plan as plans
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.estimate import ReadOnlyJournal
-from cu_ray.sweep.ledger import Known, Ledger, PointRecord
+from cu_ray.sweep.ledger import Known, Ledger, PointRecord, evidence
 from cu_ray.sweep.plan import Plan, memo_group
 from cu_ray.sweep.ready import Job
 from cu_ray.types import Augmentation, Dataset, Images, Normalisation, OriginalSpec, Record, TrialSpec
@@ -286,11 +286,11 @@ class MortalJournal:
         self.write(record)
         self.known.add(record)
 
-    def write(self, record: Record | PointRecord) -> Future[None]:
+    def write(self, record: Record | PointRecord, file: evidence.File | None = None) -> Future[None]:
         """Write the record, or die."""
         if self._lives == 0 and not self._written:
             raise Killed
-        written = self._ledger.write(record)
+        written = self._ledger.write(record, file)
         if self._lives == 0:
             raise Killed
         self._lives -= 1

@@ -34,11 +34,15 @@ def test_parts_are_disjoint_and_what_they_have_done_is_the_whole(kind, count, tm
     whole = plan(METHODS, **MANY, **KINDS[kind])
     expected, _ = run(whole)
     times = Counter()
-    with Ledger(tmp_path) as merged:
+    with Ledger(tmp_path / "merged") as merged:
         for number in range(1, count + 1):
             known, _ = run(part_of(whole, number, count))
             times.update(known.trials.keys())
-            merged.take_over(known)
+            with Ledger(tmp_path / str(number)) as part:
+                points = (point for written in known.points.values() for point in written.values())
+                for record in (*known.originals.values(), *known.trials.values(), *points):
+                    part.append(record)
+            merged.take_over(tmp_path / str(number))
         assert set(times.values()) == {1}
         assert merged.known.trials == expected.trials
         assert merged.known.originals == expected.originals

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from cu_ray.lease import Lease
 from cu_ray.places import Folder, Place, at
+from cu_ray.sweep.ledger import evidence
 from cu_ray.sweep.ledger.folder import Appender, Lock
 from cu_ray.sweep.ledger.folder import finished as finished
 from cu_ray.sweep.ledger.objects import Batcher
@@ -45,33 +46,42 @@ class Ledger:
         for segment in segments:
             _warn(self.place, segment)
 
-    def append(self, record: Record | PointRecord) -> None:
+    def append(self, record: Record | PointRecord, file: evidence.File | None = None) -> None:
         """Write a record, then take it in. In a folder it lasts when this returns.
 
         At a URI it is on its way then, behind all earlier ones: enough for a point, which follows from those. What a worker
         made goes through `write` and is heard of when that is done.
         """
-        self.write(record)
+        self.write(record, file)
         self.known.add(record)
 
-    def write(self, record: Record | PointRecord) -> Future[None]:
-        """Write a record, which is not taken in yet; the future is done when it will last."""
-        return self._writer.write(to_json(record))
+    def write(self, record: Record | PointRecord, file: evidence.File | None = None) -> Future[None]:
+        """Write a record, which is not taken in yet; the future is done when it will last, and its evidence with it."""
+        return self._writer.write(to_json(record), file)
 
-    def take_over(self, other: Known) -> int:
-        """How many records of another ledger came in: those that this one lacks, or has as failures only."""
+    def take_over(self, where: Place | Path | str) -> int:
+        """How many records of another ledger came in: those that this one lacks, has as failures only or without evidence."""
+        place = at(where)
+        other, theirs, ours = read(place), evidence.keys(place), evidence.keys(self.place)
         mine = {**self.known.originals, **self.known.trials}
-        new: list[Record | PointRecord] = [
+        new = [
             record
             for record in (*other.originals.values(), *other.trials.values())
-            if record.key not in mine or (record.ok and not mine[record.key].ok)
+            if record.key not in mine or (record.ok and not mine[record.key].ok) or (record.ok and record.key in theirs - ours)
         ]
-        for study_key, points in other.points.items():
-            new += [point for index, point in points.items() if index not in self.known.points.get(study_key, {})]
         for record in new:
-            self.append(record)
+            file = evidence.File(record.key, evidence.read(place, record.key)) if record.ok and record.key in theirs else None
+            self.append(record, file)
+        points = [
+            point
+            for study_key, written in other.points.items()
+            for index, point in written.items()
+            if index not in self.known.points.get(study_key, {})
+        ]
+        for point in points:
+            self.append(point)
         self.note_code({name: facts for name, facts in other.code.items() if name not in self.known.code})
-        return len(new)
+        return len(new) + len(points)
 
     def note_code(self, code: dict[str, dict[str, Any]]) -> None:
         """Remember the versions and fingerprints of the plug-ins in use, where they are new."""

@@ -12,7 +12,8 @@ from concurrent.futures import Future
 from typing import IO
 
 from cu_ray.errors import UserError
-from cu_ray.places import Folder
+from cu_ray.places import Folder, sync
+from cu_ray.sweep.ledger import evidence
 from cu_ray.sweep.ledger.lines import line
 from cu_ray.sweep.ledger.segments import Segment, packed
 
@@ -47,6 +48,7 @@ class Appender:
     def __init__(self, place: Folder, segments: list[Segment]) -> None:
         self._place = place
         place.delete_unfinished()
+        evidence.delete_unfinished(place)
         for segment in segments:
             if segment.garbage:
                 _set_aside(place, segment)
@@ -58,8 +60,10 @@ class Appender:
         self._lines = bytearray(begun[0].lines if begun else b"")
         self._file = self._opened()
 
-    def write(self, payload: bytes) -> Future[None]:
-        """Append a line; it is on the disk when this returns."""
+    def write(self, payload: bytes, file: evidence.File | None = None) -> Future[None]:
+        """Append a line, after its evidence; both are on the disk when this returns."""
+        if file is not None:
+            evidence.write(self._place, file)
         if len(self._lines) > SEGMENT_BYTES:
             self._begin_next()
         written = line(payload)
@@ -86,7 +90,7 @@ class Appender:
 
     def _opened(self) -> IO[bytes]:
         file = open(self._place.path / self._segment, "ab")  # noqa: SIM115 (closed by close)
-        _sync(self._place)  # a new file's name has to last, too
+        sync(self._place)  # a new file's name has to last, too
         return file
 
 
@@ -104,11 +108,3 @@ def _set_aside(place: Folder, segment: Segment) -> None:
         aside.flush()
         os.fsync(aside.fileno())
     place.write(segment.name, segment.intact)
-
-
-def _sync(place: Folder) -> None:
-    descriptor = os.open(place.path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,14 +10,25 @@ from __future__ import annotations
 import contextlib
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 
 from cu_ray.lease import Lease
 from cu_ray.places import Place
+from cu_ray.sweep.ledger import evidence
 from cu_ray.sweep.ledger.lines import line
 from cu_ray.sweep.ledger.segments import Segment, packed
 
 COMPACT_AT = 64  # small objects
 OBJECT_BYTES = 1 << 20  # of lines, from which an object is not compacted any more
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A line that is to be written, and the evidence that comes before it."""
+
+    line: bytes
+    file: evidence.File | None
+    future: Future[None]
 
 
 class Batcher:
@@ -31,19 +42,19 @@ class Batcher:
             if segment.garbage or len(segment.lines) > OBJECT_BYTES:
                 break
             self._small.insert(0, (segment.name, segment.lines))
-        self._waiting: list[tuple[bytes, Future[None]]] = []
+        self._waiting: list[Waiting] = []
         self._changed = threading.Condition()
         self._ended = False
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
         self._thread.start()
 
-    def write(self, payload: bytes) -> Future[None]:
-        """Put a line behind all earlier ones; the future is done when it is in an object."""
+    def write(self, payload: bytes, file: evidence.File | None = None) -> Future[None]:
+        """Put a line behind all earlier ones; the future is done when it is in an object, and its evidence in one before."""
         future: Future[None] = Future()
         with self._changed:
             self._raise_error()
-            self._waiting.append((line(payload), future))
+            self._waiting.append(Waiting(line(payload), file, future))
             self._changed.notify()
         return future
 
@@ -63,29 +74,35 @@ class Batcher:
         while batch := self._next():
             try:
                 self._lease.require()
-                self._put(b"".join(lines for lines, _ in batch))
+                self._keep([each.file for each in batch if each.file is not None])
+                self._put(b"".join(each.line for each in batch))
             except BaseException as error:  # raised again where the driver next calls or waits
                 self._fail(error, batch)
                 return
-            for _, future in batch:
-                future.set_result(None)
+            for each in batch:
+                each.future.set_result(None)
             if len(self._small) >= COMPACT_AT:
                 with contextlib.suppress(OSError):  # tried again after the next object
                     self._compact()
 
-    def _next(self) -> list[tuple[bytes, Future[None]]]:
+    def _next(self) -> list[Waiting]:
         """All that waits, as soon as something does; nothing in the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._ended)
             batch, self._waiting = self._waiting, []
             return batch
 
-    def _fail(self, error: BaseException, batch: list[tuple[bytes, Future[None]]]) -> None:
+    def _fail(self, error: BaseException, batch: list[Waiting]) -> None:
         with self._changed:
             self._error = error
             batch, self._waiting = batch + self._waiting, []
-        for _, future in batch:
-            future.set_exception(error)
+        for each in batch:
+            each.future.set_exception(error)
+
+    def _keep(self, files: list[evidence.File]) -> None:
+        if files:
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(lambda file: evidence.write(self._place, file), files))
 
     def _put(self, lines: bytes) -> None:
         self._number += 1

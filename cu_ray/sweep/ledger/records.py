@@ -75,7 +75,9 @@ class Known:
 
 def to_json(record: Record | PointRecord) -> bytes:
     """A record as a payload."""
-    return payload("point" if isinstance(record, PointRecord) else record.kind, dataclasses.asdict(record))
+    if isinstance(record, PointRecord):
+        return payload("point", dataclasses.asdict(record))
+    return payload(record.kind, record.to_json())
 
 
 def payload(what: str, values: dict[str, Any]) -> bytes:
