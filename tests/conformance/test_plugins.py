@@ -45,6 +45,7 @@ VARIANTS = {  # besides the defaults
     "fine_pruning": [{}, {"share": 1.0}],
     "lfssd": [{}, {"selection_share": None, "selection_weight": 2.0}],
     "potion": [{}, {"remaining": 0.0}],  # sought in vain, so that every try is made
+    "rem": [{}, {"steps": 13, "beta": 3.0, "lr": 0.5}],  # a pass over the training set takes 5 steps
     "salun": [{}, {"share": 0.1, "steps": 9}],
     "sap": [{}, {"trusted": 7}],
     "ssd": [{}, {"selection_share": None, "selection_weight": 2.0, "importance_batch_size": 7}],
