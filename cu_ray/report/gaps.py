@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from cu_ray.report.results import Results
 
-COMPARED = ("oracle_validation", "defender", "rem_proxy")  # with `oracle`: all report on the report half
+COMPARED = ("oracle_validation", "defender", "rem_proxy", "potion_stop")  # with `oracle`: all report on the report half
 PLACE = ["cell", "method", "fraction", "seed"]
 
 
