@@ -27,6 +27,7 @@ class Rule:
     combine: Callable[[Parts], float]
     reports: str = "report_"  # prefix of the columns that it reports
     uses_test_labels: bool = True
+    peeks: bool = False  # chooses by the test images that it reports
     held_out: bool = False  # scores the trial in which a part of the deletion set was kept back from the method
 
     def score(self, scores: Scores, num_classes: int) -> float | None:
@@ -77,13 +78,19 @@ RULES = {
     rule.name: rule
     for rule in (
         Rule(
-            "published", "mean of acc_corr and acc_retain on the whole test set, reported on the same", _accuracies(""), _mean, ""
+            "published",
+            "mean of acc_corr and acc_retain on the whole test set, reported on the same",
+            _accuracies(""),
+            _mean,
+            "",
+            peeks=True,
         ),
         Rule(
             "oracle",
             "mean of acc_corr and acc_retain, chosen and reported on the report half: an upper bound",
             _accuracies("report_"),
             _mean,
+            peeks=True,
         ),
         Rule(
             "oracle_validation",
