@@ -78,7 +78,7 @@ def test_the_plane_has_a_row_for_each_corruption_the_most_regular_on_top(content
     assert {best[fraction, 0.0] for fraction in (0.1, 0.5, 1.0)} == {"scrub"}
     drawn = svg.drawn(panel, 0)
     assert all(name in drawn for name in panel.rows)
-    assert "+0.100" in drawn  # half of 0.2
+    assert ">10<" in drawn  # half of 0.2
 
 
 def test_the_table_has_the_same_with_intervals(contents):
@@ -104,6 +104,13 @@ def test_one_kind_of_corruption_is_no_plane_and_one_of_somebody_else_has_no_plac
     assert "plane" not in [figure.name for figure in alone.figures]
     setting = ("d", "m", "their_lab:Theirs", 1, "{}", "{}", "uniform")
     assert plane.regularities({setting: "theirs 1", ("d", "m", "backdoor", *setting[3:]): "backdoor 1"}) == {"backdoor 1": 2}
+
+
+@pytest.mark.parametrize(("ahead", "clear", "text"), [(0.123, False, "12"), (0.0123, True, "1.2*"), (0.0, False, "0.0")])
+def test_the_numbers_of_the_plane_are_short(ahead, clear, text):
+    same, two = plane.summarise([ahead]), plane.summarise([0.5])
+    found = [plane.Spot("x", regularity, 0.5, "a", two, "b", same, clear) for regularity in (0, 2)]
+    assert {each for panel in plane.figure(found, {"a": 0}, "defender").panels for each in panel.lines[0].texts} == {text}
 
 
 def test_many_corruptions_are_several_panels():
