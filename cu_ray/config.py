@@ -332,9 +332,8 @@ class _Reader:
         runtime = self.section(RuntimeSection, "runtime")
         evidence = self.value(EVIDENCE, top.get("evidence", EVIDENCE.default), "evidence", EVIDENCE.default)
         methods = self.methods(top.get("methods"), search, [model for _, model in models])
-        settled = self.settled(
-            datasets, models, manipulations, {index: each for index, each in fractions.items() if 0 < each <= 1}
-        )
+        fitting = {index: each for index, each in fractions.items() if 0 < each <= 1}
+        settled, detected = self.settled(datasets, models, manipulations, detections, fitting)
         self.check_controls(controls, [each for _, each in settled])
         self.check_original(original, {"dataset": datasets, "model": models, "manipulation": settled, "train": trains})
         if self.faults:
@@ -346,7 +345,7 @@ class _Reader:
             tuple(each for _, each in models),
             tuple(settled),
             tuple(each for _, each in trains),
-            tuple(each for _, each in detections),
+            tuple(detected),
             tuple(float(f"{each:.12g}") for each in fractions.values()),
             tuple(seeds.values()),
             tuple(methods),
@@ -613,10 +612,14 @@ class _Reader:
         datasets: list[tuple[str, Any]],
         models: list[tuple[str, Any]],
         manipulations: list[tuple[str, Any]],
+        detections: list[tuple[str, Any]],
         fractions: dict[int, float],
-    ) -> list[tuple[Any, Any]]:
-        """Each manipulation for each data set, class names resolved; complains of what does not fit the images."""
-        pairs = []
+    ) -> tuple[list[tuple[Any, Any]], list[Any]]:
+        """Each manipulation for each data set, class names resolved, and the detections, their files read.
+
+        Complains of what does not fit the images.
+        """
+        pairs, detected = [], [each for _, each in detections]
         for place, dataset in datasets:
             try:
                 facts: DatasetFacts = dataset.facts()
@@ -637,7 +640,12 @@ class _Reader:
                     self.fault(f"{path}.{error.field}", str(error))
                 if size:
                     self.check_sizes(size, fractions, facts.num_train)
-        return pairs
+            for index, (path, detection) in enumerate(detections):
+                try:
+                    detected[index] = detection.settle(facts)  # the same for all data sets that it fits
+                except FieldFault as error:
+                    self.fault(f"{path}.{error.field}", str(error))
+        return pairs, detected
 
     def check_controls(self, controls: ControlsSection, manipulations: list[Any]) -> None:
         """Complain of controls that none of the manipulations has."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from cu_ray.types import Scores
 
 REM_PROXY_FLOOR = 0.2
+POTION_REMAINING = 0.2
 
 Parts = tuple[float, float]
 
@@ -26,6 +27,7 @@ class Rule:
     combine: Callable[[Parts], float]
     reports: str = "report_"  # prefix of the columns that it reports
     uses_test_labels: bool = True
+    peeks: bool = False  # chooses by the test images that it reports
     held_out: bool = False  # scores the trial in which a part of the deletion set was kept back from the method
 
     def score(self, scores: Scores, num_classes: int) -> float | None:
@@ -60,17 +62,35 @@ def _rem_proxy(scores: Scores, num_classes: int) -> Parts | None:
     return None if retain is None or deletion is None else (1 - max(deletion, REM_PROXY_FLOOR), retain)
 
 
+def _potion_stop(scores: Scores, num_classes: int) -> Parts | None:
+    """What is lacking to forgotten, at most 0, and what is kept."""
+    before, deletion, retain = (scores.get(name) for name in ("deletion_given_before", "deletion_given", "retain_given"))
+    if before is None or deletion is None or retain is None:
+        return None
+    return min(0.0, POTION_REMAINING * before - deletion), retain
+
+
+def _utility_once_corrected(parts: Parts) -> float:
+    return parts[0] or parts[1]
+
+
 RULES = {
     rule.name: rule
     for rule in (
         Rule(
-            "published", "mean of acc_corr and acc_retain on the whole test set, reported on the same", _accuracies(""), _mean, ""
+            "published",
+            "mean of acc_corr and acc_retain on the whole test set, reported on the same",
+            _accuracies(""),
+            _mean,
+            "",
+            peeks=True,
         ),
         Rule(
             "oracle",
             "mean of acc_corr and acc_retain, chosen and reported on the report half: an upper bound",
             _accuracies("report_"),
             _mean,
+            peeks=True,
         ),
         Rule(
             "oracle_validation",
@@ -91,6 +111,13 @@ RULES = {
             "acc(retain set) x (1 - max(acc(deletion set), 0.2)), labels as given (arXiv 2505.17730)",
             _rem_proxy,
             _product,
+            uses_test_labels=False,
+        ),
+        Rule(
+            "potion_stop",
+            "best acc(retain set) where acc(deletion set), labels as given, is a fifth of the original's at most (2406.09173)",
+            _potion_stop,
+            _utility_once_corrected,
             uses_test_labels=False,
         ),
     )

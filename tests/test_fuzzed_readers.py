@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from cu_ray import incident as incidents
 from cu_ray.datasets.image_folder import ImageFolder
 from cu_ray.datasets.npz import Npz
 from cu_ray.datasets.parquet import Parquet
 from cu_ray.errors import UserError
-from cu_ray.manipulations import _incident
 from cu_ray.store import LocalStore
 from cu_ray.sweep import weights
 from cu_ray.types import DatasetFacts
@@ -86,7 +86,7 @@ READERS: dict[str, tuple[Make, Read]] = {
     **{
         f"samples in {ending}": (
             lambda folder, ending=ending: incident(folder, ending),
-            lambda path, cache: _incident.read(str(path), FACTS),
+            lambda path, cache: incidents.read(str(path), FACTS),
         )
         for ending in ("csv", "npz", "parquet")
     },

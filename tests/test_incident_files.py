@@ -17,7 +17,7 @@ from cu_ray.cli import main
 from cu_ray.detections.uniform import Uniform
 from cu_ray.errors import Faults
 from cu_ray.identity import key_of
-from cu_ray.manipulations._incident import Incident, packed, unpacked
+from cu_ray.incident import Incident, packed, unpacked
 from cu_ray.manipulations.from_file import FromFile
 from cu_ray.methods.catastrophic_forgetting import CatastrophicForgetting
 from cu_ray.plugins import build, describe

@@ -17,6 +17,7 @@ SCORES = {
     "held_out_given": 0.25,
     "retain_given": 0.75,
     "deletion_given": 0.6,
+    "deletion_given_before": 0.5,
 }
 NEEDS = {
     "published": ("acc_corr", "acc_retain"),
@@ -24,6 +25,7 @@ NEEDS = {
     "oracle_validation": ("val_acc_corr", "val_acc_retain"),
     "defender": ("validation_given", "held_out_given"),
     "rem_proxy": ("retain_given", "deletion_given"),
+    "potion_stop": ("deletion_given_before", "deletion_given", "retain_given"),
 }
 
 
@@ -39,6 +41,7 @@ def score(rule, num_classes=10, **changes):
         ("oracle_validation", 0.7),  # (0.8 + 0.6) / 2
         ("defender", 0.6),  # 0.8 x (1 - 0.25)
         ("rem_proxy", 0.3),  # 0.75 x (1 - 0.6)
+        ("potion_stop", -0.5),  # 0.2 x 0.5 - 0.6
     ],
 )
 def test_a_rules_score_is_its_closed_form(rule, expected):
@@ -71,6 +74,21 @@ def test_the_proxy_gains_nothing_below_its_floor_of_a_fifth_whatever_the_number_
         assert score("rem_proxy", num_classes, deletion_given=deletion) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("before", "deletion", "expected"),
+    [
+        (0.9, 0.18, 0.75),  # forgotten: what is kept counts, and nothing else
+        (0.9, 0.0, 0.75),
+        (0.9, 0.19, -0.01),  # not yet: the nearest to it is the best, and none as good as any that has
+        (0.9, 0.9, -0.72),
+        (0.1, 0.1, -0.08),  # an original that never learned the labels is no reason to leave it as it is
+        (0.0, 0.0, 0.75),
+    ],
+)
+def test_potions_rule_asks_for_forgetting_first(before, deletion, expected):
+    assert score("potion_stop", deletion_given_before=before, deletion_given=deletion) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("rule", "name"), [(rule, name) for rule, names in NEEDS.items() for name in names])
 def test_a_rule_has_no_score_where_what_it_needs_is_null_or_missing(rule, name):
     assert score(rule, **{name: None}) is None
@@ -98,4 +116,4 @@ def test_only_the_defender_holds_samples_out():
 
 
 def test_rules_that_the_owner_could_use_look_at_no_test_labels():
-    assert {name for name, rule in RULES.items() if not rule.uses_test_labels} == {"defender", "rem_proxy"}
+    assert {name for name, rule in RULES.items() if not rule.uses_test_labels} == {"defender", "rem_proxy", "potion_stop"}

@@ -17,12 +17,11 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cu_ray import config
+from cu_ray import config, incident
 from cu_ray.cli import main
 from cu_ray.datasets.npz import Npz
 from cu_ray.errors import UserError
 from cu_ray.identity import key_of
-from cu_ray.manipulations import _incident
 from cu_ray.store import LocalStore
 from cu_ray.sweep import foreground, ledger, measuring, runner, weights
 from cu_ray.types import DatasetFacts, Record
@@ -172,14 +171,14 @@ def test_objects_in_npz_files_are_refused(mark, tmp_path):
         path = write_npz(tmp_path / f"{name}.npz", **{"std": np.ones(3), "mean": np.ones(3), name: bombs})
         assert f"{path} has {name} " in message(Npz(file=str(path), cache=str(tmp_path / "cache")).load)
     np.savez(tmp_path / "index.npz", index=bombs)
-    assert "index.npz cannot be read" in message(lambda: _incident.read(str(tmp_path / "index.npz"), FACTS))
+    assert "index.npz cannot be read" in message(lambda: incident.read(str(tmp_path / "index.npz"), FACTS))
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet", "npz"])
 def test_a_pickle_as_a_list_of_samples_is_one_message(ending, mark, tmp_path):
     path = tmp_path / f"incident.{ending}"
     path.write_bytes(pickle.dumps(Bomb(mark)))
-    assert str(path) in message(lambda: _incident.read(str(path), FACTS))
+    assert str(path) in message(lambda: incident.read(str(path), FACTS))
 
 
 @pytest.mark.parametrize("name", ["npz", "parquet"])

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 import numpy as np
 
 from cu_ray.plugins import Plugin
-from cu_ray.types import Evidence, Indices, PoisonedDataset
+from cu_ray.types import DatasetFacts, Evidence, Indices, PoisonedDataset
 
 
 class Detection(Plugin):
     """A way in which samples are identified. Its fields are its settings."""
+
+    def settle(self, facts: DatasetFacts) -> Self:
+        """The same detection, ready to find; raises FieldFault where it does not fit the data set."""
+        return self
 
     def num_found(self, fraction: float, manipulated_size: int) -> int:
         """How many samples it identifies for a deletion fraction: that part of as many as were manipulated."""

@@ -5,7 +5,10 @@ Every method that descends or ascends composes it; so does the training of origi
 
 from __future__ import annotations
 
-from cu_ray.errors import Diverged
+import contextlib
+from collections.abc import Iterator
+
+from cu_ray.errors import AssumptionFailed, Diverged
 from cu_ray.lazy import torch
 from cu_ray.learning.graphs import CudaRecorder, Graphs, repeats
 from cu_ray.learning.precision import autocast
@@ -61,7 +64,7 @@ class Sgd:
 
     def _plain_step(self, batch: Batch, loss: Loss) -> torch.Tensor:
         """The loss of a step that is made now."""
-        with autocast(self._recipe.precision, self._device):
+        with autocast(self._recipe.precision, self._device), _single_image_named(batch):
             value = loss(self._model(batch.images).float(), batch)
         self._optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(value).backward()
@@ -79,6 +82,20 @@ class Sgd:
     def _require_finite_loss(self) -> None:
         if self._last_loss is not None and not bool(torch.isfinite(self._last_loss)):
             raise Diverged(f"the loss was {float(self._last_loss)} at step {self.num_steps}")
+
+
+@contextlib.contextmanager
+def _single_image_named(batch: Batch) -> Iterator[None]:
+    """A context in which AssumptionFailed takes the place of what torch says where BatchNorm cannot learn from one image."""
+    try:
+        yield
+    except ValueError as problem:
+        if len(batch) > 1 or "more than 1 value per channel" not in str(problem):
+            raise
+        raise AssumptionFailed(
+            "BatchNorm learns from the batch, and in a batch of one image a layer of this model has a single value a channel: "
+            "more samples are needed"
+        ) from problem
 
 
 def optimiser_of(model: torch.nn.Module, recipe: TrainRecipe, device: torch.device, *, fused: bool) -> torch.optim.SGD:

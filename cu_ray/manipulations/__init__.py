@@ -17,9 +17,11 @@ class Manipulation(Plugin):
     """A corruption of `size` training samples. Its fields are its settings.
 
     has_trigger: whether images carry a trigger, so that one can also be set without relabelling.
+    regularity: how much of it can be learned as a rule: 0 nothing, 1 by class, 2 one pattern in all; None where not known.
     """
 
     has_trigger: ClassVar[bool] = False
+    regularity: ClassVar[int | None] = None
     size: Annotated[int, Bound(low=1)]
 
     @property

@@ -31,6 +31,7 @@ class Backdoor(Manipulation):
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "a patch, at the bottom right by default, makes the model say `target`"
     has_trigger: ClassVar[bool] = True
+    regularity: ClassVar[int | None] = 2
     patch: Annotated[int, Bound(low=1)] = 3
     target: int | str = 0
     position: Annotated[str, Choices(POSITIONS)] = added("bottom_right")

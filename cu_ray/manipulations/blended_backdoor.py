@@ -26,6 +26,7 @@ class BlendedBackdoor(Manipulation):
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "a faint noise picture over the whole image makes the model say `target`"
     has_trigger: ClassVar[bool] = True
+    regularity: ClassVar[int | None] = 2
     blend: Annotated[float, Bound(low=0, high=1, open_low=True)] = 0.2
     target: int | str = 0
     pattern: Annotated[int, Bound(low=0)] = 0

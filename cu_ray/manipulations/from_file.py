@@ -10,8 +10,8 @@ import numpy as np
 
 from cu_ray.errors import FieldFault
 from cu_ray.identity import carried, derived, key_of, located
+from cu_ray.incident import packed, read, unpacked
 from cu_ray.manipulations import Manipulation, class_index
-from cu_ray.manipulations._incident import packed, read, unpacked
 from cu_ray.types import Corruption, Dataset, DatasetFacts, Domains, Images, Normalisation, View
 
 
@@ -37,7 +37,7 @@ class FromFile(Manipulation):
 
     def settle(self, facts: DatasetFacts) -> Self:
         """The file is read: its rows and labels must be those of the data set."""
-        incident = read(self.file, facts) if self.samples is None else unpacked(self.samples)
+        incident = read(self.file, facts).by_row() if self.samples is None else unpacked(self.samples)
         size = len(incident.indices)
         if self.size not in (0, size):
             raise FieldFault("size", f"{self.file} lists {size} samples, not {self.size}. Leave the size out.")

@@ -22,6 +22,7 @@ class InterclassConfusion(Manipulation):
 
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "labels of two classes exchanged, half of `size` from each"
+    regularity: ClassVar[int | None] = 1
     classes: tuple[int | str, int | str] = (3, 5)
 
     def settle(self, facts: DatasetFacts) -> Self:

@@ -20,6 +20,7 @@ class RandomLabelSwap(Manipulation):
 
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "labels permuted among `size` samples"
+    regularity: ClassVar[int | None] = 0
 
     def corrupt(self, images: Images, normalisation: Normalisation, rng: np.random.Generator) -> Corruption:
         """`size` samples with one another's labels."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cu_ray.errors import UserError, did_you_mean
-from cu_ray.report import comparison, figures
+from cu_ray.report import comparison, figures, plane, survival
 from cu_ray.report.cells import baselines, cell_names, chosen
 from cu_ray.report.costs import costs
 from cu_ray.report.gaps import gaps
@@ -38,6 +38,7 @@ class Contents:
     means: pd.DataFrame  # over seeds
     styles: dict[str, int]  # of each method, in the order of the sweep file
     figures: tuple[Figure, ...]
+    spots: tuple[plane.Spot, ...]  # of the plane
 
     @property
     def title(self) -> str:
@@ -53,9 +54,16 @@ def gather(results: Sequence[Results], rule: str) -> Contents:
     styles = {str(method): place for place, method in enumerate(dict.fromkeys(rows["method"]))}
     rows = rows.sort_values("cell", key=lambda cells: cells.map(order), kind="stable")
     means = summaries(rows, ["cell", "method", "fraction"], [*SCORES, "unlearn_seconds"])
-    made = [figures.curves(rows, styles), figures.tradeoff(rows, styles), figures.cost(rows, styles)]
+    honest = "oracle_validation" if RULES[rule].peeks else rule
+    spots = plane.spots(rows if honest == rule else chosen(results, honest), plane.regularities(names))
+    made = [
+        plane.figure(spots, styles, honest),
+        figures.curves(rows, styles),
+        figures.tradeoff(rows, styles),
+        figures.cost(rows, styles),
+    ]
     made += [figures.best_of_n(results, names, styles), figures.landscapes(results, names, styles)]
-    return Contents(tuple(results), rule, rows, means, styles, tuple(figure for figure in made if figure.panels))
+    return Contents(tuple(results), rule, rows, means, styles, tuple(figure for figure in made if figure.panels), tuple(spots))
 
 
 def rule_of(results: Sequence[Results], wanted: str | None) -> str:
@@ -174,6 +182,47 @@ def gap_rows(contents: Contents) -> list[Row]:
         }
         for row in found.to_dict("records")
     ]
+
+
+def spot_rows(contents: Contents) -> list[Row]:
+    """A row for each spot of the plane, the most regular corruption first."""
+    return [
+        {
+            "cell": spot.cell,
+            "found": spot.fraction,
+            "best": spot.best,
+            "score": _Interval(spot.score.mean, spot.score.low, spot.score.high, spot.score.n),
+            "next": spot.second,
+            "ahead by": _Interval(spot.ahead.mean, spot.ahead.low, spot.ahead.high, spot.ahead.n),
+            "of all others": "yes" if spot.clear else "not beyond the noise of seeds",
+        }
+        for spot in sorted(contents.spots, key=lambda spot: -spot.regularity)
+    ]
+
+
+def survival_rows(contents: Contents) -> list[Row]:
+    """A row for each method, the best as published first: its score and rank under each rule, and what is lost on the way."""
+    found = survival.survival(contents.results)
+    measured = found.set_index(["method", "rule", "measure"]).to_dict("index")
+    rows: list[Row] = []
+    for method in dict.fromkeys(found["method"]):
+        row: Row = {"method": method}
+        before = measured[method, survival.PEEKING, "rank"]["mean"]
+        for rule in dict.fromkeys(found["rule"]):
+            score, rank, lost = (measured[method, rule, measure] for measure in ("score", "rank", "lost"))
+            row[rule] = _Interval(score["mean"], _known(score["low"]), _known(score["high"]), score["n"])
+            row[f"rank, {rule}"] = _rank(rank["mean"], rank["low"], rank["high"], before)
+            if rule != survival.PEEKING:
+                row[f"lost, {rule}"] = _Interval(lost["mean"], _known(lost["low"]), _known(lost["high"]), lost["n"])
+        rows.append(row)
+    return sorted(rows, key=lambda row: -row[survival.PEEKING].mean)
+
+
+def _rank(rank: float, low: float, high: float, before: float) -> str:
+    """'5 (3 to 7), 2 down': a rank, its interval, and how far it is from where it was."""
+    interval = "" if math.isnan(low) else f" ({low:g} to {high:g})"
+    moved = "" if rank == before else f", {abs(rank - before):g} {'up' if rank < before else 'down'}"
+    return f"{rank:g}{interval}{moved}"
 
 
 def cost_rows(results: Results) -> list[Row]:

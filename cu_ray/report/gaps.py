@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from cu_ray.report.results import Results
 
-COMPARED = ("oracle_validation", "defender", "rem_proxy")  # with `oracle`: all report on the report half
+COMPARED = ("oracle_validation", "defender", "rem_proxy", "potion_stop")  # with `oracle`: all report on the report half
 PLACE = ["cell", "method", "fraction", "seed"]
 
 
@@ -29,10 +29,10 @@ def gaps(results: Sequence[Results]) -> pd.DataFrame:
     known = pd.concat([each.best[each.best["search_objective"].notna()] for each in results])
     searched = set(known["method"])
     flattered = set(known.loc[known["pool_adaptive"].fillna(False).astype(bool), "method"])
-    oracle = _scores(results, "oracle")
+    oracle = scores_under(results, "oracle")
     rows = []
     for rule in COMPARED:
-        joined = oracle.merge(_scores(results, rule), on=PLACE, suffixes=("", "_rule"))
+        joined = oracle.merge(scores_under(results, rule), on=PLACE, suffixes=("", "_rule"))
         joined = joined.assign(
             gap=joined["score"] - joined["score_rule"], plain=joined["method"].str.replace(r" \(.*\)$", "", regex=True)
         )
@@ -46,6 +46,7 @@ def gaps(results: Sequence[Results]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["method", "rule", "gap", "low", "high", "n", "flattered"])
 
 
-def _scores(results: Sequence[Results], rule: str) -> pd.DataFrame:
+def scores_under(results: Sequence[Results], rule: str) -> pd.DataFrame:
+    """The mean of acc_corr and acc_retain of each trial that a rule chose, on what it reports: `PLACE` and `score`."""
     rows = chosen(results, rule)
     return rows.assign(score=(rows["acc_corr"] + rows["acc_retain"]) / 2)[[*PLACE, "score"]].dropna()

@@ -48,6 +48,8 @@ def rendered(contents: content.Contents, refresh: int | None = None) -> str:
         pairs=content.pair_rows(contents),
         few_cells=content.few_cells(contents),
         gap_rows=content.gap_rows(contents),
+        spots=content.spot_rows(contents),
+        survivors=content.survival_rows(contents),
         all_rows=content.result_rows(contents),
         version_of=lambda results: ", ".join(results.trials["cu_ray_version"].dropna().unique()) or __version__,
         **{name: getattr(content, name) for name in ("runs", "missing", "cost_rows", "failure_rows", "checksums", "trainings")},

@@ -26,6 +26,7 @@ class Line:
     high: tuple[float | None, ...] = ()
     notes: tuple[str, ...] = ()  # of each point
     joined: bool = True
+    texts: tuple[str, ...] = ()  # below each point
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Panel:
     y_limits: Limits
     log_x: bool = False
     front: tuple[tuple[float, float], ...] = ()  # of the points that no other beats in both, from left to right
+    rows: tuple[str, ...] = ()  # names of 0, 1, ... on the y axis, above what is drawn there, in place of numbers
 
 
 @dataclass(frozen=True)

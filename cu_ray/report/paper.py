@@ -58,9 +58,12 @@ def _draw(place: Any, panel: Panel) -> dict[str, Any]:
     """The panel, drawn; a handle of each line by its name."""
     place.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label, xscale="log" if panel.log_x else "linear")
     place.set(xlim=panel.x_limits, ylim=panel.y_limits)
+    for row, name in enumerate(panel.rows):
+        place.annotate(name, (0.01, row), xycoords=place.get_yaxis_transform(), xytext=(0, 4), textcoords="offset points")
     for axis, span, log in ((place.xaxis, panel.x_limits, panel.log_x), (place.yaxis, panel.y_limits, False)):
-        marks = ticks(span, log)
-        axis.set_ticks(marks, [as_text(mark) for mark in marks])
+        named = axis is place.yaxis and bool(panel.rows)
+        marks = [*range(len(panel.rows))] if named else ticks(span, log)
+        axis.set_ticks(marks, ["" if named else as_text(mark) for mark in marks])
         axis.set_ticks([], minor=True)
     place.grid(linewidth=0.3, alpha=0.5)
     if panel.front:
@@ -87,4 +90,6 @@ def _line(place: Any, line: Line, count: int) -> Any:
     for x, low, high in zip(line.x, line.low, line.high, strict=False):
         if low is not None and high is not None:
             place.plot([x, x], [low, high], color=colour, linewidth=0.6, alpha=0.6, transform=beside)
+    for x, y, text in zip(line.x, line.y, line.texts, strict=False):
+        place.annotate(text, (x, y), xytext=(0, -8), textcoords="offset points", ha="center", fontsize=5)
     return place.plot(line.x, line.y, **looks)[0]

@@ -59,7 +59,10 @@ def _grid(panel: Panel, axes: _Axes) -> list[str]:
         x = axes.x(tick)
         parts.append(f'<path class="grid" d="M{x} {TOP}V{HEIGHT - BOTTOM}"/>')
         parts.append(f'<text class="tick" text-anchor="middle" x="{x}" y="{HEIGHT - BOTTOM + 14}">{as_text(tick)}</text>')
-    for tick in ticks(panel.y_limits):
+    for row, name in enumerate(panel.rows):
+        parts.append(f'<path class="grid" d="M{LEFT} {axes.y(row)}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text class="label" x="{LEFT + 4}" y="{axes.y(row) - 9}">{escape(name)}</text>')
+    for tick in () if panel.rows else ticks(panel.y_limits):
         y = axes.y(tick)
         parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 5}" y="{y + 3.5}">{as_text(tick)}</text>')
@@ -81,6 +84,8 @@ def _line(line: Line, axes: _Axes, count: int) -> list[str]:
     notes = line.notes or tuple(f"{line.name}: {x:.3g}, {y:.3g}" for x, y in zip(line.x, line.y, strict=True))
     size = SIZE if len(places) <= 40 else 1.8
     parts += [_marker(line.style, *place, size, note) for place, note in zip(places, notes, strict=True)]
+    for (x, y), text in zip(places, line.texts, strict=False):
+        parts.append(f'<text class="tick" text-anchor="middle" x="{x}" y="{round(y + 14, 1)}">{escape(text)}</text>')
     return [*parts, "</g>"]
 
 

@@ -24,7 +24,7 @@ from cu_ray.lazy import torch
 from cu_ray.learning.batches import as_tensor
 from cu_ray.learning.precision import require
 from cu_ray.plugins import name_of
-from cu_ray.stages.evaluate import Evaluation, evaluate, images_evaluated
+from cu_ray.stages.evaluate import Evaluation, evaluate, images_evaluated, predict
 from cu_ray.stages.evidence import OriginalsEvidence
 from cu_ray.stages.poison import OnDevice, detect, nothing_found, poison, upload
 from cu_ray.stages.process import is_from_signal, state_kept
@@ -43,6 +43,7 @@ class Workbench:
         self._device = torch.device(device)
         self._warm = Warm(store, self._device)
         self._last_split: tuple[str, DeletionSplit] | None = None
+        self._last_before: tuple[str, float | None] | None = None
         self._evidence: tuple[str, OriginalsEvidence] | None = None  # of the last original
 
     def run_original(self, spec: OriginalSpec) -> Record:
@@ -149,12 +150,24 @@ class Workbench:
                 self._leave_clean(spec.original.setting)
 
     def scores(self, spec: TrialSpec, model: torch.nn.Module) -> Scores:
-        """The scores of an unlearned model of this trial."""
+        """The scores of an unlearned model of this trial, and one of the original: what it was to forget."""
         return self._evaluated_trial(spec, model, {}).scores
 
     def _evaluated_trial(self, spec: TrialSpec, model: torch.nn.Module, facts: dict[str, Any]) -> Evaluation:
         poisoned, data = self.poisoned(spec.original.setting)
-        return self._evaluated(model, poisoned, data, self.split(spec), spec.original.setting, facts)
+        evaluation = self._evaluated(model, poisoned, data, self.split(spec), spec.original.setting, facts)
+        before = {"deletion_given_before": self._given_before(spec)}
+        return dataclasses.replace(evaluation, scores=evaluation.scores | before)
+
+    def _given_before(self, spec: TrialSpec) -> float | None:
+        """How often the original gives the deletion set its labels as given; None where nothing was found. The last is kept."""
+        rows, key = self.split(spec).deletion, _split_key(spec)
+        if self._last_before is None or self._last_before[0] != key:
+            poisoned, data = self.poisoned(spec.original.setting)
+            original = copy.deepcopy(self.original(spec.original)[0])  # the one that trials share is never run
+            predicted = predict(original, data.train, data.rows(rows), spec.original.setting.train.precision)
+            self._last_before = key, float((predicted == poisoned.labels[rows]).mean()) if len(rows) else None
+        return self._last_before[1]
 
     def split(self, spec: TrialSpec) -> DeletionSplit:
         """What detection found; the last of it is kept, as the next trial often has the same.
@@ -162,7 +175,7 @@ class Workbench:
         It may look at the original, which is then run once for all trials in a row.
         """
         poisoned, data = self.poisoned(spec.original.setting)
-        key = key_of([spec.original.key, plugins.describe(spec.detection), spec.deletion_size, spec.held_out])
+        key = _split_key(spec)
         if self._last_split is None or self._last_split[0] != key:
             if self._evidence is None or self._evidence[0] != spec.original.key:
                 evidence = OriginalsEvidence(spec.original.setting.model, lambda: self.original(spec.original)[0], data)
@@ -228,7 +241,7 @@ class Workbench:
 
     def _forget(self) -> None:
         self._warm.forget()
-        self._last_split, self._evidence = None, None
+        self._last_split, self._last_before, self._evidence = None, None, None
 
     def _mend_images(self, setting: Setting) -> None:
         """Put back images that were written to, in place: on a CPU all workers of a machine see them in the same memory."""
@@ -254,6 +267,10 @@ class Workbench:
         if self._device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self._device))
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _split_key(spec: TrialSpec) -> str:
+    return key_of([spec.original.key, plugins.describe(spec.detection), spec.deletion_size, spec.held_out])
 
 
 def arrays_of(model: torch.nn.Module) -> Tensors:

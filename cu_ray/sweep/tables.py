@@ -86,7 +86,7 @@ _MACHINE = {
 
 def _score_columns() -> dict[str, pa.DataType]:
     metrics = [f"{prefix}{name}" for prefix in ("", "val_", "report_") for name in names("metrics")]
-    return dict.fromkeys([*metrics, *TRAINING_SCORES, "validation_given"], pa.float64())
+    return dict.fromkeys([*metrics, *TRAINING_SCORES, "deletion_given_before", "validation_given"], pa.float64())
 
 
 def _trials_schema(rows: list[Row]) -> pa.Schema:

@@ -45,17 +45,19 @@ VARIANTS = {  # besides the defaults
     "fine_pruning": [{}, {"share": 1.0}],
     "lfssd": [{}, {"selection_share": None, "selection_weight": 2.0}],
     "potion": [{}, {"remaining": 0.0}],  # sought in vain, so that every try is made
+    "rem": [{}, {"steps": 13, "beta": 3.0, "lr": 0.5}],  # a pass over the training set takes 5 steps
     "salun": [{}, {"share": 0.1, "steps": 9}],
     "sap": [{}, {"trusted": 7}],
     "ssd": [{}, {"selection_share": None, "selection_weight": 2.0, "importance_batch_size": 7}],
     "backdoor": [{}, {"position": "top_left", "value": 0.5, "patch": 2}, {"clean_label": True, "target": 1}],
     "blended_backdoor": [{}, {"clean_label": True, "blend": 1.0}],
     "interclass_confusion": [{"classes": (1, 3)}],
-    "from_file": [
+    ("manipulations", "from_file"): [
         {"file": str(DATA / "incident.csv")},
         {"file": str(DATA / "incident.csv"), "affected_classes": ("north", 2), "target": "west"},
         {"file": str(DATA / "identified.csv")},
     ],
+    ("detections", "from_file"): [{"file": str(DATA / "incident.csv")}, {"file": str(DATA / "identified.csv")}],
     "image_folder": [{"folder": "own/pictures"}, {"folder": "own/pictures", "side": 4, "grey": True, "flip": True}],
     "npz": [{"file": "own/images.npz"}, {"file": "own/images.npz", "crop_padding": 2}],
     "parquet": [{"file": "own/images.parquet"}],
@@ -79,7 +81,7 @@ def suites_of_the_folders():
     for kind, suite in SUITES.items():
         for name in plugins.names(kind):
             cls = plugins.find(kind, name)
-            for number, variant in enumerate(VARIANTS.get(name, [{}]), start=1):
+            for number, variant in enumerate(VARIANTS.get(name) or VARIANTS.get((kind, name), [{}]), start=1):
                 few_steps = {"steps": 5} if kind == "methods" and "steps" in plugins.facts(cls) else {}
                 members = {"plugin": cls, "settings": suite.settings | few_steps | variant, "__module__": __name__}
                 if kind == "datasets":

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from cu_ray import plugins
 from cu_ray.errors import AssumptionFailed
 from cu_ray.methods import _dampening
 from cu_ray.methods._dampening import percentile_threshold
@@ -14,6 +15,7 @@ from cu_ray.methods.assd import Assd
 from cu_ray.methods.assd_ptn import AssdPtn
 from cu_ray.methods.lfssd import Lfssd
 from cu_ray.methods.potion import Potion
+from cu_ray.methods.ssd import Ssd
 from tests.protocol import fakes, reference
 
 DELETION, RETAIN = fakes.some_batches(50, [3, 3]), fakes.some_batches(51, [5, 5, 4])
@@ -153,3 +155,8 @@ def test_what_has_no_ratio_is_left_out_of_the_percentile_only(share):
 def test_no_ratio_at_all_is_an_assumption_that_fails():
     with pytest.raises(AssumptionFailed, match="gradient on the retain set is 0"):
         percentile_threshold(torch.ones(3), torch.zeros(3), 0.1)
+
+
+@pytest.mark.parametrize("cls", [Ssd, Lfssd, Assd, AssdPtn, Potion])
+def test_what_they_share_stands_last_as_searches_draw_in_the_order_of_the_fields(cls):
+    assert list(plugins.facts(cls))[-1] == "importance_batch_size"

@@ -10,7 +10,8 @@ import torch
 
 from cu_ray.errors import FieldFault
 from cu_ray.learning.importance import squared_gradient_importance
-from cu_ray.methods.ssd import Ssd, selection_threshold
+from cu_ray.methods._dampening import selection_threshold
+from cu_ray.methods.ssd import Ssd
 from tests.protocol import fakes, reference
 
 SAMPLES = fakes.some_batches(40, [4, 4, 3])

@@ -432,3 +432,19 @@ def test_a_worker_makes_room_before_it_takes_in_more(monkeypatch, store):
     for seed in (0, 1, 2, 3, 3, 2, 0):
         bench.poisoned(trial_spec(DATASET, METHODS[0], seed=seed).original.setting)
     assert at_once == [1, 2, 2, 2, 2]
+
+
+def test_a_row_says_how_much_of_the_deletion_set_the_original_had_learned(store):
+    """The same as a method that changes nothing leaves; of each deletion set its own; null where there is none."""
+    bench, found = Workbench(DATASET, store), {}
+    setting = {"manipulation": RandomLabelSwap(40), "recipe": replace(RECIPE, steps=30)}
+    for size, held_out in ((9, False), (25, False), (25, True), (9, False)):
+        methods = Ssd(selection_share=None, selection_weight=1e30), CatastrophicForgetting(steps=30, lr=0.5)
+        specs = [trial_spec(DATASET, method, deletion_size=size, held_out=held_out, **setting) for method in methods]
+        records = [bench.run_trial(spec) for spec in specs]
+        assert records[0].scores["deletion_given"] == records[0].scores["deletion_given_before"]
+        assert records[0].scores["deletion_given_before"] == records[1].scores["deletion_given_before"]
+        assert found.setdefault((size, held_out), records[1].scores) == records[1].scores
+    assert any(scores["deletion_given"] != scores["deletion_given_before"] for scores in found.values())
+    assert len({scores["deletion_given_before"] for scores in found.values()}) > 1
+    assert bench.run_trial(trial_spec(DATASET, NoUnlearning())).scores["deletion_given_before"] is None

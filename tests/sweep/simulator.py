@@ -135,6 +135,7 @@ def _trial_scores(spec: TrialSpec) -> dict[str, float | None]:
     return {
         **_metrics(spec.key, quality(spec), spec.original.setting.manipulation),
         "deletion_given": found,
+        "deletion_given_before": None if found is None else 0.9,
         "deletion_true": None if found is None else 1 - found,
         "unidentified_given": None if all_found else 0.7,
         "unidentified_true": None if all_found else 0.2,

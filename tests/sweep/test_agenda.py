@@ -545,6 +545,9 @@ def by_hand(record: Record, rule: str) -> float:
         return (scores[f"{prefix}acc_corr"] + scores[f"{prefix}acc_retain"]) / 2
     if rule == "defender":
         return scores["validation_given"] * (1 - max(scores["held_out_given"], 0.1))
+    if rule == "potion_stop":
+        lacking = scores["deletion_given"] - 0.2 * scores["deletion_given_before"]
+        return -lacking if lacking > 0 else scores["retain_given"]
     return scores["retain_given"] * (1 - max(scores["deletion_given"], 0.2))
 
 

@@ -23,14 +23,19 @@ SHOWN = 5  # offending rows named in a message
 
 @dataclass(frozen=True, eq=False)
 class Incident:
-    """The listed samples (sorted rows of the training set), and the labels they were given, or None where the file has none."""
+    """The listed samples (rows of the training set), and the labels they were given, or None where the file has none."""
 
     indices: Indices
     labels: Indices | None
 
+    def by_row(self) -> Incident:
+        """The same by row."""
+        order = np.argsort(self.indices, kind="stable")
+        return Incident(self.indices[order], None if self.labels is None else self.labels[order])
+
 
 def read(file: str, facts: DatasetFacts) -> Incident:
-    """What the file says. Raises FieldFault for the setting `file` where it does not fit the data set."""
+    """What the file says, in its order. Raises FieldFault for the setting `file` where it does not fit the data set."""
     path = Path(file).expanduser()
     columns = _columns(path)
     if "index" not in columns:
@@ -47,8 +52,7 @@ def read(file: str, facts: DatasetFacts) -> Incident:
     twice = np.sort(order[1:][np.diff(indices[order]) == 0])
     if len(twice):
         raise _fault(path, f"{_rows(twice, indices)}: listed before. Each sample may be listed once.")
-    labels = _labels(path, columns["label"], facts)[order] if "label" in columns else None
-    return Incident(indices[order], labels)
+    return Incident(indices, _labels(path, columns["label"], facts) if "label" in columns else None)
 
 
 def packed(incident: Incident) -> str:
@@ -66,8 +70,14 @@ def unpacked(text: str) -> Incident:
 
 
 def _columns(path: Path) -> dict[str, Sequence[Any]]:
-    """The columns of a CSV (with a header line), Parquet or npz file by name; of others than `COLUMNS` the names alone."""
+    """The columns of a CSV (with a header line), Parquet, npz or npy file by name; of others than `COLUMNS` the names alone.
+
+    An npy file is one array: the column `index`.
+    """
     try:
+        if path.suffix == ".npy":
+            with open(path, "rb") as array:
+                return {"index": np.atleast_1d(np.lib.format.read_array(array, allow_pickle=False)).tolist()}
         if path.suffix == ".npz":
             with open(path, "rb") as archive, np.lib.npyio.NpzFile(archive, allow_pickle=False) as arrays:
                 return {name: np.atleast_1d(arrays[name]).tolist() if name in COLUMNS else [] for name in arrays.files}
@@ -89,7 +99,7 @@ def _columns(path: Path) -> dict[str, Sequence[Any]]:
         raise
     except Exception as error:  # there is no end of what NumPy, zipfile and Arrow raise for damaged files
         raise _fault(path, f"cannot be read: {in_one_line(error)}") from error
-    raise _fault(path, f"has the ending {path.suffix!r}. Allowed: .csv, .parquet, .npz.")
+    raise _fault(path, f"has the ending {path.suffix!r}. Allowed: .csv, .parquet, .npz, .npy.")
 
 
 def _integers(path: Path, given: Sequence[Any]) -> Indices:

@@ -1,0 +1,100 @@
+"""What is left of each method's result when nobody peeks: its score and rank under rules that see less and less."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from cu_ray.identity import generator_for
+from cu_ray.report.comparison import NUM_RESAMPLES
+from cu_ray.report.gaps import PLACE, scores_under
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cu_ray.report.results import Results
+
+Scores = npt.NDArray[np.float64]
+
+PEEKING = "published"
+RULES = (PEEKING, "oracle_validation", "defender")
+
+
+def survival(results: Sequence[Results]) -> pd.DataFrame:
+    """A row for each measure, method and rule; measures: score, rank among the methods, what of the published score is lost.
+
+    Scores are means over cells of means over all else, at the places (cell, fraction, seed) where all rules have chosen; methods
+    that lack one of these are left out, and so are rules under which no search has a choice. 95 % intervals: a bootstrap over
+    cells and seeds, the same draws for all. Published scores are on the whole test set, the others on its report half.
+    """
+    import pandas as pd
+
+    wide = _paired(results)
+    rules, (methods, cells) = list(wide), _by_cell(wide)
+    rows = []
+    for measure, parts in _measures(cells).items() if cells else ():
+        for place, rule in enumerate(rules):
+            for number, method in enumerate(methods):
+                mean, low, high = (float(part[place, number]) for part in parts)
+                rows.append({"method": method, "rule": rule, "measure": measure, "mean": mean, "low": low, "high": high})
+    columns = ["method", "rule", "measure", "mean", "low", "high"]
+    return pd.DataFrame(rows, columns=columns).assign(n=sum(map(len, cells)))
+
+
+def _paired(results: Sequence[Results]) -> pd.DataFrame:
+    """Scores by place and method, a column for each rule that chose in some search: where all of these chose in one."""
+    import pandas as pd
+
+    searched = {str(name) for each in results for name in each.best.loc[each.best["search_objective"].notna(), "method"]}
+    frames = {rule: scores_under(results, rule).groupby(PLACE, sort=False)["score"].mean() for rule in RULES}
+    there = {rule: frame for rule, frame in frames.items() if _plain(frame).isin(searched).any()}
+    if len(there) < 2 or PEEKING not in there:
+        return pd.DataFrame()
+    wide = pd.concat(there, axis=1, join="inner")
+    places = wide.reset_index("method").index
+    return wide[places.isin(places[_plain(wide).isin(searched)])]  # a method without a choice is everywhere
+
+
+def _by_cell(wide: pd.DataFrame) -> tuple[list[str], list[Scores]]:
+    """The methods that have the most places; of each cell their scores [seeds, rules, methods], means over fractions."""
+    import pandas as pd
+
+    if not len(wide):
+        return [], []
+    places = wide.groupby("method", sort=False).size()
+    methods = [str(name) for name in places.index[places == places.max()]]
+    columns: list[tuple[str, str]] = [(str(rule), method) for rule in wide for method in methods]
+    whole = pd.DataFrame(wide.unstack("method"))[columns].dropna()
+    by_cell = whole.groupby(["cell", "seed"], sort=False).mean().groupby(level="cell", sort=False)
+    return methods, [own.to_numpy(dtype=float).reshape(len(own), -1, len(methods)) for _, own in by_cell]
+
+
+def _plain(frame: pd.Series | pd.DataFrame) -> pd.Index:
+    """The method of each row, without the folder that it is of."""
+    return frame.index.get_level_values("method").str.replace(r" \(.*\)$", "", regex=True)
+
+
+def _measures(cells: Sequence[Scores]) -> dict[str, tuple[Scores, Scores, Scores]]:
+    """Score, rank and loss [rules, methods] and the ends of their intervals, from the scores [seeds, rules, methods] by cell."""
+    import scipy.stats
+
+    drawn = _drawn(cells)
+    found = {"score": drawn, "rank": scipy.stats.rankdata(-drawn, axis=2), "lost": drawn[:, :1] - drawn}
+    alone = sum(map(len, cells)) < 2
+    unknown = np.full_like(drawn[0], np.nan)
+    return {
+        name: (each[0], unknown, unknown) if alone else (each[0], *np.quantile(each[1:], [0.025, 0.975], axis=0))
+        for name, each in found.items()
+    }
+
+
+def _drawn(cells: Sequence[Scores]) -> Scores:
+    """Means [1 + resamples, rules, methods]: first over all cells and their seeds, then over cells and seeds that were drawn."""
+    rng = generator_for("bootstrap", "survival")
+    whole = np.stack([cell.mean(axis=0) for cell in cells]).mean(axis=0)
+    by_cell = np.stack([cell[rng.integers(len(cell), size=(NUM_RESAMPLES, len(cell)))].mean(axis=1) for cell in cells])
+    chosen = rng.integers(len(cells), size=(NUM_RESAMPLES, len(cells)))
+    return np.concatenate([whole[None], by_cell[chosen, np.arange(NUM_RESAMPLES)[:, None]].mean(axis=1)])
