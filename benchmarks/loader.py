@@ -136,7 +136,8 @@ def measure(name: str, dataset: Dataset, repeats: int) -> list[figures.Row]:
                 rates.setdefault(way, []).append(passes * len(dataset.train) / used)
                 walls.setdefault(way, []).append(passes * len(dataset.train) / wall)
     rows = [
-        figures.row(f"{name}, {way}", "images a core second", rates[way], images_a_second_of_wall_time=walls[way]) for way in rates
+        figures.row(f"{name}, {way}", "images a core second", rates[way], images_a_second_of_wall_time=walls[way])
+        for way in rates
     ]
     best = [max(each) for each in zip(*(rates[way] for way in rates if way != "cu-ray"), strict=True)]
     factors = [own / other for own, other in zip(rates["cu-ray"], best, strict=True)]
