@@ -23,150 +23,30 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import copy
 import json
 import math
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import figures
-import numpy as np
-from alone import Cell, facts, setting_of
-from safetensors.numpy import save_file
+from alone import Cell, facts
+from cell_checks import DEVIATIONS, difference_of_ssd, out_of_noise, require_same_work
+from cell_given import describe, prepare
+from cell_tables import SIDES, ladder, parts, rows
 
-from cu_ray import plugins
-from cu_ray.detections.uniform import Uniform
 from cu_ray.identity import key_of
-from cu_ray.lazy import torch
-from cu_ray.stages.pipeline import Workbench, arrays_of
-from cu_ray.stages.poison import detect
-from cu_ray.store import LocalStore
 from cu_ray.sweep import ledger
-from cu_ray.types import Augmentation, DeletionSplit, OriginalSpec, PoisonedDataset, TrialSpec
 
 HERE = Path(__file__).parent
-SIDES = ("cu-ray", "processes", "two", "resident", "warm", "shared")
-LADDER = ("processes", "resident", "warm", "shared", "cu-ray")
-GOALS = {"processes": 5.0, "two": 3.0}
 CORES = os.cpu_count() or 1
-DEVIATIONS = 4.0  # standard deviations that scores may be apart
-LEAST_DEVIATION = 0.01  # of a score: what a thousand images can tell apart
-SCORES = ("acc_corr", "acc_retain", "asr")
 Round = dict[str, Any]  # side, repeat, runs by number (with the seconds of each), seconds of the whole where it is one piece
-
-
-# --------------------------------------------------------------------------------------------------------------- the cell
-
-
-def runs(steps: int) -> list[tuple[str, dict[str, Any]]]:
-    """The 65 of the published grid; `steps`: of the original's training and of retraining, a quarter for all others."""
-    short = {"steps": max(1, steps // 4)}
-    alphas, weights = (0.001, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0), (0.1, 1.0, 10.0, 50.0, 100.0, 500.0, 1e3, 1e4, 1e5, 1e6)
-    scrub = {**short, "lr": 0.005, "msteps": max(1, short["steps"] // 10)}
-    return [
-        ("exact_unlearning", {"k": None, "steps": steps}),
-        *(("exact_unlearning", {"k": k, **short}) for k in (2, 4)),
-        *(("catastrophic_forgetting", {"k": k, **short}) for k in (None, 2, 4)),
-        *(("scrub", {"alpha": alpha, **scrub}) for alpha in alphas),
-        ("bad_teaching", short),
-        *(
-            ("ssd", {"selection_share": None, "selection_weight": alpha, "relative_dampening": relative})
-            for alpha in weights
-            for relative in (0.1, 0.5, 1.0, 5.0, 10.0)
-        ),
-    ]
-
-
-def describe(steps: int, width: int, folder: Path, *, small: bool) -> Cell:
-    """The cell as plain JSON values. small: a run of each method on few images."""
-    chosen, dataset = runs(steps), {"name": "fashion_mnist_small"}
-    if small:
-        chosen = [chosen[number] for number in (1, 3, 8, 14, 20, 36)]
-        dataset = {"name": "npz", "file": str(few_images(folder))}
-    return {
-        "runs": chosen,
-        "dataset": dataset,
-        "width": width,
-        "manipulated": 12 if small else 300,
-        "deleted": 6 if small else 150,
-        "fraction": 0.5,
-        "target": 0,
-        "recipe": {"steps": steps, "lr": 0.05, "batch_size": 64},
-        "sets": str(folder / "sets.npz"),
-        "weights": str(folder / "original.safetensors"),
-    }
-
-
-def few_images(folder: Path) -> Path:
-    """A file of some of the embedded images."""
-    whole, file = plugins.build("datasets", {"name": "fashion_mnist_small"}).load(), folder / "few.npz"
-    if not file.exists():
-        parts = {"train": whole.train, "test": whole.test}
-        pixels = {f"{name}_pixels": images.pixels[::25] for name, images in parts.items()}
-        np.savez(file, **pixels, **{f"{name}_labels": images.labels[::25] for name, images in parts.items()})
-    return file
-
-
-def prepare(cell: Cell, folder: Path) -> None:
-    """Train the original that all sides start from, and write what the published procedure is given."""
-    dataset = plugins.build("datasets", cell["dataset"]).load()
-    cell["num_classes"] = dataset.num_classes
-    spec = OriginalSpec(setting_of(cell, dataset.content_hash, given=False))
-    bench = Workbench(dataset, LocalStore(folder / "original"))
-    model, _ = bench.original(spec)
-    save_file(arrays_of(model), cell["weights"])
-    poisoned, _ = bench.poisoned(spec.setting)
-    np.savez(cell["sets"], **sets_of(poisoned, detect(poisoned, Uniform(), cell["deleted"], None)))
-    (folder / "cell.json").write_text(json.dumps(cell))
-    (folder / "cell.yaml").write_text(json.dumps(sweep_file(cell)))
-
-
-def sets_of(poisoned: PoisonedDataset, split: DeletionSplit) -> dict[str, Any]:
-    """The fields of `published.Sets`."""
-    dataset, stamp = poisoned.dataset, poisoned.corruption.stamp
-    return {
-        "train_pixels": dataset.train.pixels,
-        "labels": poisoned.labels,
-        "stamped": poisoned.stamped,
-        "deletion": split.deletion,
-        "retain": split.retain,
-        "manipulated": poisoned.corruption.indices,
-        "test_pixels": dataset.test.pixels,
-        "test_labels": dataset.test.labels,
-        "mean": dataset.normalisation.mean,
-        "std": dataset.normalisation.std,
-        "padding": dataset.augmentation.crop_padding,
-        "patch": round(math.sqrt(stamp.mask.sum())),
-        "value": stamp.values[0],
-        "target": poisoned.domains.target,
-    }
-
-
-def sweep_file(cell: Cell) -> dict[str, Any]:
-    """The sweep file: YAML takes JSON."""
-    methods: dict[str, dict[str, Any]] = {}
-    for name, given in cell["runs"]:
-        methods.setdefault(name, {"points": []})["points"].append(given)
-    return {
-        "name": "cell",
-        "dataset": cell["dataset"],
-        "model": {"name": "resnet9", "width": cell["width"]},
-        "manipulation": {"name": "backdoor", "size": cell["manipulated"], "target": cell["target"]},
-        "train": {**cell["recipe"], "precision": "fp32"},
-        "original": {"weights": cell["weights"]},
-        "deletion_fractions": [cell["fraction"]],
-        "methods": methods,
-        "search": {"objective": "published"},
-        "runtime": {"device": "cpu"},
-    }
 
 
 # -------------------------------------------------------------------------------------------------------------- the sides
@@ -269,144 +149,6 @@ def side(name: str, folder: Path, cell: Cell, repeat: int) -> Callable[[Round, C
     return sides[name]
 
 
-# ------------------------------------------------------------------------------------------------------------- the checks
-
-
-def require_same_work(rounds: list[Round]) -> None:
-    """Raise where two sides sent different numbers of images through models in a run."""
-    counts = [{number: (each["forward"], each["backward"]) for number, each in this["runs"].items()} for this in rounds]
-    for this, found in zip(rounds, counts, strict=True):
-        for number, count in found.items():
-            if count != counts[0][number]:
-                raise AssertionError(f"run {number}: {this['side']} has {count} images, {rounds[0]['side']} {counts[0][number]}")
-
-
-def difference_of_ssd(cell: Cell) -> dict[str, float]:
-    """How far SSD's models are apart where nothing is drawn: no augmentation, importances from one batch.
-
-    weights: the largest distance of a point's parameters, relative to their norm. scores: the largest of five points.
-    """
-    from published import Run, Sets, dampened
-
-    dataset = replace(plugins.build("datasets", cell["dataset"]).load(), augmentation=Augmentation())
-    spec = OriginalSpec(setting_of(cell, dataset.content_hash))
-    points = [given for name, given in cell["runs"] if name == "ssd"]
-    with tempfile.TemporaryDirectory() as folder:
-        store = LocalStore(folder)
-        store.save("originals", spec.key, _weights(cell), {})
-        bench = Workbench(dataset, store)
-        poisoned, _ = bench.poisoned(spec.setting)
-        original, _ = bench.original(spec)
-        sets = Sets(**sets_of(poisoned, detect(poisoned, Uniform(), cell["deleted"], None)))
-        run = Run("ssd", {}, sets, cell["recipe"], copy.deepcopy(original).eval(), augmented=False)
-        importances = [run.importances(run.model, rows, len(sets.labels)) for rows in (sets.deletion, sets.retain)]
-        weights, scores = [], []
-        for number, point in enumerate(points):
-            method = plugins.build("methods", {"name": "ssd", **point, "importance_batch_size": len(sets.labels)})
-            given = TrialSpec(spec, Uniform(), cell["deleted"], method)
-            own = bench.unlearned(given).model
-            other = dampened(copy.deepcopy(original), *importances, point["selection_weight"], point["relative_dampening"])
-            apart, norm = _distance(own, other), _distance(other, None)
-            weights.append(apart / norm)
-            if number % max(1, len(points) // 5) == 0:
-                both = [bench.scores(given, model) for model in (own, other)]
-                scores.append(max(abs(both[0][name] - both[1][name]) for name in SCORES))
-    return {"weights": max(weights), "scores": max(scores)}
-
-
-def _weights(cell: Cell) -> dict[str, Any]:
-    from safetensors.numpy import load_file
-
-    return load_file(cell["weights"])
-
-
-def _distance(model: torch.nn.Module, other: torch.nn.Module | None) -> float:
-    origin = [torch.zeros(())] * len(list(model.parameters())) if other is None else list(other.parameters())
-    pairs = zip(model.parameters(), origin, strict=True)
-    return math.sqrt(sum(float(((own - their) ** 2).sum()) for own, their in pairs))
-
-
-def out_of_noise(cell: Cell, rounds: list[Round]) -> tuple[list[str], float]:
-    """Scores of cu-ray further from those of the published procedure than its own seeds are, and the furthest of all.
-
-    The deviation of a method's score: over seeds, pooled over its runs, at least 0.01. A score is too far where it is more than
-    four deviations of a difference to a mean of n, sqrt(1 + 1 / n), from the mean.
-    """
-    others = [this for this in rounds if this["side"] in ("processes", "two")]
-    own = next(this for this in rounds if this["side"] == "cu-ray")
-    factor = math.sqrt(1 + 1 / len(others))
-    too_far, furthest = [], 0.0
-    for method in dict.fromkeys(name for name, _ in cell["runs"]):
-        numbers = [str(number) for number, (name, _) in enumerate(cell["runs"]) if name == method]
-        for score in SCORES:
-            drawn = {number: [this["runs"][number]["scores"][score] for this in others] for number in numbers}
-            pooled = math.sqrt(statistics.mean(statistics.variance(values) for values in drawn.values()))
-            for number, values in drawn.items():
-                apart = own["runs"][number]["scores"][score] - statistics.mean(values)
-                far = abs(apart) / (factor * max(pooled, LEAST_DEVIATION))
-                furthest = max(furthest, far)
-                if far > DEVIATIONS:
-                    too_far.append(f"{method} {cell['runs'][int(number)][1]}: {score} is {apart:+.3f} away, {far:.1f} deviations")
-    return too_far, furthest
-
-
-# ------------------------------------------------------------------------------------------------------------- the results
-
-
-def rows(rounds: list[Round]) -> Iterator[figures.Row]:
-    """Seconds of each side; how many times as fast cu-ray is, repeat by repeat; the share of start-up."""
-    done: dict[str, dict[int, Round]] = {}
-    for this in rounds:
-        done.setdefault(this["side"], {})[this["repeat"]] = this
-    for name in (name for name in SIDES if name in done):
-        yield figures.row(f"{name}: all runs", "s", [this["seconds"] for this in done[name].values()])
-    for name, goal in GOALS.items():
-        pairs = [
-            (done[name][repeat], done["cu-ray"][repeat]) for repeat in done.get(name, ()) if repeat in done.get("cu-ray", ())
-        ]
-        if pairs:
-            factors = [other["seconds"] / own["seconds"] for other, own in pairs]
-            yield figures.row(f"cu-ray over {name} (goal {goal:g})", "times", factors)
-    if "processes" in done:
-        shares = [startup_share(this) for this in done["processes"].values()]
-        yield figures.row("processes: share of start-up, to be 0.2 at most", "of the time", shares)
-
-
-def startup_share(this: Round) -> float:
-    """The part of a round's time from the start of a process to the end of its imports."""
-    return sum(each["startup"] for each in this["runs"].values()) / this["seconds"]
-
-
-def ladder(rounds: list[Round]) -> str:
-    """What each rung brings."""
-    found = {name: [this["seconds"] for this in rounds if this["side"] == name] for name in LADDER}
-    medians = {name: statistics.median(values) for name, values in found.items() if values}
-    if not {"processes", "resident"} <= medians.keys():
-        return ""
-    lines, before = ["| rung | s | faster than the one before | than the first |", "|---|---|---|---|"], medians["processes"]
-    for name, seconds in medians.items():
-        lines.append(f"| {name} | {seconds:.0f} | {before / seconds:.2f} | {medians['processes'] / seconds:.2f} |")
-        before = seconds
-    return "\n".join(lines)
-
-
-def parts(cell: Cell, rounds: list[Round]) -> str:
-    """Seconds by method: of whole processes in `processes`; of unlearning and evaluation, summed over workers, in `cu-ray`."""
-    first = {name: next((this for this in rounds if this["side"] == name), None) for name in ("processes", "cu-ray")}
-    if None in first.values():
-        return ""
-    lines = ["| method | runs | processes, s | cu-ray: unlearning, s | cu-ray: evaluation, s |", "|---|---|---|---|---|"]
-    for method in dict.fromkeys(name for name, _ in cell["runs"]):
-        numbers = [str(number) for number, (name, _) in enumerate(cell["runs"]) if name == method]
-
-        def total(side_name: str, fact: str, numbers: list[str] = numbers) -> float:
-            return sum(first[side_name]["runs"][number][fact] for number in numbers)
-
-        figures_of = (total("processes", "seconds"), total("cu-ray", "unlearn_seconds_spent"), total("cu-ray", "eval_seconds"))
-        lines.append(f"| {method} | {len(numbers)} | {' | '.join(f'{each:.1f}' for each in figures_of)} |")
-    return "\n".join(lines)
-
-
 # --------------------------------------------------------------------------------------------------------------- the whole
 
 
@@ -414,7 +156,7 @@ class State:
     """What is done, in a file."""
 
     def __init__(self, file: Path, identity: str) -> None:
-        self._file = file
+        self._file, self._lock = file, threading.Lock()
         kept = json.loads(file.read_text()) if file.exists() else {"identity": identity, "rounds": [], "facts": None}
         if kept["identity"] != identity:
             raise SystemExit(f"{file.parent} holds another cell or another commit's: give another --folder, or empty it")
@@ -432,9 +174,10 @@ class State:
 
     def save(self) -> None:
         """Keep it."""
-        temporary = self._file.with_suffix(f".{time.monotonic_ns()}")
-        temporary.write_text(json.dumps(self._kept))
-        temporary.replace(self._file)
+        with self._lock:
+            temporary = self._file.with_suffix(".part")
+            temporary.write_text(json.dumps(self._kept))
+            temporary.replace(self._file)
 
 
 def main() -> None:
@@ -485,9 +228,9 @@ def report(given: argparse.Namespace, cell: Cell, state: State, whole: list[Roun
         too_far, furthest = out_of_noise(cell, whole)
         checks = {"ssd": apart, "furthest_score_in_deviations": furthest, "out_of_noise": too_far}
         text.append(
-            f"Same images forward and backward in each run. SSD without augmentation: weights at most {apart['weights']:.1e} apart "
-            f"(relative), scores {apart['scores']:.1e}. The furthest score from the published procedure's mean over its seeds is "
-            f"{furthest:.1f} deviations away (allowed: {DEVIATIONS:g})."
+            f"Same images forward and backward in each run. SSD without augmentation: weights {apart['weights']:.1e} "
+            f"(relative) and scores {apart['scores']:.1e} apart at most. The score furthest from the mean over the published "
+            f"procedure's seeds is {furthest:.1f} deviations away (allowed: {DEVIATIONS:g})."
         )
     found = list(rows(whole))
     recipe = f"{len(cell['runs'])} runs, ResNet-9 of width {cell['width']}, {cell['recipe']['steps']} steps, batches of 64, fp32"
