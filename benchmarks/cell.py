@@ -216,7 +216,7 @@ def run(given: argparse.Namespace) -> None:
     left = len(state.rounds) - len(whole)
     require_same_work(whole)
     report(given, cell, state, whole)
-    print(f"{left} rounds are left: the same command again" if left else "all rounds are done")
+    print(f"rounds left: {left}. The same command goes on." if left else "all rounds are done")
 
 
 def report(given: argparse.Namespace, cell: Cell, state: State, whole: list[Round]) -> None:

@@ -69,10 +69,12 @@ def difference_of_ssd(cell: Cell) -> dict[str, float]:
     return {"weights": max(weights), "scores": max(scores)}
 
 
+@torch.no_grad()
 def _distance(model: torch.nn.Module, other: torch.nn.Module | None) -> float:
-    origin = [torch.zeros(())] * len(list(model.parameters())) if other is None else list(other.parameters())
-    pairs = zip(model.parameters(), origin, strict=True)
-    return math.sqrt(sum(float(((own - their) ** 2).sum()) for own, their in pairs))
+    """The Euclidean distance of their parameters; of a model's alone, their norm."""
+    own = torch.cat([parameter.flatten() for parameter in model.parameters()])
+    their = 0 if other is None else torch.cat([parameter.flatten() for parameter in other.parameters()])
+    return float((own - their).norm())
 
 
 def out_of_noise(cell: Cell, rounds: list[Round]) -> tuple[list[str], float]:

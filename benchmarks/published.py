@@ -172,7 +172,7 @@ class Run:
         for images, _, found in self._batches(self.training_loader(everything)):
             with torch.no_grad():
                 target = torch.where(found[:, None], bad(images), good(images)).softmax(dim=1)
-            loss = torch.nn.functional.kl_div(torch.log_softmax(student(images), dim=1), target, reduction="mean")
+            loss = torch.nn.functional.kl_div(torch.log_softmax(student(images), dim=1), target, reduction="none").mean()
             self._step(optimiser, loss, rate, forward=3 * len(images), backward=len(images))
         return student
 
