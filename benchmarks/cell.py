@@ -185,7 +185,7 @@ def main() -> None:
     parser = figures.arguments(__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
-        "--steps", type=int, default=1600, help="of the original's training; 3840 sees each image as often as published"
+        "--steps", type=int, default=2400, help="of the original's training; 3840 sees each image as often as published"
     )
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--sides", nargs="*", choices=SIDES, default=SIDES[:3], metavar="SIDE")

@@ -1,6 +1,6 @@
 """Evaluation on a processor beside a large matrix product of the same precision and threads; bf16 beside fp32.
 
-    python benchmarks/evaluate.py --out benchmarks/results/evaluate.json      # about two minutes
+    python benchmarks/evaluate.py --out benchmarks/results/evaluate.json      # about four minutes
 
 As benchmarks/step.py. Besides, what `evaluate` takes over predicting the images that it reports on.
 """

@@ -1,6 +1,6 @@
 """Batches a second: the package's path (uint8 on the device, cropped and flipped there) beside torchvision's PIL pipeline.
 
-    python benchmarks/loader.py --out benchmarks/results/loader.json      # about two minutes
+    python benchmarks/loader.py --out benchmarks/results/loader.json      # about a minute
 
 Both crop after padding with zeros, flip, patch the manipulated images and normalise; batches of 512. All are kept on one
 core with one thread. The unit is images a second of processor time, of the process and the loader's own together: what a core

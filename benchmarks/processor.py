@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
 import figures
@@ -34,7 +35,7 @@ def sizes(*, small: bool) -> Sizes:
     models: dict[str, Any] = {"ResNet-9": ResNet9(), NARROW: ResNet9(width=8)}
     steps = {"ResNet-9": 1, NARROW: 8}
     return replace(
-        Sizes(), train=2048, test=1000, manipulated=100, deleted=50, product=2048, models=models, batch=128, steps=steps
+        Sizes(), train=2048, test=500, manipulated=100, deleted=50, product=2048, models=models, batch=128, steps=steps
     )
 
 
@@ -54,8 +55,6 @@ class Product:
 
     def rate(self) -> float:
         """FLOP/s of some."""
-        from time import perf_counter
-
         left, right = (torch.randn(self.side, self.side).to(TYPES[self.precision]) for _ in range(2))
         left @ right
         began = perf_counter()
