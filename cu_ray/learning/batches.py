@@ -34,8 +34,10 @@ class DeviceImages:
         self.labels = as_tensor(images.labels).to(device)
         self.device = device
         self.augmentation = augmentation or Augmentation()
-        mean, std = torch.tensor(normalisation.mean), torch.tensor(normalisation.std)
-        self._mean_C11, self._std_C11 = mean.view(-1, 1, 1).to(device), std.view(-1, 1, 1).to(device)
+        width = images.pixels.shape[2]  # whole rows of pixels: a processor is slow where it changes numbers each three values
+        self._mean_K, self._std_K = (
+            torch.tensor(each).repeat(width).to(device) for each in (normalisation.mean, normalisation.std)
+        )
         self._stamp = _DeviceStamp(stamp, device) if stamp is not None else None
         self._stamped = None if stamped is None else as_tensor(stamped).to(device)
 
@@ -43,21 +45,21 @@ class DeviceImages:
         """All that batches are made from, by name: nobody may write to it."""
         trigger = self._stamp.tensors() if self._stamp is not None else {}
         marks = {"marks of the trigger": self._stamped} if self._stamped is not None else {}
-        scale = {"mean": self._mean_C11, "standard deviation": self._std_C11}
+        scale = {"mean": self._mean_K, "standard deviation": self._std_K}
         return {"images": self.pixels_NHWC, "labels": self.labels, **marks, **scale, **trigger}
 
     def load(self, rows: torch.Tensor, *, generator: torch.Generator | None = None, stamp_all: bool = False) -> torch.Tensor:
         """Images [B, C, H, W] of these rows, float32, channels last; augmented where a generator is given."""
-        pixels_BHWC = self.pixels_NHWC[rows]
-        images = pixels_BHWC.permute(0, 3, 1, 2)
+        pixels_BHWC = self.pixels_NHWC.index_select(0, rows)
         if generator is not None:
-            images = augment(images, self.augmentation, generator)
-        images = (images.to(torch.float32) / 255 - self._mean_C11) / self._std_C11
-        images = images.contiguous(memory_format=torch.channels_last)
+            pixels_BHWC = augment(pixels_BHWC, self.augmentation, generator)
+        values_BHK = pixels_BHWC.flatten(2).to(torch.float32)  # in place from here: memory that is new costs more than the work
+        values_BHK.div_(255).sub_(self._mean_K).div_(self._std_K)
+        images = values_BHK.view(pixels_BHWC.shape).permute(0, 3, 1, 2)
         if self._stamp is not None and stamp_all:
-            return self._stamp.apply(images, None)
-        if self._stamp is not None and self._stamped is not None:
-            return self._stamp.apply(images, self._stamped[rows])
+            self._stamp.apply_(images, None)
+        elif self._stamp is not None and self._stamped is not None:
+            self._stamp.apply_(images, self._stamped[rows])
         return images
 
 
@@ -106,22 +108,25 @@ def _whole_number(batch_size: Any) -> int:
     return int(batch_size)
 
 
-def augment(images: torch.Tensor, how: Augmentation, generator: torch.Generator) -> torch.Tensor:
-    """The images [B, C, H, W] (uint8), each cropped at its own place after zero padding, and flipped or not."""
-    count, _, height, width = images.shape
-    device = images.device
+def augment(pixels_BHWC: torch.Tensor, how: Augmentation, generator: torch.Generator) -> torch.Tensor:
+    """The images (uint8), each cropped at its own place after zero padding, and flipped or not."""
+    count, height, width, channels = pixels_BHWC.shape
+    device = pixels_BHWC.device
+    numbers_B = torch.arange(count, device=device)
 
     def draw(below: int) -> torch.Tensor:
         return torch.randint(below, (count,), generator=generator, device=device)
 
     if how.crop_padding:
         pad = how.crop_padding
-        padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1).permute(0, 2, 3, 1, 4, 5)
-        images = windows[torch.arange(count, device=device), draw(2 * pad + 1), draw(2 * pad + 1)]
+        padded = torch.nn.functional.pad(pixels_BHWC, (0, 0, pad, pad, pad, pad)).flatten(2)
+        windows = padded.unfold(1, height, 1).unfold(2, width * channels, channels)
+        crops_BHK = windows[numbers_B, draw(2 * pad + 1), draw(2 * pad + 1)]
+        pixels_BHWC = crops_BHK.view(count, height, width, channels)
     if how.flip:
-        images = torch.where(draw(2).bool().view(-1, 1, 1, 1), images.flip(3), images)
-    return images
+        both = torch.cat([pixels_BHWC, pixels_BHWC.flip(2)])  # whole images are picked faster than pixels
+        pixels_BHWC = both.index_select(0, numbers_B + count * draw(2))
+    return pixels_BHWC
 
 
 def as_tensor(array: np.ndarray) -> torch.Tensor:
@@ -133,13 +138,22 @@ def as_tensor(array: np.ndarray) -> torch.Tensor:
 
 class _DeviceStamp:
     def __init__(self, stamp: Stamp, device: torch.device) -> None:
-        self._weight_HW = (as_tensor(stamp.mask).float() * stamp.blend).to(device)
+        self._box = tuple(_extent(np.flatnonzero(stamp.mask.any(axis=axis))) for axis in (1, 0))
+        self._weight_HW = (as_tensor(stamp.mask).float() * stamp.blend)[self._box].to(device)
         values = as_tensor(stamp.values)
-        self._values = (values.view(-1, 1, 1) if values.ndim == 1 else values.permute(2, 0, 1)).to(device)
+        is_colour = values.ndim == 1
+        self._values = (values.view(-1, 1, 1) if is_colour else values.permute(2, 0, 1)[:, *self._box]).to(device)
 
     def tensors(self) -> NamedTensors:
         return {"mask of the trigger": self._weight_HW, "values of the trigger": self._values}
 
-    def apply(self, images: torch.Tensor, which_B: torch.Tensor | None) -> torch.Tensor:
+    def apply_(self, images: torch.Tensor, which_B: torch.Tensor | None) -> None:
+        """Set it in place, where its mask is: mostly a corner."""
         weight = self._weight_HW if which_B is None else self._weight_HW * which_B.view(-1, 1, 1, 1)
-        return images * (1 - weight) + self._values * weight
+        part = images[:, :, *self._box]
+        part.copy_(part * (1 - weight) + self._values * weight)
+
+
+def _extent(places: Indices) -> slice:
+    """From the first to the last."""
+    return slice(places[0], places[-1] + 1) if len(places) else slice(0)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from cu_ray.lazy import torch
+from cu_ray.learning.graphs import repeats
 from cu_ray.learning.sgd import cross_entropy, images_seen
 from cu_ray.methods import Method
 from cu_ray.plugins import Bound, Search
@@ -36,9 +37,11 @@ class Cognac(Method):
         ascent = task.sgd(model, steps=self.steps, lr=self.ascent_lr)
         descent = task.sgd(model, steps=self.steps, lr=self.lr)
 
+        @repeats
         def negative_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
             return -cross_entropy(logits, batch)
 
+        @repeats
         def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
             with torch.no_grad():
                 target = torch.log_softmax(teacher(batch.images).float(), dim=1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from cu_ray.lazy import torch
+from cu_ray.learning.graphs import repeats
 from cu_ray.learning.sgd import cross_entropy, images_seen
 from cu_ray.methods import Method
 from cu_ray.plugins import Bound, Search
@@ -27,6 +28,7 @@ class GradientAscent(Method):
     def unlearn(self, task: UnlearningTask) -> torch.nn.Module:
         """The original after the ascent."""
 
+        @repeats
         def negative_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
             return -cross_entropy(logits, batch)
 

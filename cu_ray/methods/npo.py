@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from cu_ray.lazy import torch
+from cu_ray.learning.graphs import repeats
 from cu_ray.learning.sgd import images_seen
 from cu_ray.methods import Method
 from cu_ray.plugins import Bound, Search
@@ -31,6 +32,7 @@ class Npo(Method):
         """The original after the descent."""
         model, reference = task.original, copy.deepcopy(task.original)
 
+        @repeats
         def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
             with torch.no_grad():
                 reference_logits = reference(batch.images).float()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 from cu_ray.lazy import torch
+from cu_ray.learning.graphs import repeats
 from cu_ray.learning.sgd import images_seen
 from cu_ray.methods import Method
 from cu_ray.plugins import Bound, Search
@@ -29,6 +30,7 @@ class Relabelling(Method):
         model, (rows_N, corrected_N) = task.original, self.second_choices(task)
         model.train()
 
+        @repeats
         def loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
             places = torch.searchsorted(rows_N, batch.indices).clamp(max=len(rows_N) - 1)
             labels = torch.where(batch.in_deletion, corrected_N[places], batch.labels)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from cu_ray.lazy import torch
 from cu_ray.learning.sgd import cross_entropy
 from cu_ray.methods import Method
 from cu_ray.plugins import Bound, Search
-from cu_ray.types import Batch, Cost, Loss, NamedTensors, Sizes, Stream, UnlearningTask
+from cu_ray.types import Batch, Cost, NamedTensors, Sizes, Stream, UnlearningTask
 
 
 @dataclass(frozen=True)
@@ -39,22 +40,25 @@ class Salun(Method):
         kept = [parameter.detach().clone() for parameter in parameters]
         sgd = task.sgd(model.train(), steps=self.steps, lr=self.lr)
 
-        def random_labels(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        def relabelled(batch: Batch) -> Batch:
             labels = torch.randint(task.num_classes, batch.labels.shape, generator=task.generator, device=task.device)
-            return torch.nn.functional.cross_entropy(logits, labels)
+            return replace(batch, labels=labels)
 
-        def one_pass(samples: Stream, loss: Loss) -> None:
+        def as_given(batch: Batch) -> Batch:
+            return batch
+
+        def one_pass(samples: Stream, labelled: Callable[[Batch], Batch]) -> None:
             for batch in samples.epoch():
                 if sgd.num_steps >= self.steps:
                     break
-                sgd.step(batch, loss)
+                sgd.step(labelled(batch), cross_entropy)
                 with torch.no_grad():
                     for parameter, where, before in zip(parameters, moved, kept, strict=True):
                         parameter.copy_(torch.where(where.view_as(parameter), parameter, before))
 
         while not sgd.done:
-            one_pass(task.deletion, random_labels)
-            one_pass(task.retain, cross_entropy)
+            one_pass(task.deletion, relabelled)
+            one_pass(task.retain, as_given)
             task.offer(model)
         return model
 

@@ -15,7 +15,14 @@ from cu_ray.learning.meter import Meter
 from cu_ray.learning.sgd import Sgd, optimiser_of
 from cu_ray.methods.bad_teaching import BadTeaching
 from cu_ray.methods.catastrophic_forgetting import CatastrophicForgetting
+from cu_ray.methods.cognac import Cognac
+from cu_ray.methods.cuts import Cuts
 from cu_ray.methods.exact_unlearning import ExactUnlearning
+from cu_ray.methods.fine_pruning import FinePruning
+from cu_ray.methods.gradient_ascent import GradientAscent
+from cu_ray.methods.npo import Npo
+from cu_ray.methods.relabelling import Relabelling
+from cu_ray.methods.salun import Salun
 from cu_ray.methods.scrub import Scrub
 from cu_ray.models.resnet9 import ResNet9
 from cu_ray.stages.poison import detect, poison, upload
@@ -31,6 +38,15 @@ METHODS = {
     "CF-k": CatastrophicForgetting(k=2, steps=24),
     "EU-k": ExactUnlearning(k=2, steps=24),
     "retraining": ExactUnlearning(steps=24),
+}
+FURTHER = {
+    "gradient ascent": GradientAscent(steps=24),
+    "NPO": Npo(steps=24),
+    "relabelling": Relabelling(steps=24),
+    "SalUn": Salun(steps=24),
+    "Cognac": Cognac(steps=24),
+    "CUTS": Cuts(steps=24),
+    "fine-pruning": FinePruning(steps=24),
 }
 
 
@@ -116,6 +132,16 @@ class RecordedSgd(PlainSgd):
         type(self).made.append(self)
 
 
+class NoMemos:
+    """Knows nothing and keeps nothing."""
+
+    def load(self, key):
+        """Nobody computed it yet."""
+
+    def save(self, key, memo):
+        """Nobody will ask for it."""
+
+
 @dataclass
 class Outcome:
     """What came of a training or a trial."""
@@ -133,7 +159,7 @@ def unlearned(method, sgd, device="cpu", *, width=2, precision="fp32", batch_siz
     data = upload(poisoned, device)
     original = build_model(spec.original.setting.model, poisoned, device, 0).eval()
     split = detect(poisoned, Uniform(), spec.deletion_size, None)
-    result = unlearn(spec, original, poisoned, data, split, {}, Tools(sgd=sgd))
+    result = unlearn(spec, original, poisoned, data, split, NoMemos(), Tools(sgd=sgd))
     return Outcome(on_cpu(result.model), result.cost)
 
 

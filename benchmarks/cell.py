@@ -1,0 +1,245 @@
+"""One whole cell of the published grid, 65 runs, by cu-ray and as the published procedure makes it, in turns.
+
+    python benchmarks/cell.py --minutes 6 --out benchmarks/results/cell.json      # again and again until it says that all is done
+    python benchmarks/cell.py --minutes 6 --out benchmarks/results/cell.json --repeats 1 --sides resident warm shared
+    python benchmarks/cell.py --small
+
+3 EU, 3 CF, 8 SCRUB, 1 bad teaching and 50 SSD on embedded images, with a narrow ResNet-9 and fewer steps: one manipulation, one
+deletion set, one original model, whose weights are trained before and given to all. The sides:
+
+    cu-ray      `cu-ray sweep` as a process, from its start to its end: Ray, two workers, tables
+    processes   a process for each run, one after the other, with all cores (benchmarks/published.py)
+    two         the same, two at once with a thread each; its time is half of both together, as if neither ever waited
+    resident    a ladder from `processes`: a process for each run, but the package's stages: images on the device, what is
+                reported evaluated
+    warm        ... in one process
+    shared      ... SSD's importances computed once; cu-ray then has two workers, and Ray
+
+What is done is kept in --folder, run by run, so that the benchmark can be cut into calls. It ends with an error where the sides
+do not do the same: images forward and backward of each run; SSD without augmentation; scores within the noise of seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import figures
+from alone import Cell, facts
+from cell_checks import DEVIATIONS, difference_of_ssd, out_of_noise, require_same_work
+from cell_given import describe, prepare
+from cell_tables import SIDES, ladder, parts, rows
+
+from cu_ray.identity import key_of
+from cu_ray.sweep import ledger
+
+HERE = Path(__file__).parent
+CORES = os.cpu_count() or 1
+Round = dict[str, Any]  # side, repeat, runs by number (with the seconds of each), seconds of the whole where it is one piece
+
+
+# -------------------------------------------------------------------------------------------------------------- the sides
+
+
+def timed(*command: str) -> float:
+    """How long a process takes, from before its start to after its end."""
+    paths = os.pathsep.join([str(figures.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, cwd=figures.ROOT
+    )
+    seconds = time.perf_counter() - began
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return seconds
+
+
+def published(folder: Path, number: int, *, seed: int, threads: int, workers: int) -> dict[str, Any]:
+    """What came of a run in a process of its own."""
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place) / "run.json"
+        options = ("--seed", str(seed), "--threads", str(threads), "--workers", str(workers), "--spawned", str(time.time()))
+        seconds = timed(str(HERE / "published.py"), str(folder / "cell.json"), str(number), str(out), *options)
+        return {**json.loads(out.read_text()), "seconds": seconds}
+
+
+def alone(folder: Path, *options: str) -> tuple[dict[str, Any], float]:
+    """What came of runs by the package's stages in one process, and its seconds."""
+    with tempfile.TemporaryDirectory() as place:
+        out = Path(place) / "runs.json"
+        command = (str(HERE / "alone.py"), str(folder / "cell.json"), str(out), "--threads", str(CORES), *options)
+        seconds = timed(*command)
+        return json.loads(out.read_text()), seconds
+
+
+def swept(folder: Path, cell: Cell) -> tuple[dict[str, Any], float]:
+    """What came of the sweep, and its seconds: everything is made anew."""
+    with tempfile.TemporaryDirectory(prefix="cu-ray-cell-") as place:
+        file = Path(place) / "cell.yaml"
+        sweep = json.loads((folder / "cell.yaml").read_text())
+        sweep["runtime"] |= {"storage": f"{place}/storage", "output": f"{place}/results"}
+        file.write_text(json.dumps(sweep))
+        seconds = timed("-m", "cu_ray.cli", "sweep", str(file), "--local")
+        known = ledger.read(Path(place) / "results" / "cell" / "ledger").trials.values()
+        found = {}
+        for number, (name, given) in enumerate(cell["runs"]):
+            wanted = {"name": name, **given}.items()
+            (record,) = [each for each in known if wanted <= each.spec["method"].items()]
+            found[str(number)] = facts(record)
+        return found, seconds
+
+
+def one_by_one(make: Callable[[int], dict[str, Any]], lanes: int) -> Callable[[Round, Cell, float, Callable[[], None]], None]:
+    """A side made of a process for each run, so many at once: goes on with a round until its end or the deadline."""
+
+    def work(this: Round, cell: Cell, deadline: float, save: Callable[[], None]) -> None:
+        left = iter([number for number in range(len(cell["runs"])) if str(number) not in this["runs"]])
+
+        def lane() -> None:
+            for number in left:
+                this["runs"][str(number)] = make(number)
+                save()
+                if time.monotonic() > deadline:
+                    return
+
+        with concurrent.futures.ThreadPoolExecutor(lanes) as pool:
+            for each in [pool.submit(lane) for _ in range(lanes)]:
+                each.result()
+        if len(this["runs"]) == len(cell["runs"]):
+            this["seconds"] = sum(each["seconds"] for each in this["runs"].values()) / lanes
+
+    return work
+
+
+def as_one(make: Callable[[], tuple[dict[str, Any], float]]) -> Callable[[Round, Cell, float, Callable[[], None]], None]:
+    """A side that is one process."""
+
+    def work(this: Round, cell: Cell, deadline: float, save: Callable[[], None]) -> None:
+        this["runs"], this["seconds"] = make()
+
+    return work
+
+
+def side(name: str, folder: Path, cell: Cell, repeat: int) -> Callable[[Round, Cell, float, Callable[[], None]], None]:
+    """What goes on with a round of that side."""
+
+    def resident(number: int) -> dict[str, Any]:
+        found, seconds = alone(folder, "--only", str(number))
+        return {**found[str(number)], "seconds": seconds}
+
+    sides = {
+        "cu-ray": as_one(lambda: swept(folder, cell)),
+        "processes": one_by_one(lambda n: published(folder, n, seed=repeat, threads=CORES, workers=CORES), 1),
+        "two": one_by_one(lambda n: published(folder, n, seed=100 + repeat, threads=1, workers=0), 2),
+        "resident": one_by_one(resident, 1),
+        "warm": as_one(lambda: alone(folder, "--anew")),
+        "shared": as_one(lambda: alone(folder)),
+    }
+    return sides[name]
+
+
+# --------------------------------------------------------------------------------------------------------------- the whole
+
+
+class State:
+    """What is done, in a file."""
+
+    def __init__(self, file: Path, identity: str) -> None:
+        self._file, self._lock = file, threading.Lock()
+        kept = json.loads(file.read_text()) if file.exists() else {"identity": identity, "rounds": [], "facts": None}
+        if kept["identity"] != identity:
+            raise SystemExit(f"{file.parent} holds another cell or another commit's: give another --folder, or empty it")
+        self._kept, self.rounds = kept, kept["rounds"]
+        self._kept["facts"] = kept["facts"] or figures.environment("torch", "torchvision", "pillow", "ray")
+        self.facts: dict[str, Any] = kept["facts"]
+
+    def round(self, name: str, repeat: int) -> Round:
+        """That round, begun or not."""
+        for this in self.rounds:
+            if (this["side"], this["repeat"]) == (name, repeat):
+                return this
+        self.rounds.append({"side": name, "repeat": repeat, "runs": {}, "seconds": None})
+        return self.rounds[-1]
+
+    def save(self) -> None:
+        """Keep it."""
+        with self._lock:
+            temporary = self._file.with_suffix(".part")
+            temporary.write_text(json.dumps(self._kept))
+            temporary.replace(self._file)
+
+
+def main() -> None:
+    """Go on with what is not done; write what is."""
+    parser = figures.arguments(__doc__)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--steps", type=int, default=2400, help="of the original's training; 3840 sees each image as often as published"
+    )
+    parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--sides", nargs="*", choices=SIDES, default=SIDES[:3], metavar="SIDE")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run later than this")
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "cu-ray-cell", help="where what is done is kept"
+    )
+    run(parser.parse_args())
+
+
+def run(given: argparse.Namespace) -> None:
+    """The benchmark with these options."""
+    deadline = time.monotonic() + 60 * given.minutes
+    steps, width, repeats = (8, 2, 1) if given.small else (given.steps, given.width, given.repeats)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    cell = describe(steps, width, given.folder, small=given.small)
+    state = State(given.folder / "state.json", key_of([cell, figures.environment()["commit"]]))
+    if not (given.folder / "cell.yaml").exists():
+        prepare(cell, given.folder)
+    cell = json.loads((given.folder / "cell.json").read_text())
+    for repeat in range(repeats):
+        for name in given.sides:
+            this = state.round(name, repeat)
+            if this["seconds"] is None and time.monotonic() < deadline:
+                side(name, given.folder, cell, repeat)(this, cell, deadline, state.save)
+                state.save()
+    whole = [this for this in state.rounds if this["seconds"] is not None]
+    left = len(state.rounds) - len(whole)
+    require_same_work(whole)
+    report(given, cell, state, whole)
+    print(f"rounds left: {left}. The same command goes on." if left else "all rounds are done")
+
+
+def report(given: argparse.Namespace, cell: Cell, state: State, whole: list[Round]) -> None:
+    """Write what is done; check, once all sides are there, that they did the same."""
+    sides = [this["side"] for this in whole]
+    text, checks = [each for each in (ladder(whole), parts(cell, whole)) if each], {}
+    if "cu-ray" in sides and sum(name in ("processes", "two") for name in sides) > 1:
+        apart = difference_of_ssd(cell)
+        too_far, furthest = out_of_noise(cell, whole)
+        checks = {"ssd": apart, "furthest_score_in_deviations": furthest, "out_of_noise": too_far}
+        text.append(
+            f"Same images forward and backward in each run. SSD without augmentation: weights {apart['weights']:.1e} "
+            f"(relative) and scores {apart['scores']:.1e} apart at most. The score furthest from the mean over the published "
+            f"procedure's seeds is {furthest:.1f} deviations away (allowed: {DEVIATIONS:g})."
+        )
+    found = list(rows(whole))
+    recipe = f"{len(cell['runs'])} runs, ResNet-9 of width {cell['width']}, {cell['recipe']['steps']} steps, batches of 64, fp32"
+    figures.write(given.out, state.facts, found, "\n\n".join([recipe, *text]), cell=cell, rounds=whole, checks=checks)
+    if checks:
+        assert checks["ssd"]["weights"] <= 1e-4, checks
+        assert checks["ssd"]["scores"] <= 1e-4, checks
+        assert given.small or not checks["out_of_noise"], checks["out_of_noise"]
+
+
+if __name__ == "__main__":
+    main()

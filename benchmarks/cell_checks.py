@@ -1,0 +1,101 @@
+"""Whether the sides of benchmarks/cell.py did the same: images counted, SSD where nothing is drawn, scores within noise."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import tempfile
+from dataclasses import replace
+from typing import Any
+
+import figures  # noqa: F401  (the repository's own package)
+import torch
+from alone import Cell, setting_of
+from cell_given import sets_of
+from published import Run, Sets, dampened
+from safetensors.numpy import load_file
+
+from cu_ray import plugins
+from cu_ray.detections.uniform import Uniform
+from cu_ray.stages.pipeline import Workbench
+from cu_ray.stages.poison import detect
+from cu_ray.store import LocalStore
+from cu_ray.types import Augmentation, OriginalSpec, TrialSpec
+
+DEVIATIONS = 4.0  # standard deviations that scores may be apart
+LEAST_DEVIATION = 0.01  # of a score: what a thousand images can tell apart
+SCORES = ("acc_corr", "acc_retain", "asr")
+Round = dict[str, Any]
+
+
+def require_same_work(rounds: list[Round]) -> None:
+    """Raise where two sides sent different numbers of images through models in a run."""
+    counts = [{number: (each["forward"], each["backward"]) for number, each in this["runs"].items()} for this in rounds]
+    for this, found in zip(rounds, counts, strict=True):
+        for number, count in found.items():
+            if count != counts[0][number]:
+                raise AssertionError(f"run {number}: {this['side']} has {count} images, {rounds[0]['side']} {counts[0][number]}")
+
+
+def difference_of_ssd(cell: Cell) -> dict[str, float]:
+    """How far SSD's models are apart where nothing is drawn: no augmentation, importances from one batch.
+
+    weights: the largest distance of a point's parameters, relative to their norm. scores: the largest of five points.
+    """
+    dataset = replace(plugins.build("datasets", cell["dataset"]).load(), augmentation=Augmentation())
+    spec = OriginalSpec(setting_of(cell, dataset.content_hash))
+    points = [given for name, given in cell["runs"] if name == "ssd"]
+    with tempfile.TemporaryDirectory() as folder:
+        store = LocalStore(folder)
+        store.save("originals", spec.key, load_file(cell["weights"]), {})
+        bench = Workbench(dataset, store)
+        poisoned, _ = bench.poisoned(spec.setting)
+        original, _ = bench.original(spec)
+        sets = Sets(**sets_of(poisoned, detect(poisoned, Uniform(), cell["deleted"], None)))
+        run = Run("ssd", {}, sets, cell["recipe"], copy.deepcopy(original).eval(), augmented=False)
+        importances = [run.importances(run.model, rows, len(sets.labels)) for rows in (sets.deletion, sets.retain)]
+        weights, scores = [], []
+        for number, point in enumerate(points):
+            method = plugins.build("methods", {"name": "ssd", **point, "importance_batch_size": len(sets.labels)})
+            given = TrialSpec(spec, Uniform(), cell["deleted"], method)
+            own = bench.unlearned(given).model
+            other = dampened(copy.deepcopy(original), *importances, point["selection_weight"], point["relative_dampening"])
+            apart, norm = _distance(own, other), _distance(other, None)
+            weights.append(apart / norm)
+            if number % max(1, len(points) // 5) == 0:
+                both = [bench.scores(given, model) for model in (own, other)]
+                scores.append(max(abs(both[0][name] - both[1][name]) for name in SCORES))
+    return {"weights": max(weights), "scores": max(scores)}
+
+
+@torch.no_grad()
+def _distance(model: torch.nn.Module, other: torch.nn.Module | None) -> float:
+    """The Euclidean distance of their parameters; of a model's alone, their norm."""
+    own = torch.cat([parameter.flatten() for parameter in model.parameters()])
+    their = 0 if other is None else torch.cat([parameter.flatten() for parameter in other.parameters()])
+    return float((own - their).norm())
+
+
+def out_of_noise(cell: Cell, rounds: list[Round]) -> tuple[list[str], float]:
+    """Scores of cu-ray further from those of the published procedure than its own seeds are, and the furthest of all.
+
+    The deviation of a method's score: over seeds, pooled over its runs, at least 0.01. A score is too far where it is more than
+    four deviations of a difference to a mean of n, sqrt(1 + 1 / n), from the mean.
+    """
+    others = [this for this in rounds if this["side"] in ("processes", "two")]
+    own = next(this for this in rounds if this["side"] == "cu-ray")
+    factor = math.sqrt(1 + 1 / len(others))
+    too_far, furthest = [], 0.0
+    for method in dict.fromkeys(name for name, _ in cell["runs"]):
+        numbers = [str(number) for number, (name, _) in enumerate(cell["runs"]) if name == method]
+        for score in SCORES:
+            drawn = {number: [this["runs"][number]["scores"][score] for this in others] for number in numbers}
+            pooled = math.sqrt(statistics.mean(statistics.variance(values) for values in drawn.values()))
+            for number, values in drawn.items():
+                apart = own["runs"][number]["scores"][score] - statistics.mean(values)
+                far = abs(apart) / (factor * max(pooled, LEAST_DEVIATION))
+                furthest = max(furthest, far)
+                if far > DEVIATIONS:
+                    too_far.append(f"{method} {cell['runs'][int(number)][1]}: {score} is {apart:+.3f} away, {far:.1f} deviations")
+    return too_far, furthest
