@@ -16,7 +16,7 @@ CONTENTS = {
         "docs/models",
         "docs/adding-a-method",
     ],
-    "The benchmark": ["docs/protocol", "docs/parity", "docs/fashion-paper", "docs/glossary"],
+    "The benchmark": ["docs/protocol", "docs/parity", "docs/published", "docs/fashion-paper", "docs/glossary"],
     "How it is built": [
         "docs/engine",
         "benchmarks/results/engine",
