@@ -7,7 +7,15 @@ from pathlib import Path
 from typing import Any
 
 CONTENTS = {
-    "Use": ["docs/sweep-file", "docs/python", "docs/tables", "docs/report", "examples/incident/README", "docs/clusters"],
+    "Use": [
+        "docs/sweep-file",
+        "docs/python",
+        "docs/tables",
+        "docs/report",
+        "docs/trackers",
+        "examples/incident/README",
+        "docs/clusters",
+    ],
     "Plug-ins": [
         "docs/methods",
         "docs/manipulations",

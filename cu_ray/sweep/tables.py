@@ -38,7 +38,7 @@ def write(where: Place | Path, plan: Plan, known: Known) -> None:
     settings = {record.spec["original_key"]: record.spec["original"]["setting"] for record in known.trials.values()}
     columns = {key: setting_columns(plan.name, setting) for key, setting in settings.items()}
     trials = [
-        _trial_row(record, columns[record.spec["original_key"]], studies.get(record.key)) for record in known.trials.values()
+        trial_row(record, columns[record.spec["original_key"]], studies.get(record.key)) for record in known.trials.values()
     ]
     _mark_pareto(trials)
     originals = [_original_row(plan.name, record) for record in known.originals.values()]
@@ -245,7 +245,8 @@ def setting_columns(sweep: str, setting: Mapping[str, Any]) -> Row:
     }
 
 
-def _trial_row(record: Record, setting_columns: Row, study: StudySpec | None) -> Row:
+def trial_row(record: Record, setting_columns: Row, study: StudySpec | None) -> Row:
+    """What the table of trials says of one; `study`: that which asked for it."""
     spec = record.spec
     setting, method = spec["original"]["setting"], spec["method"]
     hyperparameters = {name: value for name, value in method.items() if name not in ("name", "version")}
