@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -183,6 +184,7 @@ def test_table_report_explain_and_diff_take_it(published, tmp_path, monkeypatch)
         ("targetsadv_test.npy", np.zeros(NUM_TEST, int), "not of the same images"),
         ("preds_adv_test.npy", np.array([{"a": 1}]), "cannot be read"),
         ("preds_adv_test.npy", b"", "cannot be read"),
+        ("preds_adv_test.npy", pickle.dumps({"a": 1}), "cannot be read"),
     ],
 )
 def test_a_run_with_a_missing_or_unfit_file_is_a_row_without_scores(published, tmp_path, name, damage, reason):
@@ -242,9 +244,18 @@ def test_what_holds_no_logs_is_refused_in_one_message(published, tmp_path):
     assert "39 different rows, where its name says 40" in complaint(published)
     np.save(manip, np.arange(SIZE) + len(TRAIN))
     assert "the training set 400" in complaint(published)
-    (tmp_path / "results" / "own" / "ledger").mkdir(parents=True)
-    (tmp_path / "results" / "own" / "ledger" / "0.jsonl").write_text("")
-    assert "holds the results of a sweep" in complaint(published, into="own")
+
+
+def test_results_of_a_sweep_are_not_written_over(published, tmp_path):
+    for name in ("running", "finished"):
+        where = tmp_path / "results" / name
+        if name == "finished":
+            folder(where)  # has tables and no ledger
+        else:
+            (where / "ledger").mkdir(parents=True)
+            (where / "ledger" / "000001.log").write_text("")
+        done = CliRunner().invoke(main, ["import", str(published), "--into", str(where)])
+        assert done.exit_code == 2 and f"{where} holds the results of a sweep" in done.output
 
 
 def test_a_deletion_set_that_is_no_part_of_the_manipulated_set_gives_no_scores(tmp_path):

@@ -11,6 +11,7 @@ from cu_ray.errors import Diverged, UserError
 from cu_ray.identity import key_of, mapping_of
 from cu_ray.places import Place
 from cu_ray.plugins import describe, find, names
+from cu_ray.report.terminal import rows_of
 from cu_ray.selection import RULES
 from cu_ray.sweep import tables
 from cu_ray.sweep.published import arrays, layout
@@ -34,7 +35,7 @@ class Imported:
 
 def take(logs: Path, into: Place) -> Imported:
     """Write the tables of a folder of logs. Raises UserError where it is none, or where a sweep's results are in the way."""
-    if (into / "ledger").files():
+    if (into / "ledger").files() or _holds_own_tables(into / "tables"):
         raise UserError(f"{into} holds the results of a sweep: give --into a folder of its own")
     settings, passed_over = layout.settings(logs)
     trials, originals, best = [], [], []
@@ -57,6 +58,11 @@ def take(logs: Path, into: Place) -> Imported:
     tables.write_rows(into / "tables", trials, originals, best)
     failed = {row["source"]: row["error"] for row in trials if row["status"] != "ok"}
     return Imported(len(originals), len(trials), failed, passed_over)
+
+
+def _holds_own_tables(where: Place) -> bool:
+    """Whether there are tables of which some trial was not imported."""
+    return where.has("trials.parquet") and any(row.get("source") is None for row in rows_of(where, "trials"))
 
 
 def _setting_columns(sweep: str, setting: SettingFolder, made: arrays.Drawn) -> Row:
