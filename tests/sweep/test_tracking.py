@@ -181,9 +181,9 @@ def test_mlflow_has_a_run_for_each_trial(records, tmp_path, monkeypatch):
 def test_wandb_offline_leaves_a_run_for_each_trial(records, tmp_path, monkeypatch):
     pytest.importorskip("wandb", reason="wandb is not installed (pip install 'cu-ray[wandb]')")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    assert told(records[:3], lambda: trackers.make("wandb", "quick", tmp_path / "runs")) == []
+    assert told(records[:3], lambda: trackers.make("wandb", "quick", tmp_path / "wandb")) == []
     found = {}
-    for file in (tmp_path / "runs").rglob("*.wandb"):
+    for file in (tmp_path / "wandb").rglob("*.wandb"):
         parts = list(wandb_records(file.read_bytes()))
         start = next(part.run for part in parts if part.WhichOneof("record_type") == "run")
         config = {item.key: json.loads(item.value_json) for item in start.config.update}

@@ -11,7 +11,7 @@ LOGIN_SECONDS = 1  # nobody is at the prompt that asks for a key: it is given be
 
 
 class Tracker:
-    """Keeps what it sends, or with WANDB_MODE=offline what `wandb sync` is to send, in the folder."""
+    """Keeps what it sends, or with WANDB_MODE=offline what `wandb sync` is to send, in the folder, which is called wandb."""
 
     def __init__(self, sweep: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -29,7 +29,7 @@ class Tracker:
             tags=[entry.status],
             config=dict(entry.settings),
             notes=entry.error,
-            dir=str(self._folder),
+            dir=str(self._folder.parent),  # wandb makes its own `wandb` there
             reinit="create_new",
             settings=wandb.Settings(silent=True, console="off", login_timeout=LOGIN_SECONDS, x_disable_stats=True),
         )
