@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -170,6 +171,15 @@ def test_table_report_explain_and_diff_take_it(published, tmp_path, monkeypatch)
     both = results.read_all([tmp_path / "results" / "theirs", tmp_path / "results" / "ours"])
     assert len(cell_names(both)) == 2
     assert set(chosen(both, "published")["sweep"]) == {"theirs", "ours"}
+
+
+def test_the_page_runs_as_printed(published, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "results" / "as_published", seeds=[0])
+    for line in block("docs/published.md", "bash").splitlines():
+        done = CliRunner().invoke(main, shlex.split(line)[1:])
+        assert done.exit_code == 0, done.output
+    assert (tmp_path / "report-published-as_published" / "report.html").exists()
 
 
 @pytest.mark.parametrize(
