@@ -269,7 +269,7 @@ def main() -> None:
         given.out.write_text(json.dumps({"environment": environment(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
         facts = ", ".join(f"{name} {value}" for name, value in environment().items())
         given.out.with_suffix(".md").write_text(
-            f"`python benchmarks/engine.py --all`: {facts}\n\n{table(rows)}\n", encoding="utf-8"
+            f"# What the engine costs\n\n`python benchmarks/engine.py --all`: {facts}\n\n{table(rows)}\n", encoding="utf-8"
         )
 
 

@@ -269,6 +269,22 @@ def merge(folder: Place, others: tuple[Place, ...]) -> None:
     console().print(f"{count} records came in. The `cu-ray sweep` command takes them as done, and writes the tables.")
 
 
+@main.command("import")
+@click.argument("logs", type=click.Path(path_type=Path))
+@click.option("--into", type=PLACE, required=True, help="the folder to write, like results/published")
+def import_command(logs: Path, into: Place) -> None:
+    """Write the tables of what the published benchmark's code has logged in LOGS, to be shown and compared like a sweep's."""
+    from cu_ray.sweep.published import rows
+
+    found, out = rows.take(logs, into), console()
+    for name, why in found.passed_over.items():
+        out.print(Text(f"Passed over: {name}: {why}"), soft_wrap=True)
+    for name, why in found.failed.items():
+        out.print(Text(f"No scores: {name}: {why}"), soft_wrap=True)
+    out.print(f"{found.num_trials} trials on {found.num_originals} originals are in {into / 'tables'}.", soft_wrap=True)
+    sys.exit(bool(found.failed or found.passed_over))
+
+
 @main.command()
 @click.option("--address", help="the Ray to look at  [default: RAY_ADDRESS, or one that is started here]")
 @click.option("--cluster", type=click.Path(), help="the cluster.yaml of a cluster that `ray up` started, to look at that")

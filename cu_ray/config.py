@@ -39,6 +39,7 @@ SECTIONS = (
 )
 REQUIRED = ("name", "dataset", "model", "manipulation", "methods")
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
+TRACKERS = ("mlflow", "tensorboard", "wandb")
 MERGED = {"train": 1, "search": 1, "controls": 1, "runtime": 1, "methods": 2}  # in a file that extends another
 SCRATCH = "~/.cache/cu-ray/scratch"
 OWN = ("name",)  # what a file does not take from one that it extends
@@ -141,6 +142,7 @@ class RuntimeSection:
     address: str | None = None
     max_failures: Annotated[int, Bound(low=1)] = 10  # of one kind, after which a method is set aside
     trial_time_limit: str | None = "24h"  # of one trial or original: what takes longer hangs, and has failed
+    tracker: Annotated[str | None, Choices(TRACKERS)] = None  # is told of each trial as it ends
 
     def __post_init__(self) -> None:
         """Raise FieldFault where the time limit is none, or a place cannot be one."""

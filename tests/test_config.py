@@ -427,6 +427,7 @@ ONE_FAULT = [
     ("runtime", "{gpus_per_trial: some}", ["runtime.gpus_per_trial", "'some' is not allowed", "Allowed: auto"]),
     ("runtime", "{workers: 0}", ["runtime.workers", "0 is not allowed", "at least 1"]),
     ("runtime", "{device: gpu}", ["runtime.device", "'gpu' is not allowed", "Allowed: auto, cpu, cuda"]),
+    ("runtime", "{tracker: mlfow}", ["runtime.tracker", "'mlfow' is not allowed", "Did you mean 'mlflow'?"]),
     ("runtime", "{output: 3}", ["runtime.output", "3 is not allowed", "a text"]),
     # numbers too large for any computation
     ("train", f"{{steps: {'1' * 400}}}", ["train.steps", "is not allowed"]),

@@ -10,6 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -128,6 +130,62 @@ def test_the_page_on_the_report_runs_as_printed_and_names_every_file(tmp_path, m
     written = {path.stem for path in (tmp_path / "results" / "quickstart" / "report").iterdir()}
     assert [name for name in written if name not in page] == []
     assert {path.name for path in tmp_path.iterdir()} >= {"oracle-report", "compared"}
+
+
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "examples/incident/README.md",
+]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of each `cu-ray` command on a page, in a block or in a line, with what is in brackets; `a|b` is two commands."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"^(?:\S*/)?cu-ray (.+)$", text, re.M) + re.findall(r"`cu-ray ([^`\n]+)`", text)
+    split = [shlex.split(re.sub(r"[\[\]]|\.\.\.", "", line), comments=True) for line in found]
+    return [[name, *more] for names, *more in split for name in names.replace("\\", "").split("|")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_on_a_page_exists_with_its_options(page):
+    for name, *words in commands(page):
+        assert name in main.commands, f"{page.name}: cu-ray {name}"
+        known = {option for parameter in main.commands[name].params for option in parameter.opts}
+        assert {word for word in words if word.startswith("--")} <= known, f"{page.name}: cu-ray {name} {shlex.join(words)}"
+
+
+def test_a_command_that_is_shown_whole_is_one_by_click():
+    shown = [command for page in PAGES for command in commands(page) if len(command) > 1]
+    assert len(shown) > 40
+    for name, *words in shown:
+        try:
+            main.commands[name].make_context(name, list(words))
+        except click.MissingParameter:
+            assert name in ("sweep", "list"), (name, words)  # `cu-ray sweep --local`: less its file
+        except click.UsageError as problem:
+            pytest.fail(f"cu-ray {name} {shlex.join(words)}: {problem.message}")
+
+
+READING = ["diff", "explain", "list", "plan", "report", "table"]
+
+
+@pytest.mark.parametrize("name", READING)
+def test_readmes_table_of_commands_runs_as_printed(name, tmp_path, monkeypatch):
+    trials = pd.read_parquet(folder(tmp_path / "results" / "quickstart") / "tables" / "trials.parquet")
+    folder(tmp_path / "results" / "other", seeds=[3, 4])
+    monkeypatch.chdir(tmp_path)
+    given = {
+        "results/NAME": "results/quickstart",
+        "TRIAL_KEY": trials["trial_key"][0],
+        "FILE": str(ROOT / "sweeps/quickstart.yaml"),
+    }
+    given |= {"OTHER": "results/other", "OTHERS": "results/other", "NAME": "ssd"}
+    (shown,) = [words for words in commands(ROOT / "README.md") if words[0] == name]
+    done = CliRunner().invoke(main, [given.get(word, word) for word in shown])
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    assert done.output
 
 
 def test_readme_has_its_two_commands_on_one_line_each():

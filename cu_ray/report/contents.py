@@ -90,7 +90,8 @@ def runs(results: Results) -> dict[str, str]:
         "run": f"{_minute(trials['started_at'].dropna().min())} to {_minute(ended.max())} UTC" if len(ended) else "",
         "on": _listed(trials["device"]),
         "precision": _listed(trials["precision"]),
-        "versions": f"cu-ray {_listed(trials['cu_ray_version'])}, torch {_listed(trials['torch_version'])}",
+        "versions": _versions(trials),
+        "imported": f"{count:,} trials from logs of the published code" if (count := _num_imported(trials)) else "",
     }
     return {name: text for name, text in facts.items() if text}
 
@@ -291,6 +292,15 @@ class _Interval:
 def _interval_of(row: Mapping[Any, Any], metric: str) -> _Interval:
     mean, low, high = (_known(row[f"{metric}_{part}"]) for part in ("mean", "low", "high"))
     return _Interval(mean, low, high, row[f"{metric}_n"])
+
+
+def _versions(trials: pd.DataFrame) -> str:
+    own = _listed(trials["cu_ray_version"])
+    return own and f"cu-ray {own}, torch {_listed(trials['torch_version'])}"
+
+
+def _num_imported(trials: pd.DataFrame) -> int:
+    return int(trials["source"].notna().sum()) if "source" in trials else 0  # tables from before the column have none
 
 
 def _known(value: Any) -> float | None:

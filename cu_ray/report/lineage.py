@@ -25,23 +25,31 @@ def explain(results: Results, key: str) -> dict[str, str]:
         )
     trial: dict[str, Any] = {str(name): None if pd.isna(value) else value for name, value in found.iloc[0].items()}
     original = results.originals[results.originals["original_key"] == trial["original_key"]].to_dict("records")
+    source = trial.get("source")
+    half, which = ("", "whole test set") if source else ("report_", "report half")
     known = {
         "trial": trial["trial_key"],
         "status": trial["status"] if trial["error"] is None else f"{trial['status']}: {trial['error']}",
-        "method": f"{trial['method']} (version {trial['method_version']}) with {trial['hyperparameters']}",
+        "method": f"{trial['method']} (version {trial['method_version'] or 'not known'}) with {trial['hyperparameters']}",
         "original": f"{trial['original_key']}: {trial['model']} on {trial['dataset']}, seed {trial['seed']}, {trial['train']}",
-        "original's scores": _scores(original[0]) if original else "not in the tables",
+        "original's scores": _scores(original[0], half) if original else "not in the tables",
         "manipulated": f"{trial['manipulation']} of {trial['manipulation_size']} samples, {trial['manipulation_settings']}",
         "given to the method": _given(trial),
-        "scores, report half": _scores(trial),
+        f"scores, {which}": _scores(trial, half),
         "cost": _cost(trial),
         "chosen by": ", ".join(_choosers(results, trial["trial_key"])) or "no rule",
+    }
+    known |= {"imported from": f"{source}, logs of the published code"} if source else _made_here(trial, results)
+    return {name: str(text) for name, text in known.items()}
+
+
+def _made_here(trial: dict[str, Any], results: Results) -> dict[str, str]:
+    return {
         "run": f"{trial['started_at']} to {trial['finished_at']} on {trial['device']} of {trial['host']}",
         "with": f"cu-ray {trial['cu_ray_version']}, torch {trial['torch_version']}, {trial['precision']}",
         "again": f"cu-ray replay {results.folder} {trial['trial_key'][:16]}",
         "its weights": f"cu-ray export {results.folder} {trial['trial_key'][:16]}",
     }
-    return {name: str(text) for name, text in known.items()}
 
 
 def _given(trial: dict[str, Any]) -> str:
@@ -51,8 +59,8 @@ def _given(trial: dict[str, Any]) -> str:
     return f"{trial['deletion_size']} of the manipulated samples, found by {trial['detection']}{held_out}"
 
 
-def _scores(row: dict[str, Any]) -> str:
-    values = {name: row[f"report_{name}"] for name in METRICS}
+def _scores(row: dict[str, Any], half: str) -> str:
+    values = {name: row[f"{half}{name}"] for name in METRICS}
     known = {name: float(value) for name, value in values.items() if value is not None and not math.isnan(value)}
     return ", ".join(f"{name} {short(value)}" for name, value in known.items()) or "none"
 

@@ -24,16 +24,18 @@ from cu_ray.learning.precision import local_device_kind, resolve
 from cu_ray.places import Place, at, lasting
 from cu_ray.stages.poison import poison
 from cu_ray.store import checksum, open_store
-from cu_ray.sweep import cluster, doctor, ledger, plan, process, remarks, tables, weights
+from cu_ray.sweep import cluster, doctor, ledger, plan, process, remarks, tables, trackers, weights
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
 from cu_ray.sweep.growth import growth
+from cu_ray.sweep.ready import Job
 from cu_ray.sweep.room import Room, require, shape
 from cu_ray.sweep.shard import part_of
 from cu_ray.sweep.shares import next_share
+from cu_ray.sweep.tracking import Tracking
 from cu_ray.sweep.vigil import Vigil
-from cu_ray.types import Dataset
+from cu_ray.types import Dataset, Record
 
 SPARE_SECONDS = 60.0  # that a worker without a job waits for one where its node could go
 TABLES_EVERY, MIRROR_EVERY = 30.0, 5.0  # seconds between writings of the tables and of the Optuna journal while the sweep runs
@@ -109,6 +111,8 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
     made = make_plan(sweep, datasets)
     _require_writable("results", sweep.folder, "Give another place with --output.")
     _require_writable("original models", at(sweep.runtime.storage), "Give another place as runtime.storage.")
+    if sweep.runtime.tracker is not None:
+        trackers.require(sweep.runtime.tracker)
     if sweep.original.path is not None:
         weights.deposit(weights.read(sweep.original.path), made, open_store(sweep.runtime.storage))
     with ledger.Ledger(sweep.folder / "ledger") as journal:
@@ -223,7 +227,13 @@ class _Work:
         with (
             Progress(self.console, before, images_per_evaluation=2 * largest_test_set) as progress,
             Mirror(self.sweep.scratch) as mirror,
+            Tracking(self.plan.name, self._tracker(), lambda text: self.console.print(text, soft_wrap=True)) as tracking,
         ):
+
+            def heard(job: Job, record: Record | None) -> None:
+                progress.heard(job, record)
+                tracking.heard(record)
+
             crew = Crew(self.sweep, self.datasets.values(), device_kind(self.sweep))
             now_and_then = (
                 vigil.require,
@@ -236,7 +246,7 @@ class _Work:
                     dispatch = Dispatch(
                         self.agenda,
                         crew.hand,
-                        progress.heard,
+                        heard,
                         deadline=self.deadline,
                         trial_seconds=self.sweep.runtime.trial_seconds,
                         spare_seconds=math.inf if grown is None else SPARE_SECONDS,
@@ -259,6 +269,10 @@ class _Work:
                         self.agenda.give_back(job)
             finally:
                 mirror.take(self.agenda.studies)
+
+    def _tracker(self) -> Callable[[], trackers.Tracker] | None:
+        name = self.sweep.runtime.tracker
+        return None if name is None else functools.partial(trackers.make, name, self.plan.name, self.sweep.scratch / name)
 
     def _share(self) -> float | None:
         """The share of a GPU that workers begin with; None on CPUs."""

@@ -34,12 +34,11 @@ Row = dict[str, Any]
 
 def write(where: Place | Path, plan: Plan, known: Known) -> None:
     """Write all tables of a sweep, each finished or not at all."""
-    place = at(where)
     studies = {key: study for study in plan.studies for key in _trial_keys(study, known)}
     settings = {record.spec["original_key"]: record.spec["original"]["setting"] for record in known.trials.values()}
-    columns = {key: _setting_columns(plan.name, setting) for key, setting in settings.items()}
+    columns = {key: setting_columns(plan.name, setting) for key, setting in settings.items()}
     trials = [
-        _trial_row(record, columns[record.spec["original_key"]], studies.get(record.key)) for record in known.trials.values()
+        trial_row(record, columns[record.spec["original_key"]], studies.get(record.key)) for record in known.trials.values()
     ]
     _mark_pareto(trials)
     originals = [_original_row(plan.name, record) for record in known.originals.values()]
@@ -47,6 +46,12 @@ def write(where: Place | Path, plan: Plan, known: Known) -> None:
     for study in plan.studies:
         searches.setdefault(study.sampling_key, []).append(study)
     best = [row for key, search in searches.items() for row in _best_rows(plan, key, search, known)]
+    write_rows(where, trials, originals, best)
+
+
+def write_rows(where: Place | Path, trials: list[Row], originals: list[Row], best: list[Row]) -> None:
+    """Write tables of these rows; a column that a row does not have is null."""
+    place = at(where)
     for name, rows, schema in (
         ("trials", trials, _trials_schema(trials)),
         ("originals", originals, _originals_schema()),
@@ -81,6 +86,7 @@ _MACHINE = {
     "finished_at": pa.string(),
     "cu_ray_version": pa.string(),
     "torch_version": pa.string(),
+    "source": pa.string(),
 }
 
 
@@ -223,7 +229,8 @@ def _facts(kind: str, name: str) -> dict[str, FieldFact]:
 # ---------------------------------------------------------------------------------------------------------------- rows
 
 
-def _setting_columns(sweep: str, setting: Mapping[str, Any]) -> Row:
+def setting_columns(sweep: str, setting: Mapping[str, Any]) -> Row:
+    """What the tables say of a setting as `Setting.describe` gives it."""
     return {
         "sweep": sweep,
         "dataset": _compact("datasets", setting["dataset"]),
@@ -238,7 +245,8 @@ def _setting_columns(sweep: str, setting: Mapping[str, Any]) -> Row:
     }
 
 
-def _trial_row(record: Record, setting_columns: Row, study: StudySpec | None) -> Row:
+def trial_row(record: Record, setting_columns: Row, study: StudySpec | None) -> Row:
+    """What the table of trials says of one; `study`: that which asked for it."""
     spec = record.spec
     setting, method = spec["original"]["setting"], spec["method"]
     hyperparameters = {name: value for name, value in method.items() if name not in ("name", "version")}
@@ -288,7 +296,7 @@ def _mark_pareto(rows: list[Row]) -> None:
 
 
 def _original_row(sweep: str, record: Record) -> Row:
-    row = {**_setting_columns(sweep, record.spec["setting"]), "original_key": record.key, "status": record.status}
+    row = {**setting_columns(sweep, record.spec["setting"]), "original_key": record.key, "status": record.status}
     return {**row, "error": record.error, **record.scores, **record.facts}
 
 
@@ -306,7 +314,7 @@ def _best_rows(plan: Plan, search_key: str, studies: list[StudySpec], known: Kno
     points = {study.key: known.points_of(study.key, study.method.budget) for study in studies}
     keys = {key for study in studies for key in _trial_keys(study, known)}
     finished = [known.trials[key] for key in keys if key in known.trials]
-    shared = _setting_columns(plan.name, first.settings[0].describe()) | {
+    shared = setting_columns(plan.name, first.settings[0].describe()) | {
         "search_key": search_key,
         "study_keys": [study.key for study in studies],
         "method": name_of(first.method.cls),
