@@ -1,8 +1,10 @@
 """A sweep on the head of a cluster: started there so that it needs this machine no more, followed, stopped, brought home.
 
-On the head it has a folder of its own, `~/cu-ray/NAME`: what was sent in `files`, from which the driver runs, its output in
-`run.log`, its process in `process`, and its exit code in `exit` when it has ended. The ledgers here and there take over what
-the other one has, whenever something is sent or fetched: nothing is run twice, and nothing is overwritten.
+On the head it has a folder of its own, `~/cu-ray/NAME`: what was sent in `files`, from which the driver runs, a list of that in
+`content`, its output in `run.log`, its process in `process`, and its exit code in `exit` when it has ended. What was sent before
+and is not sent again goes, so that no module is imported that is no longer here; what the driver made in `files` stays. The
+ledgers here and there take over what the other one has, whenever something is sent or fetched: nothing is run twice, and
+nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -163,12 +165,15 @@ def start(sweep: Sweep, cluster: Cluster, options: Sequence[str], console: Conso
     with tempfile.TemporaryDirectory(prefix="cu-ray-") as name:
         parcel = Path(name)
         paths = pack(source, parcel / "files")
+        # packed before the folder `files`, by its name: what is there is in the list also where the unpacking is cut short
+        sent = sorted(path.relative_to(parcel) for path in parcel.rglob("*") if not path.is_dir())
+        (parcel / "content").write_text("".join(f"{path}\0" for path in sent), encoding="utf-8", errors="surrogateescape")
         if isinstance(away.home, Folder) and (away.home / "ledger").files():
             shutil.copytree(away.home.path / "ledger", parcel / "brought" / "ledger")
         command = ["cu-ray", "sweep", str(source.relative_to(Path.cwd())), "--address", "auto", *options]
         (parcel / "run.sh").write_text(RUN.format(command=shlex.join(command), results=quoted(away.results)), encoding="utf-8")
         console.print(f"Sending {len(paths)} files to {cluster.name} ...")
-        cluster.ask(f"rm -rf {away.folder}/brought")
+        cluster.ask(f"cd {away.folder} 2>/dev/null || exit 0; rm -rf brought; [ ! -e content ] || xargs -0 rm -f -- < content")
         cluster.send(parcel, away.folder)
     cluster.ask(
         f"cd {away.folder} && rm -f exit process && (setsid nohup bash run.sh > run.log 2>&1 < /dev/null &) "
