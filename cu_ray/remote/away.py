@@ -114,7 +114,7 @@ class Away:
         Ctrl-C leaves the sweep alone and gives 130, a lost connection 1.
         """
         try:
-            self._show()
+            self._show(console.is_terminal)
             status = self.status
         except KeyboardInterrupt:
             status = "running"
@@ -131,9 +131,11 @@ class Away:
         console.print(f"Results are in {self.home}.", soft_wrap=True)
         return int(status) if status.isdigit() else 1
 
-    def _show(self) -> None:
+    def _show(self, is_terminal: bool) -> None:
+        log, process = f"{self.folder}/run.log", f"$(cat {self.folder}/process)"
+        there = f"cd {self.folder}/files && cu-ray watch {quoted(self.results)} --log {log} --process {process}"
         try:
-            self.cluster.show(f"tail -n +1 -f --pid=$(cat {self.folder}/process) {self.folder}/run.log")
+            self.cluster.show(there if is_terminal else f"tail -n +1 -f --pid={process} {log}")
         except HeadFailed:  # Ctrl-C is sent to the head, where it ends all that is shown
             self.cluster.ask("true")
 

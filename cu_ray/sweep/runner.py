@@ -22,7 +22,7 @@ from cu_ray.learning.precision import local_device_kind, resolve
 from cu_ray.places import Place, at, lasting
 from cu_ray.stages.poison import poison
 from cu_ray.store import checksum, open_store
-from cu_ray.sweep import cluster, doctor, hardware, ledger, plan, remarks, tables, weights
+from cu_ray.sweep import cluster, doctor, frame, hardware, ledger, plan, remarks, tables, weights
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
@@ -192,7 +192,7 @@ class _Work:
         largest_test_set = max(len(dataset.test) for dataset in self.datasets.values())
         share, ran_out, grown = self._share(), Counter[str](), growth()
         with (
-            Progress(self.console, before, images_per_evaluation=2 * largest_test_set) as progress,
+            Progress(self.console, before, 2 * largest_test_set, frame.file_in(self.sweep.scratch)) as progress,
             Mirror(self.sweep.scratch) as mirror,
         ):
             crew = Crew(self.sweep, self.datasets.values(), device_kind(self.sweep))
