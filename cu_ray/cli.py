@@ -227,6 +227,21 @@ def attach(folder: Place) -> None:
     sys.exit(Away.of(folder).follow(console()))
 
 
+@main.command(hidden=True)
+@click.argument("folder", type=PLACE)
+@click.option("--log", type=click.Path(path_type=Path), required=True)
+@click.option("--process", type=int, required=True)
+def watch(folder: Place, log: Path, process: int) -> None:
+    """Show the sweep in FOLDER, whose driver is a process of this machine: what `attach` runs on a head."""
+    from cu_ray.remote.viewer import watch
+    from cu_ray.sweep.frame import file_in
+
+    try:
+        watch(log, file_in(config.scratch_of(folder)), process, console())
+    except KeyboardInterrupt:  # it is not the sweep that is left
+        sys.exit(130)
+
+
 @main.command()
 @click.argument("folder", type=PLACE)
 def stop(folder: Place) -> None:

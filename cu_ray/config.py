@@ -217,15 +217,20 @@ class Sweep:
 
     @property
     def scratch(self) -> Path:
-        """Where what stays on this machine lies, logs and the Optuna journal: with the results, unless these are at a URI."""
-        if isinstance(self.folder, Folder):
-            return self.folder.path
-        return Path(SCRATCH).expanduser() / key_of(str(self.folder))[:16] / self.name
+        """Where what stays on this machine lies."""
+        return scratch_of(self.folder)
 
     @property
     def import_path(self) -> list[Path]:
         """Where plug-ins that are not installed are looked for: beside the sweep file, and in the working directory."""
         return [Path(self.source).resolve().parent, Path.cwd()]
+
+
+def scratch_of(folder: Place) -> Path:
+    """Where logs and the Optuna journal of a sweep lie: with its results, but on this machine where these are at a URI."""
+    if isinstance(folder, Folder):
+        return folder.path
+    return Path(SCRATCH).expanduser() / key_of(str(folder))[:16] / folder.name
 
 
 def load(path: Path | str, *, only: Sequence[str] = (), seeds: Iterable[int] = ()) -> Sweep:

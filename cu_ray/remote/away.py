@@ -1,8 +1,10 @@
 """A sweep on the head of a cluster: started there so that it needs this machine no more, followed, stopped, brought home.
 
-On the head it has a folder of its own, `~/cu-ray/NAME`: what was sent in `files`, from which the driver runs, its output in
-`run.log`, its process in `process`, and its exit code in `exit` when it has ended. The ledgers here and there take over what
-the other one has, whenever something is sent or fetched: nothing is run twice, and nothing is overwritten.
+On the head it has a folder of its own, `~/cu-ray/NAME`: what was sent in `files`, from which the driver runs, a list of that in
+`content`, its output in `run.log`, its process in `process`, and its exit code in `exit` when it has ended. What was sent before
+and is not sent again goes, so that no module is imported that is no longer here; what the driver made in `files` stays. The
+ledgers here and there take over what the other one has, whenever something is sent or fetched: nothing is run twice, and
+nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -112,7 +114,7 @@ class Away:
         Ctrl-C leaves the sweep alone and gives 130, a lost connection 1.
         """
         try:
-            self._show()
+            self._show(console.is_terminal)
             status = self.status
         except KeyboardInterrupt:
             status = "running"
@@ -129,9 +131,11 @@ class Away:
         console.print(f"Results are in {self.home}.", soft_wrap=True)
         return int(status) if status.isdigit() else 1
 
-    def _show(self) -> None:
+    def _show(self, is_terminal: bool) -> None:
+        log, process = f"{self.folder}/run.log", f"$(cat {self.folder}/process)"
+        there = f"cd {self.folder}/files && cu-ray watch {quoted(self.results)} --log {log} --process {process}"
         try:
-            self.cluster.show(f"tail -n +1 -f --pid=$(cat {self.folder}/process) {self.folder}/run.log")
+            self.cluster.show(there if is_terminal else f"tail -n +1 -f --pid={process} {log}")
         except HeadFailed:  # Ctrl-C is sent to the head, where it ends all that is shown
             self.cluster.ask("true")
 
@@ -163,12 +167,15 @@ def start(sweep: Sweep, cluster: Cluster, options: Sequence[str], console: Conso
     with tempfile.TemporaryDirectory(prefix="cu-ray-") as name:
         parcel = Path(name)
         paths = pack(source, parcel / "files")
+        # packed before the folder `files`, by its name: what is there is in the list also where the unpacking is cut short
+        sent = sorted(path.relative_to(parcel) for path in parcel.rglob("*") if not path.is_dir())
+        (parcel / "content").write_text("".join(f"{path}\0" for path in sent), encoding="utf-8", errors="surrogateescape")
         if isinstance(away.home, Folder) and (away.home / "ledger").files():
             shutil.copytree(away.home.path / "ledger", parcel / "brought" / "ledger")
         command = ["cu-ray", "sweep", str(source.relative_to(Path.cwd())), "--address", "auto", *options]
         (parcel / "run.sh").write_text(RUN.format(command=shlex.join(command), results=quoted(away.results)), encoding="utf-8")
         console.print(f"Sending {len(paths)} files to {cluster.name} ...")
-        cluster.ask(f"rm -rf {away.folder}/brought")
+        cluster.ask(f"cd {away.folder} 2>/dev/null || exit 0; rm -rf brought; [ ! -e content ] || xargs -0 rm -f -- < content")
         cluster.send(parcel, away.folder)
     cluster.ask(
         f"cd {away.folder} && rm -f exit process && (setsid nohup bash run.sh > run.log 2>&1 < /dev/null &) "

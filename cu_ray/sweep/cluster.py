@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -49,8 +50,7 @@ def connected(
         with _vigil_of_joined(log, _nothing, last_words) as vigil:
             yield vigil
         return
-    named = runtime.address or os.environ.get("RAY_ADDRESS")
-    address = None if named == "local" else named
+    address = address_of(runtime)
     console.print(f"Joining Ray at {address} ..." if address else "Starting Ray on this machine ...")
     options: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": runtime.workers}
     if not address:
@@ -64,6 +64,18 @@ def connected(
                 made = _vigil_of_started(Path(context.address_info["session_dir"]), ray.shutdown, last_words)
         with made as vigil:
             yield vigil
+
+
+def address_of(runtime: RuntimeSection) -> str | None:
+    """Where the Ray is that is to be joined; None where one is started here."""
+    named = runtime.address or os.environ.get("RAY_ADDRESS")
+    return None if named == "local" else named
+
+
+def is_joined(runtime: RuntimeSection) -> bool:
+    """Whether a sweep joins a Ray that is there, with nodes that may be unlike this machine."""
+    ray = sys.modules.get("ray")  # not imported for this: it takes a second
+    return address_of(runtime) is not None or (ray is not None and ray.is_initialized())
 
 
 def num_nodes() -> int:

@@ -1,45 +1,43 @@
-"""The display of a running sweep: live on a terminal, plain lines elsewhere."""
+"""The display of a running sweep: live on a terminal; elsewhere plain lines, and a file for who follows it on a terminal."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from cu_ray.plugins import name_of
 from cu_ray.sweep.estimate import Estimate
+from cu_ray.sweep.frame import Frame
 from cu_ray.sweep.ready import Job
 from cu_ray.types import OriginalSpec, Record, TrialSpec
 
-LINE_EVERY = 10.0  # seconds between plain lines
+LINE_EVERY, FRAME_EVERY = 10.0, 1.0  # seconds between plain lines, and between frames in the file
 
 
 class Progress:
     """Counts what is cached, done, running and failed, and estimates the time left."""
 
-    def __init__(self, console: Console, estimate: Estimate, images_per_evaluation: int) -> None:
-        self._console, self._images_per_evaluation = console, images_per_evaluation
+    def __init__(self, console: Console, estimate: Estimate, images_per_evaluation: int, file: Path) -> None:
+        self._console, self._images_per_evaluation, self._file = console, images_per_evaluation, file
         self._cached = estimate.originals_done + estimate.trials_done
         self._expected = estimate.originals - estimate.originals_done + estimate.trials - estimate.trials_done
         self._expected_images = estimate.images_forward + 2 * estimate.images_backward + self._expected * images_per_evaluation
         self._running: dict[str, tuple[Job, float]] = {}
         self._statuses: Counter[str] = Counter()
         self._images = 0.0
-        self._started = self._last_line = time.monotonic()
-        self._live = (
-            Live(console=console, get_renderable=self._render, refresh_per_second=2, redirect_stdout=False, redirect_stderr=False)
-            if console.is_terminal
-            else None
-        )
+        self._started = self._last_line = self._last_frame = time.monotonic()
+        self._live = live(console, lambda: self._frame().render()) if console.is_terminal else None
 
     def __enter__(self) -> Self:
+        self._file.unlink(missing_ok=True)  # of a driver that was killed
         if self._live is not None:
             self._live.start()
         return self
@@ -47,6 +45,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._live is not None:
             self._live.stop()
+        self._file.unlink(missing_ok=True)
 
     def heard(self, job: Job, record: Record | None) -> None:
         """A job started (no record) or ended."""
@@ -62,10 +61,14 @@ class Progress:
             self._say(f"{record.status}: {describe(job)}: {record.error}")
 
     def tick(self) -> None:
-        """Time has gone by: where there is no live display, a line is due now and then."""
-        if self._live is None and time.monotonic() - self._last_line > LINE_EVERY:
-            self._last_line = time.monotonic()
-            self._say(self._summary())
+        """Time has gone by: where there is no live display, a line and a frame are due now and then."""
+        now = time.monotonic()
+        if self._live is None and now - self._last_line > LINE_EVERY:
+            self._last_line = now
+            self._say(self._frame().line)
+        if self._live is None and now - self._last_frame > FRAME_EVERY:
+            self._last_frame = now
+            self._frame().write(self._file)
 
     def seconds_left(self) -> float | None:
         """The time left at the pace so far; None before the first job ended."""
@@ -74,26 +77,25 @@ class Progress:
             return None
         return elapsed * max(0.0, self._expected_images - self._images) / self._images
 
-    def _summary(self) -> str:
-        done = sum(self._statuses.values())
-        failed = done - self._statuses["ok"]
-        left = self.seconds_left()
-        return (
-            f"{done} of {max(self._expected, done)} done, {len(self._running)} running, {self._cached} known before, "
-            f"{failed} failed, {_clock(time.monotonic() - self._started)} elapsed"
-            + (f", about {_clock(left)} left" if left is not None else "")
+    def _frame(self) -> Frame:
+        now, done = time.monotonic(), sum(self._statuses.values())
+        return Frame(
+            done=done,
+            expected=max(self._expected, done),
+            cached=self._cached,
+            failed=done - self._statuses["ok"],
+            elapsed=now - self._started,
+            left=self.seconds_left(),
+            running=[(describe(job), now - since) for job, since in list(self._running.values())],
         )
-
-    def _render(self) -> Group:
-        done = sum(self._statuses.values())
-        head, running = Table.grid(), Table.grid(padding=(0, 2))
-        head.add_row(ProgressBar(total=max(self._expected, done, 1), completed=done, width=60))
-        for job, since in list(self._running.values()):
-            running.add_row("", Text(describe(job)), Text(f"{time.monotonic() - since:.0f} s", style="dim"))
-        return Group(head, Text(self._summary()), running)
 
     def _say(self, text: str) -> None:
         self._console.print(Text(text), soft_wrap=True)
+
+
+def live(console: Console, render: Callable[[], Group]) -> Live:
+    """A display at the lower end of a terminal that is drawn anew twice a second."""
+    return Live(console=console, get_renderable=render, refresh_per_second=2, redirect_stdout=False, redirect_stderr=False)
 
 
 def describe(job: Job) -> str:
@@ -107,9 +109,3 @@ def describe(job: Job) -> str:
     further = [setting.control and setting.control.replace("_", " "), "part held out" if spec.held_out else None]
     further += [f"unlearning seed {spec.unlearning_seed}" if spec.unlearning_seed else None]
     return f"{name_of(spec.method)}{fraction}, seed {setting.seed}" + "".join(f", {each}" for each in further if each)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -7,12 +7,10 @@ import json
 import math
 import os
 import platform
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -24,13 +22,14 @@ from cu_ray.learning.precision import local_device_kind, resolve
 from cu_ray.places import Place, at, lasting
 from cu_ray.stages.poison import poison
 from cu_ray.store import checksum, open_store
-from cu_ray.sweep import cluster, doctor, ledger, plan, process, remarks, tables, trackers, weights
+from cu_ray.sweep import cluster, doctor, frame, hardware, ledger, plan, remarks, tables, trackers, weights
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
 from cu_ray.sweep.growth import growth
 from cu_ray.sweep.ready import Job
 from cu_ray.sweep.room import Room, require, shape
+from cu_ray.sweep.session import at_ray, log_of, say
 from cu_ray.sweep.shard import part_of
 from cu_ray.sweep.shares import next_share
 from cu_ray.sweep.tracking import Tracking
@@ -108,6 +107,7 @@ def run(sweep: Sweep, console: Console, *, retry_failed: bool = False, seconds: 
 
 def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float) -> Outcome:
     datasets = load_datasets(sweep)
+    sweep = _settled(sweep, console)
     made = make_plan(sweep, datasets)
     _require_writable("results", sweep.folder, "Give another place with --output.")
     _require_writable("original models", at(sweep.runtime.storage), "Give another place as runtime.storage.")
@@ -143,7 +143,7 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
         counts = work.write(running=False)
         time_is_up = not agenda.done and time.monotonic() > deadline
         if not (interrupted or agenda.done or time_is_up):
-            raise RayStopped(f"Ray stopped before the sweep was done: see {work.log}. The same command goes on.")
+            raise RayStopped(f"Ray stopped before the sweep was done: see {log_of(sweep)}. The same command goes on.")
         originals = [journal.known.originals[spec.key] for spec in made.originals() if spec.key in journal.known.originals]
         num_failed = counts.trials_failed + sum(not record.ok for record in originals)
         said = remarks.remarks(made, journal.known) + remarks.others(len(journal.known.trials) - counts.trials_done)
@@ -163,11 +163,6 @@ class _Work:
     console: Console
     deadline: float
 
-    @property
-    def log(self) -> Path:
-        """Where the output of Ray and Tune goes."""
-        return self.sweep.scratch / "logs" / "tune.log"
-
     def estimate(self) -> Estimate:
         """What the sweep comes to and what of it is done."""
         return estimate(self.plan, self.agenda, self.journal.known)
@@ -181,29 +176,7 @@ class _Work:
 
     def run(self) -> None:
         """Run the agenda to its end on Ray, with everything that Ray and Tune print in the log."""
-        variables = {
-            "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-            "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger remembers; snapshots would be rewritten whole all the time
-            "TUNE_DISABLE_SIGINT_HANDLER": "1",
-            "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # workers start side by side, as many as our searcher asks for
-            "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
-        }
-        self.console.file = self.console.file  # held: it would follow the output into the log
-        with (
-            process.alone(),
-            process.signals_interrupt(),
-            process.environment(**variables),
-            process.output_in(self.log),
-            process.only_errors_of("ray"),
-            cluster.connected(
-                self.sweep.runtime,
-                self.console,
-                own_files=plugins.own_files(*self.sweep.import_path),
-                log=self.log,
-                last_words=self._last_words,
-            ) as vigil,
-            process.signals_interrupt(),  # again: when Ray starts it takes SIGTERM for itself
-        ):
+        with at_ray(self.sweep, self.console, plugins.own_files(*self.sweep.import_path), self._last_words) as vigil:
             if cluster.num_nodes() > 1:
                 doctor.require_alike(self.sweep.runtime.storage)
             self._run_phases(vigil)
@@ -211,7 +184,7 @@ class _Work:
     def _last_words(self, message: str) -> None:
         """What is left to do, by another thread, where this one hangs in a Ray that has ended."""
         self.console.show_cursor()
-        print(f"cu-ray: {message}", file=sys.__stderr__, flush=True)
+        say(message)
         tables.write(self.sweep.folder / "tables", self.plan, ledger.read(self.sweep.folder / "ledger"))
 
     def _run_phases(self, vigil: Vigil) -> None:
@@ -225,7 +198,7 @@ class _Work:
         largest_test_set = max(len(dataset.test) for dataset in self.datasets.values())
         share, ran_out, grown = self._share(), Counter[str](), growth()
         with (
-            Progress(self.console, before, images_per_evaluation=2 * largest_test_set) as progress,
+            Progress(self.console, before, 2 * largest_test_set, frame.file_in(self.sweep.scratch)) as progress,
             Mirror(self.sweep.scratch) as mirror,
             Tracking(self.plan.name, self._tracker(), lambda text: self.console.print(text, soft_wrap=True)) as tracking,
         ):
@@ -260,7 +233,8 @@ class _Work:
                     if dispatch.hopeless:
                         reason = dispatch.last_death or "reason unknown"
                         raise RayStopped(
-                            f"no worker comes up, they die while they start: {reason} (see {self.log}). Nothing is lost."
+                            f"no worker comes up, they die while they start: {reason} (see {log_of(self.sweep)}). "
+                            "Nothing is lost."
                         )
                     if share is None or not dispatch.too_large or time.monotonic() > self.deadline:
                         break
@@ -290,6 +264,18 @@ class _Work:
         share = measured_share(self.plan, list(self.datasets.values()), self.sweep.scratch / "canaries.json", seconds)
         self.console.print(str(share))
         return share.gpus
+
+
+def _settled(sweep: Sweep, console: Console) -> Sweep:
+    """The sweep with `auto` decided from the nodes, where it joins a Ray; as it is where the nodes are this machine."""
+    if not (cluster.is_joined(sweep.runtime) and hardware.is_open(sweep)):
+        return sweep
+    _require_writable("results", sweep.folder, "Give another place with --output.")
+    with at_ray(sweep, Console(quiet=True), {}, say):
+        asked = hardware.settled(sweep)
+    precisions = ", ".join(dict.fromkeys(train.precision for train in asked.trains))
+    console.print(f"Trials run on {asked.runtime.device} in {precisions}: so say the nodes of this Ray.")
+    return asked
 
 
 def _at_most_every(seconds: float, act: Callable[[], object]) -> Callable[[], None]:

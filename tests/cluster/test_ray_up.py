@@ -9,9 +9,7 @@ import re
 import select
 import shutil
 import subprocess
-import sys
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -20,41 +18,10 @@ import yaml
 
 from cu_ray.sweep import ledger
 from tests import sweeps
+from tests.cluster.lab import lab_needed, made_in
 
-HOSTS = Path(__file__).parent / "hosts.sh"
 ROOT = Path(__file__).parents[2]
-TOOLS = ("ip", "nsenter", "unshare", "rsync", "ssh-keygen", "/usr/sbin/sshd")
-missing = [tool for tool in TOOLS if shutil.which(tool) is None]
-pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="throw-away hosts need root"),
-    pytest.mark.skipif(bool(missing), reason=f"throw-away hosts need {', '.join(missing)}"),
-]
-
-
-@dataclass(frozen=True)
-class Lab:
-    """Hosts h1 (the head) and h2, h3 that joins later, and the machine `driver` in whose folder commands are given."""
-
-    folder: Path
-
-    def hosts(self, *arguments: str, stdout: int = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
-        process = self.hosts_process(*arguments, stdout=stdout, stderr=subprocess.STDOUT, text=True)
-        said, _ = process.communicate(timeout=300)
-        return subprocess.CompletedProcess(arguments, process.returncode, said)
-
-    def hosts_process(self, *arguments: str, **options) -> subprocess.Popen:
-        own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        variables = {**own, "LAB": str(self.folder / "lab")}
-        return subprocess.Popen(["bash", str(HOSTS), *arguments], env=variables, start_new_session=True, **options)
-
-    def driver(self, command: str) -> subprocess.CompletedProcess[str]:
-        return self.hosts("exec", "driver", "bash", "-c", f"cd {self.folder} && {command}")
-
-    def cu_ray(self, command: str, code: int = 0) -> str:
-        """What `cu-ray` prints on the driver."""
-        done = self.driver(f"cu-ray {command}")
-        assert done.returncode == code, done.stdout
-        return done.stdout
+pytestmark = lab_needed
 
 
 def shipped_for(lab: Path) -> str:
@@ -73,17 +40,12 @@ def shipped_for(lab: Path) -> str:
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
-    lab = Lab(folder)
     (folder / "cluster.yaml").write_text(shipped_for(folder / "lab"))
-    up = lab.hosts("up", "3", str(Path(sys.executable).parent), stdout=subprocess.DEVNULL)
-    try:
-        assert up.returncode == 0, "the hosts do not come up"
+    with made_in(folder, num_hosts=3) as lab:
         assert lab.driver("ray get-auth-token --generate > token").returncode == 0
         (folder / "token").unlink()
         yield lab
         lab.driver("ray down -y cluster.yaml")
-    finally:
-        lab.hosts("down", stdout=subprocess.DEVNULL)
 
 
 def until(condition, seconds=60.0):
@@ -154,6 +116,13 @@ def test_a_user_s_own_plugin_goes_along(lab):
     assert len(mine) == 4
     assert set(mine["status"]) == {"ok"}
 
+    (package / "rates.py").rename(package / "speeds.py")
+    methods = (package / "methods.py").read_text()
+    (package / "methods.py").write_text(methods.replace("mine.rates", "mine.speeds"))
+    assert "Nothing to do" in lab.cu_ray("sweep own.yaml --only method=mine.methods:Mine")
+    there = lab.driver("ray exec cluster.yaml 'cd cu-ray/own/files && echo mine/*.py results/*'").stdout
+    assert "mine/__init__.py mine/methods.py mine/speeds.py results/own" in there
+
 
 def named(lab, name, **settings):
     """A sweep file of that name in the driver's folder."""
@@ -185,13 +154,15 @@ def test_what_was_done_here_is_taken_along_and_comes_back_and_nothing_is_run_twi
     assert "Nothing to do" in said
 
 
-def test_ctrl_c_leaves_the_sweep_and_its_follower_comes_back(lab):
+def test_a_terminal_shows_it_live_and_ctrl_c_leaves_the_sweep_and_its_follower_comes_back(lab):
     named(lab, "left", seeds="[7, 8]", trials=12)
     terminal, end = pty.openpty()
-    command = ["exec", "driver", "bash", "-c", f"cd {lab.folder} && cu-ray sweep left.yaml"]
+    command = ["exec", "driver", "bash", "-c", f"cd {lab.folder} && TERM=xterm cu-ray sweep left.yaml"]
     follower = lab.hosts_process(*command, stdin=end, stdout=end, stderr=end)
     os.close(end)
     said = read_until(terminal, "Joining Ray at auto")
+    frames = [read_until(terminal, "0 known before, 0 failed") for _ in range(4)]
+    assert all("\x1b[2K" in frame for frame in frames[1:])  # each drawn over the one before
     os.write(terminal, b"\x03")
     said += read_until(terminal, "cu-ray stop results/left")
     assert follower.wait(timeout=30) == 130, said

@@ -195,8 +195,7 @@ def test_what_runs_out_of_memory_is_run_again_alone_after_all_others(with_a_gpu,
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(runner._Work, "_share", lambda self: 0.5)
-    sweep = config.load(file)
-    object.__setattr__(sweep.runtime, "address", ray.get_runtime_context().gcs_address)
+    sweep = config.with_runtime(config.load(file), address=ray.get_runtime_context().gcs_address, device="cpu")
     outcome = runner.run(sweep, quiet())
     assert outcome.num_failed == 0
     trials = pd.read_parquet(tmp_path / "results" / "small" / "tables" / "trials.parquet").set_index("method")

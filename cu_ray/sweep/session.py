@@ -1,0 +1,50 @@
+"""A sweep's time at Ray: what is changed in this process meanwhile, and where the output goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from rich.console import Console
+
+from cu_ray.config import Sweep
+from cu_ray.sweep import cluster, process
+from cu_ray.sweep.vigil import Vigil
+
+
+@contextlib.contextmanager
+def at_ray(
+    sweep: Sweep, console: Console, own_files: Mapping[Path, Path], last_words: Callable[[str], object]
+) -> Iterator[Vigil]:
+    """Ray until the end of the context, with everything that Ray and Tune print in the log."""
+    variables = {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger remembers; snapshots would be rewritten whole all the time
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # workers start side by side, as many as our searcher asks for
+        "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
+    }
+    console.file = console.file  # held: it would follow the output into the log
+    with (
+        process.alone(),
+        process.signals_interrupt(),
+        process.environment(**variables),
+        process.output_in(log_of(sweep)),
+        process.only_errors_of("ray"),
+        cluster.connected(sweep.runtime, console, own_files=own_files, log=log_of(sweep), last_words=last_words) as vigil,
+        process.signals_interrupt(),  # again: when Ray starts it takes SIGTERM for itself
+    ):
+        yield vigil
+
+
+def log_of(sweep: Sweep) -> Path:
+    """Where the output of Ray and Tune goes."""
+    return sweep.scratch / "logs" / "tune.log"
+
+
+def say(message: str) -> None:
+    """Print it where a user sees it, also while output goes into the log."""
+    print(f"cu-ray: {message}", file=sys.__stderr__, flush=True)

@@ -1,0 +1,99 @@
+"""What trials run on is decided by the nodes of a Ray that is joined, whatever machine the driver is on."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+
+import pandas as pd
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from rich.console import Console
+
+from cu_ray import config
+from cu_ray.errors import UserError
+from cu_ray.learning.precision import resolve
+from cu_ray.sweep import hardware, runner
+from cu_ray.sweep.growth import UNKNOWN
+from cu_ray.sweep.hardware import device_of
+from tests import sweeps
+
+HEAD = {"node:10.0.0.1": 1.0}  # without CPUs for trials, as the driver's node often is
+
+
+@pytest.mark.parametrize(
+    ("nodes", "grown", "device"),
+    [
+        ([{"CPU": 4}], None, "cpu"),
+        ([HEAD, {"CPU": 4}, {"CPU": 8, "GPU": 1}], None, "cuda"),
+        ([HEAD], {"CPU": 32, "GPU": 8}, "cuda"),
+        ([{"CPU": 4}], {"CPU": 32, "GPU": 8}, "cuda"),
+        ([HEAD], {"CPU": 32}, "cpu"),
+        ([HEAD, {"CPU": 8, "GPU": 1}], {"CPU": UNKNOWN, "GPU": UNKNOWN}, "cuda"),
+        ([HEAD, {"CPU": 8}], {"CPU": UNKNOWN, "GPU": UNKNOWN}, "cpu"),
+    ],
+)
+def test_a_gpu_on_any_node_or_on_one_to_come_decides(nodes, grown, device):
+    assert device_of(nodes, grown) == device
+
+
+def test_where_nothing_says_what_the_nodes_to_come_have_the_user_has_to():
+    with pytest.raises(UserError, match=r"runtime\.device: no node for trials has joined yet.* give cuda or cpu"):
+        device_of([HEAD], {"CPU": UNKNOWN, "GPU": UNKNOWN})
+
+
+@contextmanager
+def two_nodes(monkeypatch, **second):
+    """A driver on a node without a GPU, and another node."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0})
+    try:
+        nodes.add_node(num_cpus=1, **second)
+        yield nodes
+    finally:
+        ray.shutdown()
+        nodes.shutdown()
+
+
+def of_auto(folder, **settings):
+    """A sweep that leaves device and precision to the hardware."""
+    file = sweeps.small(folder, seeds="[0]", trials=1, storage=folder / "store")
+    text = file.read_text().replace(", precision: fp32", "")
+    file.write_text(text.replace("runtime: {", "runtime: {gpus_per_trial: 1, "))
+    return config.with_runtime(config.load(file), output=str(folder / "results"), **settings)
+
+
+def test_a_gpu_that_only_the_second_node_has_makes_it_a_sweep_on_gpus(tmp_path, monkeypatch):
+    monkeypatch.setattr("cu_ray.sweep.runner.local_device_kind", lambda: "cpu")
+    with two_nodes(monkeypatch, num_gpus=1) as nodes:
+        sweep = of_auto(tmp_path, address=nodes.address)
+        with open(tmp_path / "said", "w") as said:
+            outcome = runner.run(sweep, Console(file=said, width=140))
+    assert "Trials run on cuda in bf16: so say the nodes of this Ray." in (tmp_path / "said").read_text()
+    assert json.loads(sweep.folder.read("status.json"))["device"] == "cuda"
+    assert outcome.num_failed  # the GPU is a pretended one
+    originals = pd.read_parquet(tmp_path / "results/small/tables/originals.parquet")
+    assert set(originals["precision"]) == {"bf16"}
+
+
+def test_a_gpu_of_the_driver_s_machine_that_no_node_has_does_not_count(tmp_path, monkeypatch):
+    monkeypatch.setattr("cu_ray.sweep.runner.local_device_kind", lambda: "cuda")
+    monkeypatch.setattr(hardware, "local_cpu_flags", _without_bf16)
+    with two_nodes(monkeypatch) as nodes:
+        sweep = of_auto(tmp_path, address=nodes.address)
+        ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
+        settled = hardware.settled(sweep)
+    assert settled.runtime.device == "cpu"
+    assert {train.precision for train in settled.trains} == {"fp32"}
+
+
+def _without_bf16():
+    return frozenset({"avx2"})
+
+
+@pytest.mark.parametrize(("second", "precision"), [({"avx512_bf16"}, "bf16"), ({"avx2"}, "fp32")])
+def test_bf16_is_taken_where_the_processors_of_all_nodes_have_it(monkeypatch, second, precision):
+    flags = {"first": frozenset({"avx512_bf16", "avx2"}), "second": frozenset(second)}
+    monkeypatch.setattr(hardware, "_flags_of", lambda nodes: [flags[node] for node in nodes])
+    assert resolve("auto", "cpu", hardware.common(["first", "second"])) == precision
