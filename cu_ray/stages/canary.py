@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import gc
 import re
@@ -13,12 +14,13 @@ from typing import Any, Protocol
 from cu_ray.errors import Diverged
 from cu_ray.lazy import torch
 from cu_ray.learning.precision import require
+from cu_ray.stages.evaluate import predict, training_sets
 from cu_ray.stages.evidence import OriginalsEvidence
-from cu_ray.stages.poison import OnDevice, detect, poison, upload
+from cu_ray.stages.poison import OnDevice, detect, nothing_found, poison, upload
 from cu_ray.stages.short import MOST_CALLS, Enough, Watch, predict_some, short_tools, short_training_tools
 from cu_ray.stages.train import build_model, train
 from cu_ray.stages.unlearn import Memo, unlearn
-from cu_ray.types import Dataset, OriginalSpec, PoisonedDataset, TrialSpec
+from cu_ray.types import Dataset, DeletionSplit, OriginalSpec, PoisonedDataset, TrialSpec
 
 OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|CUDA( error:)? out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")
 
@@ -118,6 +120,7 @@ class _Canary:
         self.data_bytes = self.original_bytes = self.memo_bytes = 0
         self.seconds_per_pass: float | None = None
         self.stopped: str | None = None
+        self._split: DeletionSplit | None = None  # what was found; None where it did not come to that
 
     def run(self) -> None:
         """Learn twice, as the first time warms up, and evaluate: also where learning came to no end."""
@@ -136,9 +139,10 @@ class _Canary:
                 for _ in range(2):
                     learned = None  # the one before, as a worker frees it
                     learned = self._learned(original, poisoned, data)
-            found = self._spec.deletion_size if isinstance(self._spec, TrialSpec) else 0
-            num_training = len(poisoned.labels) - found
-            predict_some(learned or original, poisoned, data, setting.train.precision, num_training=num_training)
+            split, precision = self._split or nothing_found(poisoned), setting.train.precision
+            predict_some(learned or original, poisoned, data, precision, training=training_sets(poisoned, split).values())
+            if isinstance(self._spec, TrialSpec):  # what the original had learned of the deletion set is a score, too
+                predict(copy.deepcopy(original), data.train, data.rows(split.deletion), precision)
 
     def _learned(self, original: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice) -> torch.nn.Module | None:
         """What learning makes; None where it diverged, as untrained weights may: memory does not depend on them."""
@@ -149,8 +153,8 @@ class _Canary:
             else:
                 evidence = OriginalsEvidence(self._setting.model, lambda: original, data)
                 held_out = self._spec.held_out
-                split = detect(poisoned, self._spec.detection, self._spec.deletion_size, evidence, held_out=held_out)
-                learned = unlearn(self._spec, original, poisoned, data, split, memos, short_tools(watch)).model
+                self._split = detect(poisoned, self._spec.detection, self._spec.deletion_size, evidence, held_out=held_out)
+                learned = unlearn(self._spec, original, poisoned, data, self._split, memos, short_tools(watch)).model
         self.seconds_per_pass = watch.seconds_per_pass()
         self.memo_bytes = memos.num_bytes
         return learned

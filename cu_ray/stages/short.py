@@ -19,7 +19,7 @@ from cu_ray.stages.evaluate import BATCH_SIZES, Keeper, predict
 from cu_ray.stages.poison import OnDevice
 from cu_ray.stages.tools import Tools
 from cu_ray.stages.unlearn import now
-from cu_ray.types import PoisonedDataset, TrainRecipe
+from cu_ray.types import Indices, PoisonedDataset, TrainRecipe
 
 MOST_STEPS = 24  # of one optimisation: eight short passes
 MOST_ATTEMPTS = 4  # of one search
@@ -110,7 +110,7 @@ class ShortKeeper(Keeper):
         self._looks = 0
 
     def _score(self, model: torch.nn.Module) -> float:
-        predict_some(model, self._poisoned, self._data, self._precision, num_training=0)
+        predict_some(model, self._poisoned, self._data, self._precision)
         self._looks += 1
         return float(self._looks)
 
@@ -132,11 +132,18 @@ class WatchedMeter(Meter):
         super()._count_backward(num_images)
 
 
-def predict_some(model: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice, precision: str, *, num_training: int) -> None:
-    """Two batches of each thing that an evaluation predicts: training images, test images, these with the trigger."""
-    views = [(data.train, num_training, False), (data.test, len(poisoned.selection_half), False)]
+def predict_some(
+    model: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice, precision: str, *, training: Iterable[Indices] = ()
+) -> None:
+    """What an evaluation predicts, in its order: test images, these with the trigger, sets of training rows.
+
+    Of each the first two batches and the last, which may be smaller.
+    """
+    test_rows = torch.arange(len(poisoned.selection_half), device=data.device)
+    views = [(data.test, test_rows, False)]
     if poisoned.corruption.stamp is not None:
-        views.append((data.test, len(poisoned.selection_half), True))
-    for images, count, stamp_all in views:
-        rows = torch.arange(min(2 * BATCH_SIZES[data.device.type], count), device=data.device)
-        predict(model, images, rows, precision, stamp_all=stamp_all)
+        views.append((data.test, test_rows, True))
+    views += [(data.train, data.rows(rows), False) for rows in training]
+    for images, rows, stamp_all in views:
+        chunks = rows.split(BATCH_SIZES[data.device.type])
+        predict(model, images, torch.cat([*chunks[:2], *chunks[2:][-1:]]), precision, stamp_all=stamp_all)

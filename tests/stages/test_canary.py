@@ -17,7 +17,7 @@ from cu_ray.methods.catastrophic_forgetting import CatastrophicForgetting
 from cu_ray.methods.no_unlearning import NoUnlearning
 from cu_ray.methods.scrub import Scrub
 from cu_ray.methods.ssd import Ssd
-from cu_ray.stages import canary, short
+from cu_ray.stages import canary, evaluate, short
 from cu_ray.stages.canary import CudaProbe, Measure, measure, ran_out_of_memory
 from cu_ray.stages.pipeline import Workbench
 from cu_ray.stages.short import MOST_CALLS, MOST_STEPS
@@ -251,6 +251,21 @@ class Diverges(Own):
             sgd.epoch(task.retain, cross_entropy)
         Own.seen.append("done")
         return task.original
+
+
+def test_it_evaluates_what_a_trial_does_in_its_order_but_for_batches_in_the_middle(monkeypatch):
+    spec, sizes, classes = trial_spec(DATASET, CatastrophicForgetting()), [], evaluate._classes
+    monkeypatch.setattr(evaluate, "_classes", lambda model, images: (sizes.append(len(images)), classes(model, images))[1])
+    monkeypatch.setitem(evaluate.BATCH_SIZES, "cpu", 12)
+    bench = Workbench(DATASET, MemoryStore())
+    bench.run_original(spec.original)
+    sizes.clear()
+    assert bench.run_trial(spec).ok
+    # 40 test images, these with the trigger; deletion set, not found, held out, retain set; the deletion set by the original
+    assert sizes == [*(12, 12, 12, 4), *(12, 12, 12, 4), 9, 6, 0, *(12, 12, 12, 12, 3), 9]
+    sizes.clear()
+    measured(spec)
+    assert sizes == [*(12, 12, 4), *(12, 12, 4), 9, 6, 0, *(12, 12, 3), 9]
 
 
 def test_untrained_weights_that_diverge_are_no_fault():
