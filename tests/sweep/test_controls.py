@@ -99,7 +99,7 @@ def test_every_table_tells_controls_apart(done):
         rows = done.trials[done.trials["trial_key"].isin(key)]
         assert set(rows["control"]) == {control}
     ordinary = done.best[done.best["control"].isna() & (done.best["method"] == "no_unlearning")]
-    assert len(ordinary) == 2 * 5
+    assert len(ordinary) == 2 * len(RULES)
 
 
 # ---------------------------------------------------------------------------------------------------------- repetitions
