@@ -13,6 +13,7 @@ import pytest
 from cu_ray import config
 from cu_ray.errors import Faults
 from cu_ray.plugins import name_of
+from cu_ray.selection import RULES
 from cu_ray.sweep import ledger, tables
 from cu_ray.sweep.agenda import best_point
 from cu_ray.sweep.estimate import ReadOnlyJournal, estimate
@@ -86,7 +87,7 @@ def done(tmp_path_factory):
 
 
 def test_every_table_tells_controls_apart(done):
-    for frame, per_control in ((done.trials, 3), (done.originals, 3), (done.best, 2 * 5)):
+    for frame, per_control in ((done.trials, 3), (done.originals, 3), (done.best, 2 * len(RULES))):
         assert frame["control"].value_counts().to_dict() == {"never_manipulated": per_control, "trigger_only": per_control}
         assert (frame["control"].isna()).sum() > 0
     controls = done.best[done.best["control"].notna()]
@@ -98,7 +99,7 @@ def test_every_table_tells_controls_apart(done):
         rows = done.trials[done.trials["trial_key"].isin(key)]
         assert set(rows["control"]) == {control}
     ordinary = done.best[done.best["control"].isna() & (done.best["method"] == "no_unlearning")]
-    assert len(ordinary) == 2 * 5
+    assert len(ordinary) == 2 * len(RULES)
 
 
 # ---------------------------------------------------------------------------------------------------------- repetitions
