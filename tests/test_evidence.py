@@ -115,8 +115,7 @@ def test_a_record_that_is_there_has_its_evidence_whenever_the_driver_dies(tmp_pa
     def dies(*given):
         raise Died
 
-    places = [(folder.evidence, "write", 0), (evidence, "sync", 0), (folder, "line", 0)]
-    for number, (owner, name, _) in enumerate(places):
+    for number, (owner, name) in enumerate([(folder.evidence, "write"), (evidence, "sync"), (folder, "line")]):
         with Ledger(tmp_path / str(number)) as book, pytest.raises(Died), monkeypatch.context() as patched:
             patched.setattr(owner, name, dies)
             book.write(record(), evidence.packed(record(), HASH))

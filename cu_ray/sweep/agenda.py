@@ -17,7 +17,7 @@ from cu_ray.plugins import name_of
 from cu_ray.selection import RULES, Parts
 from cu_ray.sweep import sampling
 from cu_ray.sweep.breaker import Breaker
-from cu_ray.sweep.ledger import Known, PointRecord, evidence
+from cu_ray.sweep.ledger import Known, PointRecord, evidence, finished
 from cu_ray.sweep.plan import Hyperparameters, Plan, StudySpec, memo_group, trial_cost
 from cu_ray.sweep.ready import COMPUTES_MEMO, ORIGINAL, OTHER, Job, Ready
 from cu_ray.types import OriginalSpec, Record, Scores, TrialSpec
@@ -155,19 +155,26 @@ class Agenda:
         self._push(job)
 
     def write(self, record: Record, file: evidence.File | None = None) -> Future[None]:
-        """Put the record of a job into the journal; when that is done the job is completed with it."""
-        return self._journal.write(record, file)
+        """Put the record of a job into the journal, unless an earlier one stands; when that is done the job is completed."""
+        return self._journal.write(record, file) if self._standing(record) is record else finished()
 
     def complete(self, record: Record) -> None:
         """Take in the record of a job, which the journal has: the studies that wait for it go on."""
-        self._take_in(record)
+        self._take_in(self._standing(record))
         self._take_in_failures()
 
     def _take_in_failures(self) -> None:
         while self._failures:
             failure = self._failures.pop()
-            self._journal.write(failure)
-            self._take_in(failure)
+            self.write(failure)
+            self._take_in(self._standing(failure))
+
+    def _standing(self, record: Record) -> Record:
+        """The record that counts: the earlier one of a model that was made again for its evidence alone, and failed now."""
+        if record.ok or record.key not in self._lacking:
+            return record
+        known = self._journal.known
+        return (known.originals if record.kind == "original" else known.trials)[record.key]
 
     def _take_in(self, record: Record) -> None:
         self._journal.known.add(record)

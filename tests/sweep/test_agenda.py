@@ -678,3 +678,26 @@ def test_an_agenda_of_2000_grid_trials_takes_seconds():
     print(f"2,000 trials: {seconds:.1f} s of CPU")
     assert len(known.trials) == 2000
     assert seconds < 10
+
+
+# --------------------------------------------------------------------------------------------------------------- evidence
+
+
+@pytest.mark.parametrize("failing", [None, "trial", "original"])
+def test_what_lacks_evidence_is_made_again_once_and_a_failure_then_takes_no_result_away(failing, tmp_path):
+    """Whatever fails, also an original: what was made before it stays, here and in the ledger."""
+
+    def outcome(job):
+        return fails(job) if job.kind == failing else record_of(job)
+
+    made = mixed(4)
+    with Ledger(tmp_path) as journal:
+        first = play(agenda_of(made, journal))
+        before = Known(dict(journal.known.originals), dict(journal.known.trials))
+        lacking = {*before.originals, *before.trials}
+        made_again = play(agenda_of(made, journal, lacking=lacking), outcome=outcome, workers=3).keys
+    assert sorted(made_again) == sorted(first.keys)
+    after = ledger.read(tmp_path)
+    assert (after.originals, after.trials) == (before.originals, before.trials)
+    with Ledger(tmp_path) as journal:
+        assert play(agenda_of(made, journal)).started == []
