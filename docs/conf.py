@@ -12,6 +12,7 @@ CONTENTS = {
         "docs/python",
         "docs/tables",
         "docs/report",
+        "docs/gallery",
         "docs/trackers",
         "examples/incident/README",
         "docs/clusters",
@@ -35,6 +36,8 @@ CONTENTS = {
     ],
 }
 
+REPORT = "docs/gallery/report.html"
+
 project = "cu-ray"
 html_title = "cu-ray"
 root_doc = "README"
@@ -57,13 +60,16 @@ def with_contents(_app: Any, page: str, text: list[str]) -> None:
         )
 
 
-def name_front_page(app: Any, problem: Exception | None) -> None:
-    """Let a web server find the front page by itself."""
+def add_files(app: Any, problem: Exception | None) -> None:
+    """Let a web server find the front page by itself, and a browser show the gallery's report instead of keeping it."""
+    site = Path(app.outdir)
     if problem is None:
-        shutil.copy(Path(app.outdir) / f"{root_doc}.html", Path(app.outdir) / "index.html")
+        shutil.copy(site / f"{root_doc}.html", site / "index.html")
+        (site / REPORT).parent.mkdir(exist_ok=True)
+        shutil.copy(Path(app.srcdir) / REPORT, site / REPORT)
 
 
 def setup(app: Any) -> None:
     """Tell Sphinx of the two."""
     app.connect("source-read", with_contents)
-    app.connect("build-finished", name_front_page)
+    app.connect("build-finished", add_files)
