@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import hashlib
 import json
 import math
 import os
@@ -45,6 +46,7 @@ from cu_ray.identity import key_of
 from cu_ray.sweep import ledger
 
 HERE = Path(__file__).parent
+UNCUT = ("cu-ray", "warm", "shared")  # one process each: begun in the first quarter of the minutes
 CORES = os.cpu_count() or 1
 Round = dict[str, Any]  # side, repeat, runs by number (with the seconds of each), seconds of the whole where it is one piece
 
@@ -152,6 +154,12 @@ def side(name: str, folder: Path, cell: Cell, repeat: int) -> Callable[[Round, C
 # --------------------------------------------------------------------------------------------------------------- the whole
 
 
+def code() -> str:
+    """A hash of all that is measured: one result is of one state of the code, whatever is committed meanwhile."""
+    files = sorted([*(figures.ROOT / "cu_ray").rglob("*.py"), *HERE.glob("*.py")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
 class State:
     """What is done, in a file."""
 
@@ -159,7 +167,7 @@ class State:
         self._file, self._lock = file, threading.Lock()
         kept = json.loads(file.read_text()) if file.exists() else {"identity": identity, "rounds": [], "facts": None}
         if kept["identity"] != identity:
-            raise SystemExit(f"{file.parent} holds another cell or another commit's: give another --folder, or empty it")
+            raise SystemExit(f"{file.parent} holds another cell, or what other code did: give another --folder, or empty it")
         self._kept, self.rounds = kept, kept["rounds"]
         self._kept["facts"] = kept["facts"] or figures.environment("torch", "torchvision", "pillow", "ray")
         self.facts: dict[str, Any] = kept["facts"]
@@ -189,7 +197,12 @@ def main() -> None:
     )
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--sides", nargs="*", choices=SIDES, default=SIDES[:3], metavar="SIDE")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="begin no run later than this")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="begin no run later than this, of a side that is one process in the first quarter",
+    )
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "cu-ray-cell", help="where what is done is kept"
     )
@@ -198,20 +211,22 @@ def main() -> None:
 
 def run(given: argparse.Namespace) -> None:
     """The benchmark with these options."""
-    deadline = time.monotonic() + 60 * given.minutes
+    began = time.monotonic()
+    deadline, early = began + 60 * given.minutes, began + 15 * given.minutes
     steps, width, repeats = (8, 2, 1) if given.small else (given.steps, given.width, given.repeats)
     given.folder.mkdir(parents=True, exist_ok=True)
     cell = describe(steps, width, given.folder, small=given.small)
-    state = State(given.folder / "state.json", key_of([cell, figures.environment()["commit"]]))
+    state = State(given.folder / "state.json", key_of([cell, code()]))
     if not (given.folder / "cell.yaml").exists():
         prepare(cell, given.folder)
     cell = json.loads((given.folder / "cell.json").read_text())
-    for repeat in range(repeats):
-        for name in given.sides:
-            this = state.round(name, repeat)
-            if this["seconds"] is None and time.monotonic() < deadline:
-                side(name, given.folder, cell, repeat)(this, cell, deadline, state.save)
-                state.save()
+    for this in [state.round(name, repeat) for repeat in range(repeats) for name in given.sides]:
+        if this["seconds"] is not None:
+            continue
+        if time.monotonic() >= (early if this["side"] in UNCUT else deadline):
+            break
+        side(this["side"], given.folder, cell, this["repeat"])(this, cell, deadline, state.save)
+        state.save()
     whole = [this for this in state.rounds if this["seconds"] is not None]
     left = len(state.rounds) - len(whole)
     require_same_work(whole)
@@ -228,16 +243,16 @@ def report(given: argparse.Namespace, cell: Cell, state: State, whole: list[Roun
         too_far, furthest = out_of_noise(cell, whole)
         checks = {"ssd": apart, "furthest_score_in_deviations": furthest, "out_of_noise": too_far}
         text.append(
-            f"Same images forward and backward in each run. SSD without augmentation: weights {apart['weights']:.1e} "
-            f"(relative) and scores {apart['scores']:.1e} apart at most. The score furthest from the mean over the published "
-            f"procedure's seeds is {furthest:.1f} deviations away (allowed: {DEVIATIONS:g})."
+            f"Same images forward and backward in each run. SSD without augmentation: 999 of 1,000 weights "
+            f"at most {apart['weights']:.1e} apart, scores {apart['scores']:.1e}. The score furthest from the mean over "
+            f"the published procedure's seeds is {furthest:.1f} deviations away (allowed: {DEVIATIONS:g})."
         )
     found = list(rows(whole))
     recipe = f"{len(cell['runs'])} runs, ResNet-9 of width {cell['width']}, {cell['recipe']['steps']} steps, batches of 64, fp32"
     figures.write(given.out, state.facts, found, "\n\n".join([recipe, *text]), cell=cell, rounds=whole, checks=checks)
     if checks:
         assert checks["ssd"]["weights"] <= 1e-4, checks
-        assert checks["ssd"]["scores"] <= 1e-4, checks
+        assert checks["ssd"]["scores"] <= 1e-3, checks
         assert given.small or not checks["out_of_noise"], checks["out_of_noise"]
 
 

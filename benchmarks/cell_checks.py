@@ -41,7 +41,8 @@ def require_same_work(rounds: list[Round]) -> None:
 def difference_of_ssd(cell: Cell) -> dict[str, float]:
     """How far SSD's models are apart where nothing is drawn: no augmentation, importances from one batch.
 
-    weights: the largest distance of a point's parameters, relative to their norm. scores: the largest of five points.
+    weights: of each point the difference that one parameter in a thousand exceeds, and of these the largest. (Rounding puts one
+    or two parameters on the other side of the threshold, where dampening jumps.) scores: the largest difference of five points.
     """
     dataset = replace(plugins.build("datasets", cell["dataset"]).load(), augmentation=Augmentation())
     spec = OriginalSpec(setting_of(cell, dataset.content_hash))
@@ -61,8 +62,7 @@ def difference_of_ssd(cell: Cell) -> dict[str, float]:
             given = TrialSpec(spec, Uniform(), cell["deleted"], method)
             own = bench.unlearned(given).model
             other = dampened(copy.deepcopy(original), *importances, point["selection_weight"], point["relative_dampening"])
-            apart, norm = _distance(own, other), _distance(other, None)
-            weights.append(apart / norm)
+            weights.append(_difference(own, other))
             if number % max(1, len(points) // 5) == 0:
                 both = [bench.scores(given, model) for model in (own, other)]
                 scores.append(max(abs(both[0][name] - both[1][name]) for name in SCORES))
@@ -70,18 +70,18 @@ def difference_of_ssd(cell: Cell) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _distance(model: torch.nn.Module, other: torch.nn.Module | None) -> float:
-    """The Euclidean distance of their parameters; of a model's alone, their norm."""
-    own = torch.cat([parameter.flatten() for parameter in model.parameters()])
-    their = 0 if other is None else torch.cat([parameter.flatten() for parameter in other.parameters()])
-    return float((own - their).norm())
+def _difference(model: torch.nn.Module, other: torch.nn.Module) -> float:
+    """The difference that one parameter in a thousand exceeds."""
+    own, their = (torch.cat([parameter.flatten() for parameter in each.parameters()]) for each in (model, other))
+    return float((own - their).abs().quantile(0.999))
 
 
 def out_of_noise(cell: Cell, rounds: list[Round]) -> tuple[list[str], float]:
     """Scores of cu-ray further from those of the published procedure than its own seeds are, and the furthest of all.
 
-    The deviation of a method's score: over seeds, pooled over its runs, at least 0.01. A score is too far where it is more than
-    four deviations of a difference to a mean of n, sqrt(1 + 1 / n), from the mean.
+    The deviation of a score: over the published procedure's seeds, of this run or pooled over the method's runs, whichever is
+    larger, and at least 0.01. (SSD's draws of crops and batches move single points by tenths, and others not at all.) A score is
+    too far where it is more than four deviations of a difference to a mean of n, sqrt(1 + 1 / n), from the mean.
     """
     others = [this for this in rounds if this["side"] in ("processes", "two")]
     own = next(this for this in rounds if this["side"] == "cu-ray")
@@ -94,7 +94,7 @@ def out_of_noise(cell: Cell, rounds: list[Round]) -> tuple[list[str], float]:
             pooled = math.sqrt(statistics.mean(statistics.variance(values) for values in drawn.values()))
             for number, values in drawn.items():
                 apart = own["runs"][number]["scores"][score] - statistics.mean(values)
-                far = abs(apart) / (factor * max(pooled, LEAST_DEVIATION))
+                far = abs(apart) / (factor * max(statistics.stdev(values), pooled, LEAST_DEVIATION))
                 furthest = max(furthest, far)
                 if far > DEVIATIONS:
                     too_far.append(f"{method} {cell['runs'][int(number)][1]}: {score} is {apart:+.3f} away, {far:.1f} deviations")
