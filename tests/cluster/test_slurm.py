@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from cu_ray.sweep import ledger
 from tests import sweeps
 from tests.cluster.lab import Lab, lab_needed, made_in
 
@@ -21,6 +22,11 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "clusters").glob("*.sbatch"))
 TOOLS = ("/usr/sbin/munged", "slurmctld", "slurmd", "sbatch", "scontrol")
 missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+slurm_needed = [
+    *lab_needed,
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing), reason=f"Slurm is needed: {', '.join(missing)} (Debian: slurm-wlm, munge)"),
+]
 
 CONFIGURATION = """
 ClusterName=throw-away
@@ -92,19 +98,14 @@ def slurm(tmp_path_factory):
         ):
             slurm.on(host, f"exec {daemon}")
             time.sleep(1)
-        deadline = time.monotonic() + 60
-        while "idle 2" not in lab.driver(f"{variables} sinfo --noheader --format '%T %D'").stdout:
-            assert time.monotonic() < deadline, (folder / "output").read_text()
-            time.sleep(1)
+        until(lambda: "idle 2" in lab.driver(f"{variables} sinfo --noheader --format '%T %D'").stdout)
         yield slurm
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(bool(missing), reason=f"Slurm is needed: {', '.join(missing)} (Debian: slurm-wlm, munge)")
 class TestOnTwoNodes:
     """An array, and a job of both nodes."""
 
-    pytestmark = lab_needed
+    pytestmark = slurm_needed
 
     def test_a_job_array_and_a_job_of_several_nodes_give_the_tables_of_one_machine(self, tmp_path, slurm):
         folders = {name: tmp_path / name for name in ("alone", "array", "job")}
@@ -132,6 +133,29 @@ class TestOnTwoNodes:
         for host in ("h1", "h2"):  # nothing runs any more, and no folder is left
             rest = slurm.lab.hosts("exec", host, "bash", "-c", "pgrep raylet; ls -d /tmp/ray/ray-*").stdout
             assert rest.splitlines() == ["ls: cannot access '/tmp/ray/ray-*': No such file or directory"]
+
+    def test_the_signal_before_the_time_is_up_ends_the_sweep_and_the_same_job_does_the_rest(self, tmp_path, slurm):
+        sweeps.small(tmp_path, seeds="[0, 1]", trials=30, storage=tmp_path / "store")
+        shutil.copytree(ROOT / "clusters", tmp_path / "clusters")
+        options = ("--nodes=2", "--gpus-per-node=0", "--cpus-per-task=1")
+        given = " ".join([*options, "--mem=0", "clusters/slurm.sbatch", "small.yaml"])
+        number = slurm.lab.driver(f"cd {tmp_path} && {slurm.variables} sbatch --parsable {given}").stdout.strip()
+        until(lambda: ledger.read(tmp_path / "results/small/ledger").trials)
+        assert slurm.lab.driver(f"{slurm.variables} scancel --batch --signal=TERM {number}").returncode == 0
+        until(lambda: not slurm.lab.driver(f"{slurm.variables} squeue --noheader").stdout)
+        said = (tmp_path / f"slurm-{number}.log").read_text()
+        assert re.search(r"Interrupted: \d+ of \d+ trials are done\. The same command goes on from there\.", said)
+        assert "srun: error" not in said
+        said = slurm.submitted("slurm.sbatch", tmp_path, *options)
+        assert "Best of each study" in said
+        assert "Nothing to do" not in said
+
+
+def until(condition, seconds=240.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is needed")
