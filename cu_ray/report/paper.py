@@ -43,7 +43,7 @@ def save(figure: Figure, folder: Path) -> list[Path]:
         for place in places[len(figure.panels) :]:
             place.set_axis_off()
         if len(handles) > 1:
-            shown = min(len(handles), 3 if columns == 1 else 6)
+            shown = min(len(handles), 2 if columns == 1 else 6)  # the longest names of methods beside one another
             drawing.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=shown)
         drawing.draw_without_rendering()
         drawing.set_layout_engine("none")  # laid out once for both files
