@@ -141,10 +141,13 @@ PAGES = [
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The words of each `cu-ray` command on a page, in a block or in a line, with what is in brackets; `a|b` is two commands."""
+    """The words of each `cu-ray` command on a page, in a block or in a line; `a|b` is two commands.
+
+    With what is in brackets, without where the shell is to write.
+    """
     text = page.read_text(encoding="utf-8")
     found = re.findall(r"^(?:\S*/)?cu-ray (.+)$", text, re.M) + re.findall(r"`cu-ray ([^`\n]+)`", text)
-    split = [shlex.split(re.sub(r"[\[\]]|\.\.\.", "", line), comments=True) for line in found]
+    split = [shlex.split(re.sub(r" > \S+|[\[\]]|\.\.\.", "", line), comments=True) for line in found]
     return [[name, *more] for names, *more in split for name in names.replace("\\", "").split("|")]
 
 
