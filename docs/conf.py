@@ -11,6 +11,7 @@ CONTENTS = {
         "docs/sweep-file",
         "docs/python",
         "docs/tables",
+        "docs/evidence",
         "docs/report",
         "docs/gallery",
         "docs/trackers",

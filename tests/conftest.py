@@ -9,10 +9,7 @@ from pathlib import Path
 
 import pytest
 
-IN_TURN = [  # they start Ray, drivers and hosts, or measure memory and time
-    *("cluster", "datasets/test_memory.py", "examples", "faults", "remote", "report/test_scale.py", "sweep"),
-    *("test_api.py", "test_cli.py", "test_docs.py", "test_export.py", "test_object_storage.py"),
-]
+IN_TURN = ("cluster", "faults")  # folders of tests that kill processes and hold what follows against the clock
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; of processes that tests start too
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -23,12 +20,12 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell's backg
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(config, items):
-    """With `-n`, tests that start processes of their own run one after another, all others beside them."""
+    """With `-n 2 --dist loadgroup`, the tests of some folders run one after another, all others beside them."""
     if config.pluginmanager.hasplugin("xdist"):
-        in_turn = [Path(__file__).parent / each for each in IN_TURN]
         for item in items:
-            if any(item.path.is_relative_to(each) for each in in_turn):
+            if item.path.relative_to(Path(__file__).parent).parts[0] in IN_TURN:
                 item.add_marker(pytest.mark.xdist_group("in turn"))
 
 
