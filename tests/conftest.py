@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-from pathlib import Path
 
 import pytest
-
-IN_TURN = ("cluster", "faults")  # folders of tests that kill processes and hold what follows against the clock
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported; of processes that tests start too
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -18,15 +15,6 @@ os.environ.pop("RAY_ADDRESS", None)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a shell's background jobs and nohup hand on that they are ignored
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(config, items):
-    """With `-n 2 --dist loadgroup`, the tests of some folders run one after another, all others beside them."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            if item.path.relative_to(Path(__file__).parent).parts[0] in IN_TURN:
-                item.add_marker(pytest.mark.xdist_group("in turn"))
 
 
 @pytest.fixture(autouse=True, scope="session")
