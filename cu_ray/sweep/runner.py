@@ -22,7 +22,7 @@ from cu_ray.learning.precision import local_device_kind, resolve
 from cu_ray.places import Place, at, lasting
 from cu_ray.stages.poison import poison
 from cu_ray.store import checksum, open_store
-from cu_ray.sweep import cluster, doctor, frame, hardware, ledger, plan, remarks, tables, trackers, weights
+from cu_ray.sweep import cluster, doctor, frame, hardware, ledger, plan, process, remarks, tables, trackers, weights
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
@@ -98,7 +98,8 @@ def run(sweep: Sweep, console: Console, *, retry_failed: bool = False, seconds: 
     Raises UserError before any worker starts where something is wrong; RayStopped where Ray ends or the disk is full.
     """
     try:
-        return _run(sweep, console, retry_failed=retry_failed, deadline=time.monotonic() + seconds)
+        with process.alone():
+            return _run(sweep, console, retry_failed=retry_failed, deadline=time.monotonic() + seconds)
     except OSError as error:
         reason = f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}"
         message = f"stopped: {reason}. What is in {sweep.folder / 'ledger'} is kept; the same command goes on."

@@ -29,7 +29,6 @@ def at_ray(
     }
     console.file = console.file  # held: it would follow the output into the log
     with (
-        process.alone(),
         process.signals_interrupt(),
         process.environment(**variables),
         process.output_in(log_of(sweep)),
