@@ -13,7 +13,7 @@ from collections.abc import Callable
 import figures
 import torch
 from gpu import Bench, Sizes
-from processor import Product, bench, compared, precisions, sizes, threads
+from processor import Product, bench, compared, each_model, precisions
 
 from cu_ray.detections.uniform import Uniform
 from cu_ray.stages.evaluate import evaluate, images_evaluated, predict
@@ -59,16 +59,5 @@ def whole(given: Bench, model: torch.nn.Module) -> float:
     return taken / images_evaluated(given.poisoned, split)
 
 
-def main() -> None:
-    """Measure and write."""
-    given = figures.arguments(__doc__).parse_args()
-    facts, chosen, rows = figures.environment("torch"), sizes(small=given.small), []
-    for count in threads():
-        torch.set_num_threads(count)
-        for name in chosen.models:
-            rows += measure(chosen, name)
-    figures.write(given.out, facts, rows)
-
-
 if __name__ == "__main__":
-    main()
+    each_model(__doc__, measure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
@@ -74,3 +75,14 @@ def compared(what: str, rates: dict[str, list[float]], products: dict[str, list[
         factors = [other / own for own, other in zip(rates["fp32"], rates["bf16"], strict=True)]
         rows.append(figures.row(f"{what}: bf16 over fp32", "times", factors))
     return rows
+
+
+def each_model(doc: str | None, measure: Callable[[Sizes, str], list[figures.Row]]) -> None:
+    """The command of a benchmark: measure each model with each number of threads, and write."""
+    given = figures.arguments(doc).parse_args()
+    facts, chosen, rows = figures.environment("torch"), sizes(small=given.small), []
+    for count in threads():
+        torch.set_num_threads(count)
+        for name in chosen.models:
+            rows += measure(chosen, name)
+    figures.write(given.out, facts, rows)

@@ -13,7 +13,7 @@ import time
 import figures
 import torch
 from gpu import Sizes, Training
-from processor import Product, bench, compared, precisions, sizes, threads
+from processor import Product, bench, compared, each_model, precisions
 
 
 def measure(given: Sizes, name: str) -> list[figures.Row]:
@@ -35,16 +35,5 @@ def measure(given: Sizes, name: str) -> list[figures.Row]:
     return compared(what, rates, products, flops)
 
 
-def main() -> None:
-    """Measure and write."""
-    given = figures.arguments(__doc__).parse_args()
-    facts, chosen, rows = figures.environment("torch"), sizes(small=given.small), []
-    for count in threads():
-        torch.set_num_threads(count)
-        for name in chosen.models:
-            rows += measure(chosen, name)
-    figures.write(given.out, facts, rows)
-
-
 if __name__ == "__main__":
-    main()
+    each_model(__doc__, measure)
