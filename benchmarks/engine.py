@@ -102,7 +102,7 @@ def measure(trials: int, studies: int, seconds: float, workers: int) -> dict[str
         sweep = config.load(sweep_file(folder, trials, studies))
         object.__setattr__(sweep.runtime, "workers", workers)
         began = time.perf_counter()
-        counts, _ = runner.preview(sweep)
+        counts = runner.preview(sweep).estimate
         planning = time.perf_counter() - began
         disk = Disk(folder)
         began, cpu = time.perf_counter(), time.process_time()

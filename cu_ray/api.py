@@ -80,10 +80,10 @@ class Sweep:
         """What the sweep comes to and what of it is done. Starts and downloads nothing."""
         from cu_ray.sweep import runner
 
-        counts, absent = runner.preview(self.file)
-        for name in absent:
-            warnings.warn(f"{name} is not on this machine: counted from its known sizes. `run` downloads it.", stacklevel=2)
-        return counts
+        found = runner.preview(self.file)
+        for remark in found.remarks("`run`"):
+            warnings.warn(remark, stacklevel=2)
+        return found.estimate
 
     def run(
         self,

@@ -347,10 +347,12 @@ def plan(
     """Say what the sweep of FILE comes to and what of it is done. Starts nothing."""
     from cu_ray.sweep import runner
 
-    counts, absent = runner.preview(load_sweep(file, only, seeds, shard, output=output))
+    found = runner.preview(load_sweep(file, only, seeds, shard, output=output))
+    counts = found.estimate
     cost = None if price is None or counts.hours is None else price * counts.hours
     if as_json:
-        print(json.dumps({**counts.to_json(), "cost": cost, "datasets_not_here": absent}))
+        facts = {"cost": cost, "datasets_not_here": found.absent, "device": found.device, "precisions": found.precisions}
+        print(json.dumps({**counts.to_json(), **facts}))
         return
     table = Table(show_header=False, box=None)
     for name, value in counts.to_json().items():
@@ -361,8 +363,8 @@ def plan(
     if price is not None:
         table.add_row("cost", "unknown until a trial is done" if cost is None else f"{cost:,.2f}")
     console().print(table)
-    for name in absent:
-        console().print(f"{name} is not on this machine: counted from its known sizes. `cu-ray sweep` downloads it.")
+    for remark in found.remarks("`cu-ray sweep`"):
+        console().print(Text(remark), soft_wrap=True)
 
 
 @main.command()

@@ -91,7 +91,7 @@ methods: {{gradient_ascent: {{points: [{{}}]}}}}
 
 def test_a_sweep_reads_the_file_when_it_is_planned(tmp_path):
     sweep = config.parse(SWEEP.format(file=csv_of(tmp_path / "a.csv", list(range(7)))))
-    made = plan.make(sweep, dict.fromkeys(sweep.datasets, plan.Source("0" * 64, 6000, 2000)), lambda wish: wish)
+    made = plan.make(sweep, dict.fromkeys(sweep.datasets, plan.Source("0" * 64, 6000, 2000)))
     assert [[study.size(fraction) for fraction in study.fractions] for study in made.studies] == [[50], [100], [4], [7]]
     csv_of(tmp_path / "a.csv", list(range(8)))
     assert sweep.detections[1].num_found(1.0, 100) == 7

@@ -23,6 +23,7 @@ from cu_ray.methods.scrub import Scrub
 from cu_ray.models.resnet9 import ResNet9
 from cu_ray.plugins import Bound
 from cu_ray.sweep import plan
+from cu_ray.sweep.hardware import Hardware
 from cu_ray.types import Normalisation, OriginalSpec, Setting, TrialSpec
 from tests.golden import rebuild
 
@@ -298,7 +299,8 @@ CONTENT = plan.Source("0" * 64, 6000, 2000)
 
 def planned(precision="fp32", **changes) -> plan.Plan:
     sweep = config.parse(SWEEP.format(**PLAIN | changes))
-    return plan.make(sweep, dict.fromkeys(sweep.datasets, CONTENT), lambda wish: precision if wish == "auto" else wish)
+    sweep = Hardware("cpu", frozenset({"avx512_bf16"} if precision == "bf16" else ())).settle(sweep)
+    return plan.make(sweep, dict.fromkeys(sweep.datasets, CONTENT))
 
 
 def scrub_studies(**changes) -> set[str]:
@@ -367,5 +369,5 @@ def test_the_sampler_of_a_study_with_nothing_to_sample_is_in_no_key():
 def test_precision_auto_is_what_it_is_resolved_to():
     text = SWEEP.format(**PLAIN).replace("train: {steps: 100}", "train: {steps: 100, precision: bf16}")
     sweep = config.parse(text)
-    written = plan.make(sweep, dict.fromkeys(sweep.datasets, CONTENT), lambda wish: "fp32" if wish == "auto" else wish)
+    written = plan.make(sweep, dict.fromkeys(sweep.datasets, CONTENT))
     assert all_keys(written) == all_keys(planned(precision="bf16"))

@@ -17,7 +17,10 @@ from cu_ray.stages.poison import OnDevice
 from cu_ray.stages.reasons import is_out_of_memory, reason_of
 from cu_ray.types import DeletionSplit, Indices, Mask, PoisonedDataset, Predictions, Scores
 
-BATCH_SIZES = {"cpu": 500, "cuda": 2000}  # a GPU is a seventh faster at the larger one
+BATCH_SIZES = {
+    "cpu": 125,
+    "cuda": 2000,
+}  # beside 500: a quarter faster, since a processor has them in its cache; a seventh
 RETAIN_SAMPLE = 1000  # images of the retain set on which `retain_given` is measured
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import random
 import signal
@@ -17,7 +18,22 @@ import numpy as np
 
 from cu_ray.lazy import torch
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+HELD, LARGEST_HELD = 2**31 - 1, 2**30  # bytes of freed memory that the process holds, and of a single piece
 Switch = tuple[Callable[[], Any], Callable[[Any], object]]  # how a state is read and set
+
+
+def set_up_worker(num_threads: int = 1) -> None:
+    """Set the process up as workers are: so many threads for PyTorch, and freed memory is held for the next step.
+
+    The C library would give each large tensor's memory back to the system and ask for it anew, page by page: a tenth of a
+    training step on a processor. Nothing but glibc's malloc is told so.
+    """
+    torch.set_num_threads(num_threads)
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGEST_HELD)
+        mallopt(M_TRIM_THRESHOLD, HELD)
 
 
 @contextlib.contextmanager

@@ -16,9 +16,9 @@ from cu_ray.places import Place, at
 from cu_ray.report.terminal import cells_of, rows_of
 from cu_ray.stages.pipeline import Workbench, arrays_of
 from cu_ray.store import open_store
-from cu_ray.sweep import ledger, status, weights
+from cu_ray.sweep import hardware, ledger, status, weights
 from cu_ray.sweep.plan import typical_point
-from cu_ray.sweep.runner import device_kind, load_datasets, make_plan
+from cu_ray.sweep.runner import load_datasets, make_plan
 from cu_ray.types import Dataset, Record, TrialSpec
 
 
@@ -27,6 +27,7 @@ def try_method(sweep: Sweep, method: MethodPlan, fraction: float, seed: int) -> 
     if not 0 < fraction <= 1:
         raise UserError(f"--fraction {fraction}: a deletion fraction is above 0 and at most 1")
     sweep = replace(sweep, methods=(method,), fractions=(fraction,), seeds=(seed,))
+    sweep = hardware.here(sweep).settle(sweep)
     datasets = load_datasets(sweep)
     made = make_plan(sweep, datasets)
     if sweep.original.path is not None:
@@ -38,7 +39,7 @@ def try_method(sweep: Sweep, method: MethodPlan, fraction: float, seed: int) -> 
         spec = study.trial(point, study.settings[0], fraction if study.fractions else None)
     except FieldFault as error:
         raise UserError(f"{error.field}: {error}") from error
-    return _bench(datasets[study.settings[0].dataset], sweep.runtime.storage, device_kind(sweep)).run_trial(spec)
+    return _bench(datasets[study.settings[0].dataset], sweep.runtime.storage, sweep.runtime.device).run_trial(spec)
 
 
 def replay(folder: Place | Path, key: str) -> tuple[Record, Record]:

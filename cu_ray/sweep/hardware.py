@@ -1,4 +1,4 @@
-"""What `auto` comes to on a Ray that is joined: decided from its nodes, since the driver's own machine may have no GPU.
+"""What `auto` comes to: decided from the nodes of a Ray that is joined, since the driver's own machine may have no GPU.
 
 The device and the precision are part of what a trial is: they have to be known before anything has a key.
 """
@@ -6,15 +6,34 @@ The device and the precision are part of what a trial is: they have to be known 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from cu_ray.config import Sweep
 from cu_ray.errors import UserError
-from cu_ray.learning.precision import local_cpu_flags, resolve
+from cu_ray.learning.precision import CPU_BF16_FLAGS, local_cpu_flags, local_device_kind, resolve
 from cu_ray.sweep.growth import UNKNOWN, growth
 
 WISHES = ("auto", "published")  # precisions that depend on the hardware
 ANSWERS_IN = 20.0  # seconds; a node that takes longer is not heard
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What trials run on: 'cuda' or 'cpu', and the capabilities that the processors of all nodes have."""
+
+    device: str
+    cpu_flags: frozenset[str]
+
+    @property
+    def auto_precision(self) -> str:
+        """What `precision: auto` comes to."""
+        return resolve("auto", self.device, self.cpu_flags)
+
+    def settle(self, sweep: Sweep) -> Sweep:
+        """The sweep with device and precisions said."""
+        trains = tuple(replace(train, precision=resolve(train.precision, self.device, self.cpu_flags)) for train in sweep.trains)
+        return replace(sweep, trains=trains, runtime=replace(sweep.runtime, device=self.device))
 
 
 def is_open(sweep: Sweep) -> bool:
@@ -22,17 +41,29 @@ def is_open(sweep: Sweep) -> bool:
     return sweep.runtime.device == "auto" or any(train.precision in WISHES for train in sweep.trains)
 
 
-def settled(sweep: Sweep) -> Sweep:
-    """The sweep with device and precisions said, by the nodes of the Ray that this process is at. Raises UserError."""
+def here(sweep: Sweep) -> Hardware:
+    """The hardware of this machine, but the device that the sweep names."""
+    wish = sweep.runtime.device
+    return Hardware(local_device_kind() if wish == "auto" else wish, local_cpu_flags())
+
+
+def of_nodes(sweep: Sweep) -> Hardware:
+    """The hardware of the Ray that this process is at, but the device that the sweep names. Raises UserError."""
     import ray
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
     wish = sweep.runtime.device
     device = device_of([node["Resources"] for node in nodes], growth()) if wish == "auto" else wish
-    depends = device == "cpu" and any(train.precision in WISHES for train in sweep.trains)
-    flags = common([node["NodeID"] for node in nodes if node["Resources"].get("CPU", 0)]) if depends else frozenset()
-    trains = tuple(replace(train, precision=resolve(train.precision, device, flags)) for train in sweep.trains)
-    return replace(sweep, trains=trains, runtime=replace(sweep.runtime, device=device))
+    workers = [node["NodeID"] for node in nodes if node["Resources"].get("CPU", 0)]
+    return Hardware(device, common(workers) if device == "cpu" else frozenset())
+
+
+def as_before(sweep: Sweep, facts: Mapping[str, Any]) -> Hardware | None:
+    """The hardware of an earlier run, by its status; None where that is not told or not what the sweep asks for."""
+    device, precision = facts.get("device"), facts.get("auto_precision")
+    if precision is None or sweep.runtime.device not in ("auto", device):
+        return None
+    return Hardware(str(device), CPU_BF16_FLAGS if precision == "bf16" else frozenset())
 
 
 def device_of(nodes: list[Mapping[str, float]], grown: Mapping[str, float] | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -197,17 +197,13 @@ class Source:
         return cls(f"{name_of(dataset)}, not loaded", facts.num_train, facts.num_test)
 
 
-def make(sweep: Sweep, sources: Mapping[Any, Source], precision: Callable[[str], str], weights: str | None = None) -> Plan:
-    """The plan of a sweep.
-
-    precision: what a wish (`auto`, ...) comes to where it will run; weights: the checksum of those that the sweep gives.
-    """
+def make(sweep: Sweep, sources: Mapping[Any, Source], weights: str | None = None) -> Plan:
+    """The plan of a sweep that says its precisions itself. weights: the checksum of those that it gives."""
     studies: list[StudySpec] = []
     for dataset, model, train in _combinations(sweep):
-        recipe = replace(train, precision=precision(train.precision))
         for manipulation in [each for owner, each in sweep.manipulations if owner == dataset]:
             settings = tuple(
-                Setting(dataset, sources[dataset].content_hash, model, manipulation, recipe, seed, weights=weights)
+                Setting(dataset, sources[dataset].content_hash, model, manipulation, train, seed, weights=weights)
                 for seed in sweep.seeds
             )
             studies += _controls(sweep, settings)

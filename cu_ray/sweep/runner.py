@@ -18,11 +18,10 @@ from rich.console import Console
 from cu_ray import plugins
 from cu_ray.config import Sweep
 from cu_ray.errors import FieldFault, RayStopped, UserError
-from cu_ray.learning.precision import local_device_kind, resolve
 from cu_ray.places import Place, at, lasting
 from cu_ray.stages.poison import poison
 from cu_ray.store import checksum, open_store
-from cu_ray.sweep import cluster, doctor, frame, hardware, ledger, plan, process, remarks, tables, trackers, weights
+from cu_ray.sweep import cluster, doctor, frame, hardware, ledger, plan, process, remarks, status, tables, trackers, weights
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
@@ -62,6 +61,8 @@ def load_datasets(sweep: Sweep) -> dict[Any, Dataset]:
 def make_plan(sweep: Sweep, datasets: Mapping[Any, Dataset]) -> plan.Plan:
     """The sweep's plan. Of data sets that are not loaded it knows the sizes only: nothing of theirs counts as done.
 
+    What the sweep leaves to the hardware this machine decides.
+
     Raises UserError where the images themselves do not allow a manipulation, or given weights are not those of the model.
     """
     for dataset, manipulation in sweep.manipulations:
@@ -73,23 +74,59 @@ def make_plan(sweep: Sweep, datasets: Mapping[Any, Dataset]) -> plan.Plan:
     sources = {
         each: plan.Source.of(datasets[each]) if each in datasets else plan.Source.expected(each) for each in sweep.datasets
     }
-    precision = functools.partial(resolve, device_kind=device_kind(sweep))
+    sweep = hardware.here(sweep).settle(sweep)
     if sweep.original.path is None:
-        return part_of(plan.make(sweep, sources, precision), *sweep.shard)
+        return part_of(plan.make(sweep, sources), *sweep.shard)
     given = weights.read(sweep.original.path)
-    made = plan.make(sweep, sources, precision, checksum(given, {}))
+    made = plan.make(sweep, sources, checksum(given, {}))
     weights.require_fit(given, made)
     return part_of(made, *sweep.shard)
 
 
-def preview(sweep: Sweep) -> tuple[Estimate, list[str]]:
-    """What the sweep comes to and what of it is done; the data sets that are not here. Starts and downloads nothing."""
+@dataclass(frozen=True)
+class Preview:
+    """What a sweep comes to and what of it is done, before it runs."""
+
+    estimate: Estimate
+    absent: list[str]  # the data sets that are not on this machine
+    device: str
+    precisions: list[str]
+    elsewhere: str | None  # the host on which it last ran, where that decides what is left to the hardware, and unlike this one
+
+    def remarks(self, command: str) -> list[str]:
+        """What a reader has to know of it. command: what would run the sweep."""
+        said = [f"{name} is not on this machine: counted from its known sizes. {command} downloads it." for name in self.absent]
+        if self.elsewhere:
+            where = f"as it last ran, from {self.elsewhere}; this machine would decide otherwise"
+            said.append(f"Counted for {self.device} in {', '.join(self.precisions)}, {where}.")
+        return said
+
+
+def preview(sweep: Sweep) -> Preview:
+    """What the sweep comes to and what of it is done. Starts and downloads nothing.
+
+    What is left to the hardware is what it was for the sweep in the folder, if there is one, else as this machine decides.
+    """
+    here = hardware.here(sweep).settle(sweep)
+    sweep, host = _as_before(sweep) or (here, None)
     made = make_plan(sweep, {dataset: dataset.load() for dataset in sweep.datasets if dataset.is_here()})
     known = ledger.read(sweep.folder / "ledger")
     journal = ReadOnlyJournal(known)
     absent = [plugins.name_of(dataset) for dataset in sweep.datasets if not dataset.is_here()]
     agenda = Agenda(made, journal, original_cached=_cached_in(sweep), lacking=_without_evidence(sweep, journal.known))
-    return estimate(made, agenda, journal.known), absent
+    precisions = list(dict.fromkeys(train.precision for train in sweep.trains))
+    elsewhere = host if sweep != here else None
+    return Preview(estimate(made, agenda, journal.known), absent, sweep.runtime.device, precisions, elsewhere)
+
+
+def _as_before(sweep: Sweep) -> tuple[Sweep, str] | None:
+    """The sweep on what it last ran on, and the host it ran from; None where that is not known."""
+    try:
+        facts = status.read(sweep.folder)
+    except UserError:  # nothing has run there
+        return None
+    found = hardware.as_before(sweep, facts)
+    return None if found is None else (found.settle(sweep), facts["host"])
 
 
 def run(sweep: Sweep, console: Console, *, retry_failed: bool = False, seconds: float = math.inf) -> Outcome:
@@ -108,7 +145,8 @@ def run(sweep: Sweep, console: Console, *, retry_failed: bool = False, seconds: 
 
 def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float) -> Outcome:
     datasets = load_datasets(sweep)
-    sweep = _settled(sweep, console)
+    found = _hardware_of(sweep, console)
+    sweep = sweep if found is None else found.settle(sweep)
     made = make_plan(sweep, datasets)
     _require_writable("results", sweep.folder, "Give another place with --output.")
     _require_writable("original models", at(sweep.runtime.storage), "Give another place as runtime.storage.")
@@ -127,7 +165,7 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
             max_failures=sweep.runtime.max_failures,
             lacking=_without_evidence(sweep, journal.known),
         )
-        work = _Work(sweep, made, datasets, agenda, journal, console, deadline)
+        work = _Work(sweep, found, made, datasets, agenda, journal, console, deadline)
         interrupted = False
         if agenda.done:
             counts = work.estimate()
@@ -157,6 +195,7 @@ class _Work:
     """What is left of a sweep, and what it takes to do it."""
 
     sweep: Sweep
+    hardware: hardware.Hardware | None  # None where the sweep says all itself
     plan: plan.Plan
     datasets: Mapping[Any, Dataset]
     agenda: Agenda
@@ -172,8 +211,22 @@ class _Work:
         """Write the tables and the status; gives the counts."""
         counts = self.estimate()
         tables.write(self.sweep.folder / "tables", self.plan, self.journal.known)
-        _write_status(self.sweep, counts, running=running)
+        self._write_status(counts, running=running)
         return counts
+
+    def _write_status(self, counts: Estimate, *, running: bool) -> None:
+        """What `cu-ray status`, `plan` and `replay` read."""
+        facts = {
+            "running": running,
+            "process": os.getpid(),
+            "host": platform.node(),
+            "updated_at": time.time(),
+            "storage": lasting(self.sweep.runtime.storage),
+            "device": self.sweep.runtime.device,
+            "auto_precision": None if self.hardware is None else self.hardware.auto_precision,
+            **counts.to_json(),
+        }
+        self.sweep.folder.write("status.json", json.dumps(facts).encode())
 
     def run(self) -> None:
         """Run the agenda to its end on Ray, with everything that Ray and Tune print in the log."""
@@ -195,7 +248,7 @@ class _Work:
         from cu_ray.sweep.progress import Progress
 
         before = self.estimate()
-        _write_status(self.sweep, before, running=True)
+        self._write_status(before, running=True)
         largest_test_set = max(len(dataset.test) for dataset in self.datasets.values())
         share, ran_out, grown = self._share(), Counter[str](), growth()
         with (
@@ -208,7 +261,7 @@ class _Work:
                 progress.heard(job, record)
                 tracking.heard(record)
 
-            crew = Crew(self.sweep, self.datasets.values(), device_kind(self.sweep))
+            crew = Crew(self.sweep, self.datasets.values(), self.sweep.runtime.device)
             now_and_then = (
                 vigil.require,
                 progress.tick,
@@ -253,7 +306,7 @@ class _Work:
         """The share of a GPU that workers begin with; None on CPUs."""
         from cu_ray.sweep.measuring import measured_share
 
-        if device_kind(self.sweep) == "cpu":
+        if self.sweep.runtime.device == "cpu":
             return None
         wish = self.sweep.runtime.gpus_per_trial
         if wish != "auto":
@@ -267,16 +320,18 @@ class _Work:
         return share.gpus
 
 
-def _settled(sweep: Sweep, console: Console) -> Sweep:
-    """The sweep with `auto` decided from the nodes, where it joins a Ray; as it is where the nodes are this machine."""
-    if not (cluster.is_joined(sweep.runtime) and hardware.is_open(sweep)):
-        return sweep
+def _hardware_of(sweep: Sweep, console: Console) -> hardware.Hardware | None:
+    """What trials run on: the nodes of the Ray that is joined, else this machine; None where nodes need not be asked."""
+    if not cluster.is_joined(sweep.runtime):
+        return hardware.here(sweep)
+    if not hardware.is_open(sweep):
+        return None
     _require_writable("results", sweep.folder, "Give another place with --output.")
     with at_ray(sweep, Console(quiet=True), {}, say):
-        asked = hardware.settled(sweep)
-    precisions = ", ".join(dict.fromkeys(train.precision for train in asked.trains))
-    console.print(f"Trials run on {asked.runtime.device} in {precisions}: so say the nodes of this Ray.")
-    return asked
+        found = hardware.of_nodes(sweep)
+    precisions = ", ".join(dict.fromkeys(train.precision for train in found.settle(sweep).trains))
+    console.print(f"Trials run on {found.device} in {precisions}: so say the nodes of this Ray.")
+    return found
 
 
 def _at_most_every(seconds: float, act: Callable[[], object]) -> Callable[[], None]:
@@ -291,11 +346,6 @@ def _at_most_every(seconds: float, act: Callable[[], object]) -> Callable[[], No
             due = time.monotonic() + max(seconds, 20 * (time.monotonic() - began))
 
     return now_and_then
-
-
-def device_kind(sweep: Sweep) -> str:
-    """What the sweep runs on: 'cpu' or 'cuda'."""
-    return local_device_kind() if sweep.runtime.device == "auto" else sweep.runtime.device
 
 
 def _cached_in(sweep: Sweep) -> Any:
@@ -335,17 +385,3 @@ def _warn_of_changed_code(made: plan.Plan, journal: ledger.Ledger, console: Cons
                 "Earlier trials are kept; raise its version to have them run again."
             )
     journal.note_code(code)
-
-
-def _write_status(sweep: Sweep, counts: Estimate, *, running: bool) -> None:
-    """What `cu-ray status` and `cu-ray replay` read."""
-    status = {
-        "running": running,
-        "process": os.getpid(),
-        "host": platform.node(),
-        "updated_at": time.time(),
-        "storage": lasting(sweep.runtime.storage),
-        "device": device_kind(sweep),
-        **counts.to_json(),
-    }
-    sweep.folder.write("status.json", json.dumps(status).encode())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -17,6 +18,8 @@ from cu_ray.learning.precision import resolve
 from cu_ray.sweep import hardware, runner
 from cu_ray.sweep.growth import UNKNOWN
 from cu_ray.sweep.hardware import device_of
+from cu_ray.sweep.ledger import Ledger
+from cu_ray.types import Record
 from tests import sweeps
 
 HEAD = {"node:10.0.0.1": 1.0}  # without CPUs for trials, as the driver's node often is
@@ -65,25 +68,26 @@ def of_auto(folder, **settings):
 
 
 def test_a_gpu_that_only_the_second_node_has_makes_it_a_sweep_on_gpus(tmp_path, monkeypatch):
-    monkeypatch.setattr("cu_ray.sweep.runner.local_device_kind", lambda: "cpu")
+    monkeypatch.setattr("cu_ray.sweep.hardware.local_device_kind", lambda: "cpu")
     with two_nodes(monkeypatch, num_gpus=1) as nodes:
         sweep = of_auto(tmp_path, address=nodes.address)
         with open(tmp_path / "said", "w") as said:
             outcome = runner.run(sweep, Console(file=said, width=140))
     assert "Trials run on cuda in bf16: so say the nodes of this Ray." in (tmp_path / "said").read_text()
-    assert json.loads(sweep.folder.read("status.json"))["device"] == "cuda"
+    facts = json.loads(sweep.folder.read("status.json"))
+    assert (facts["device"], facts["auto_precision"]) == ("cuda", "bf16")
     assert outcome.num_failed  # the GPU is a pretended one
     originals = pd.read_parquet(tmp_path / "results/small/tables/originals.parquet")
     assert set(originals["precision"]) == {"bf16"}
 
 
 def test_a_gpu_of_the_driver_s_machine_that_no_node_has_does_not_count(tmp_path, monkeypatch):
-    monkeypatch.setattr("cu_ray.sweep.runner.local_device_kind", lambda: "cuda")
+    monkeypatch.setattr("cu_ray.sweep.hardware.local_device_kind", lambda: "cuda")
     monkeypatch.setattr(hardware, "local_cpu_flags", _without_bf16)
     with two_nodes(monkeypatch) as nodes:
         sweep = of_auto(tmp_path, address=nodes.address)
         ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
-        settled = hardware.settled(sweep)
+        settled = hardware.of_nodes(sweep).settle(sweep)
     assert settled.runtime.device == "cpu"
     assert {train.precision for train in settled.trains} == {"fp32"}
 
@@ -97,3 +101,49 @@ def test_bf16_is_taken_where_the_processors_of_all_nodes_have_it(monkeypatch, se
     flags = {"first": frozenset({"avx512_bf16", "avx2"}), "second": frozenset(second)}
     monkeypatch.setattr(hardware, "_flags_of", lambda nodes: [flags[node] for node in nodes])
     assert resolve("auto", "cpu", hardware.common(["first", "second"])) == precision
+
+
+def done_on(sweep, device, precision):
+    """What a sweep leaves behind that ran on such nodes: its originals, and the status."""
+    flags = frozenset({"avx512_bf16"} if precision == "bf16" else ())
+    settled = hardware.Hardware(device, flags).settle(sweep)
+    originals = list(runner.make_plan(settled, runner.load_datasets(settled)).originals())
+    with Ledger(sweep.folder / "ledger") as book:
+        for spec in originals:
+            facts = {"started_at": 0.0, "finished_at": 1.0, "host": "head"}
+            book.write(Record("original", spec.key, spec.describe(), "ok", scores={"acc_retain": 1.0}, facts=facts)).result()
+    counts = dict.fromkeys(("trials", "trials_done", "trials_failed", "originals", "originals_done", "studies"), 0)
+    facts = {"running": False, "process": 1, "host": "head", "storage": "", "device": device, "auto_precision": precision}
+    sweep.folder.write("status.json", json.dumps(facts | counts).encode())
+    return len(originals)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "other"), [("cuda", "bf16", "fp32"), ("cpu", "bf16", "fp32"), ("cpu", "fp32", "bf16")]
+)
+def test_a_plan_counts_what_was_done_where_the_sweep_last_ran(tmp_path, monkeypatch, device, precision, other):
+    """On a laptop, of a sweep whose results came from a cluster, or lie in a bucket."""
+    monkeypatch.setattr(hardware, "local_device_kind", lambda: "cpu")
+    monkeypatch.setattr(hardware, "local_cpu_flags", lambda: frozenset({"amx_bf16"} if other == "bf16" else ()))
+    sweep = of_auto(tmp_path)
+    assert runner.preview(sweep).remarks("`cu-ray sweep`") == []
+    number = done_on(sweep, device, precision)
+    found = runner.preview(sweep)
+    assert (found.estimate.originals_done, found.device, found.precisions) == (number, device, [precision])
+    assert found.remarks("`cu-ray sweep`") == [
+        f"Counted for {device} in {precision}, as it last ran, from head; this machine would decide otherwise."
+    ]
+    said = runner.preview(replace(sweep, runtime=replace(sweep.runtime, device="cpu")))
+    assert said.device == "cpu", "a device that the file names is not decided by an earlier run"
+    assert said.estimate.originals_done == (number if device == "cpu" else 0)
+
+
+def test_a_plan_goes_by_this_machine_where_nothing_is_told_of_an_earlier_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "local_device_kind", lambda: "cpu")
+    monkeypatch.setattr(hardware, "local_cpu_flags", _without_bf16)
+    sweep = of_auto(tmp_path)
+    done_on(sweep, "cuda", "bf16")
+    facts = json.loads(sweep.folder.read("status.json"))
+    sweep.folder.write("status.json", json.dumps(facts | {"auto_precision": None}).encode())
+    found = runner.preview(sweep)
+    assert (found.estimate.originals_done, found.device, found.precisions, found.elsewhere) == (0, "cpu", ["fp32"], None)
