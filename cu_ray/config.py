@@ -23,6 +23,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from cu_ray import plugins, yaml_file
 from cu_ray.errors import Faults, FieldFault, UserError, did_you_mean
 from cu_ray.identity import key_of
+from cu_ray.learning.tied_dropout import VARIANT
 from cu_ray.places import Folder, Place, at
 from cu_ray.plugins import Bound, Choices, FieldFact
 from cu_ray.selection import RULES
@@ -415,6 +416,7 @@ class _Reader:
                 self.fault(path, f"{settings!r} is not allowed. A mapping is needed: hyperparameters, {{}} for the defaults.")
                 continue
             before = self.num_complaints
+            self.check_variant(cls, path)
             plan = self.method(cls, settings or {}, path, search)
             if self.num_complaints == before:
                 self.check_combinations(plan, path, models)
@@ -603,6 +605,15 @@ class _Reader:
         return values
 
     # --------------------------------------------------------------------------------------- what must fit one another
+
+    def check_variant(self, cls: type[Any], path: str) -> None:
+        """Complain of a method that asks for an original which training cannot make, or is not to make."""
+        for name in set(cls.original_variant) - {VARIANT}:
+            self.fault(path, f"its original_variant has {name!r}, which no training knows. {did_you_mean(name, [VARIANT])}")
+        given = self.file.value.get("original")
+        if cls.original_variant and isinstance(given, dict) and given.get("weights") is not None:
+            asked = ", ".join(cls.original_variant)
+            self.fault(path, f"its original is trained otherwise ({asked}), so it cannot be original.weights: leave one out")
 
     def check_combinations(self, plan: MethodPlan, path: str, models: list[Any]) -> None:
         """Complain of hyperparameters that do not fit one another or a model."""

@@ -162,30 +162,34 @@ class MethodConformance(PluginConformance):
     kind = "methods"
     model: ClassVar[Any] = ResNet9(width=2)
 
+    def original(self) -> OriginalSpec:
+        """The original model that it starts from."""
+        return OriginalSpec.for_method(_tiny_setting(self.model), self.plugin)
+
     def spec(self) -> TrialSpec:
         """The trial that is run."""
         size = FOUND if self.plugin.uses_deletion_set else 0
-        return TrialSpec(OriginalSpec(_tiny_setting(self.model)), Uniform(), size, self.instance())
+        return TrialSpec(self.original(), Uniform(), size, self.instance())
 
     def run(self, memos: RememberedMemos | None = None) -> Unlearned:
         """What the method makes of the tiny original model."""
-        spec, bench = self.spec(), _tiny_bench(self.model)
+        spec, bench = self.spec(), _tiny_bench(self.original())
         return unlearn(spec, bench.original, bench.poisoned, bench.data, bench.split(spec), memos or RememberedMemos())
 
     def test_it_returns_the_same_architecture_with_finite_weights(self) -> None:
-        unlearned, original = self.run().model.state_dict(), _tiny_bench(self.model).original.state_dict()
+        unlearned, original = self.run().model.state_dict(), _tiny_bench(self.original()).original.state_dict()
         assert {name: each.shape for name, each in unlearned.items()} == {name: each.shape for name, each in original.items()}
         assert all(bool(each.isfinite().all()) for each in unlearned.values()), "a weight is not finite"
 
     def test_the_original_model_stays_as_it_was(self) -> None:
-        original = _tiny_bench(self.model).original
+        original = _tiny_bench(self.original()).original
         before = copy.deepcopy(original.state_dict())
         self.run()
         assert _same_bits(before, original.state_dict()), "the original model has changed"
         assert all(parameter.requires_grad for parameter in original.parameters()), "the original model was frozen"
 
     def test_it_writes_into_no_input(self) -> None:
-        bench, memos = _tiny_bench(self.model), RememberedMemos()
+        bench, memos = _tiny_bench(self.original()), RememberedMemos()
         self.run(memos)
         before = Fingerprints.of(bench.tensors(memos))
         self.run(memos)
@@ -213,7 +217,7 @@ class MethodConformance(PluginConformance):
             assert _global_generators() == before, "it drew from, or seeded, a global generator"
 
     def test_its_declared_cost_is_what_is_counted(self) -> None:
-        spec, bench = self.spec(), _tiny_bench(self.model)
+        spec, bench = self.spec(), _tiny_bench(self.original())
         split, recipe = bench.split(spec), spec.original.setting.train
         declared = spec.method.cost(Sizes(len(split.deletion), len(split.retain), recipe.batch_size, recipe.steps))
         counted = self.run().cost
@@ -300,12 +304,12 @@ def _tiny_setting(model: Any) -> Setting:
 
 
 @functools.cache
-def _tiny_bench(model: Any) -> _Bench:
-    setting = _tiny_setting(model)
+def _tiny_bench(original: OriginalSpec) -> _Bench:
+    setting = original.setting
     poisoned = poison(_tiny(), setting.manipulation, seed=setting.seed)
     data = upload(poisoned, torch.device("cpu"))
     with _global_generators_kept():
-        return _Bench(train(OriginalSpec(setting), poisoned, data), poisoned, data)
+        return _Bench(train(original, poisoned, data), poisoned, data)
 
 
 def _same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -506,7 +510,7 @@ class DetectionConformance(PluginConformance):
 
     def found(self, size: int, seed: int = 0) -> Indices:
         """The rows that it identifies."""
-        bench = _tiny_bench(_FOR_DETECTIONS)
+        bench = _tiny_bench(OriginalSpec(_tiny_setting(_FOR_DETECTIONS)))
         rows: Indices = self.settled().find(bench.poisoned, size, np.random.default_rng(seed), bench.evidence())
         return rows
 
@@ -532,7 +536,7 @@ class DetectionConformance(PluginConformance):
         assert np.array_equal(self.found(size, seed=5), self.found(size, seed=5))
 
     def test_it_leaves_the_data_as_they_were(self) -> None:
-        bench = _tiny_bench(_FOR_DETECTIONS)
+        bench = _tiny_bench(OriginalSpec(_tiny_setting(_FOR_DETECTIONS)))
         indices, before = bench.poisoned.corruption.indices.copy(), Fingerprints.of(bench.tensors(RememberedMemos()))
         self.found(self.sizes()[-1])
         assert np.array_equal(bench.poisoned.corruption.indices, indices)

@@ -318,6 +318,11 @@ class OriginalSpec:
     setting: Setting
     variant: tuple[tuple[str, Any], ...] = ()
 
+    @classmethod
+    def for_method(cls, setting: Setting, method: Any) -> OriginalSpec:
+        """The original that an unlearning method, or its class, starts from on a setting."""
+        return cls(setting, tuple(sorted(method.original_variant.items())))
+
     @functools.cached_property
     def key(self) -> str:
         """The key of the original model."""

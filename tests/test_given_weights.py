@@ -315,3 +315,12 @@ def test_a_sweep_from_given_weights_runs_and_the_same_command_refills_an_emptied
     trials = sweeps.table(results, "trials")
     assert set(trials["status"]) == {"ok"}
     assert set(trials["method"]) == {"no_unlearning", "catastrophic_forgetting"}
+
+
+def test_a_method_that_trains_an_original_of_its_own_cannot_start_from_given_weights(folder):
+    save_file(state(), "mine.safetensors")
+    text = SWEEP.format(width=2, weights="mine.safetensors", seeds="[0]").replace("  no_unlearning: {}", "  rem_etd: {}")
+    with pytest.raises(
+        Faults, match=r"methods\.rem_etd.*trained otherwise \(example_tied_dropout\), so it cannot be original\.weights"
+    ):
+        config.parse(text)

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -22,6 +23,7 @@ from tests import by_hand
 from tests.test_docs import block
 
 CONFUSION = {"name": "interclass_confusion", "size": 60, "classes": ["coat", "shirt"]}
+PARTS = ("n", "mean", "std", "low", "high")
 SEVERAL = [{"name": "backdoor", "size": 60}, CONFUSION, {"name": "random_label_swap", "size": 60}]
 MORE = """
 
@@ -171,6 +173,50 @@ def test_the_table_shows_none_of_a_row_one_of_whose_trials_was_not_rescored(here
     frame[frame["trial_key"] != row["trial_keys"][0]].to_parquet(file)
     after = best_rows(Folder(here / "tables"), None)[0]
     assert (row["my_metrics:WorstClass_mean"] is None, after["my_metrics:WorstClass_mean"] is None) == (False, True)
+
+
+def report_on(folder, *arguments):
+    done = CliRunner().invoke(main, ["report", str(folder), *arguments])
+    assert done.exit_code == 0, done.output
+    place = folder / "report"
+    return pd.read_csv(place / "results.csv"), (place / "report.html").read_text(), place
+
+
+@pytest.mark.parametrize(("rule", "prefix"), [("oracle_validation", "report_"), ("published", "")])
+def test_the_report_shows_them_with_intervals_in_the_page_and_in_both_kinds_of_tables(here, rule, prefix):
+    before, page, _ = report_on(here, "--rule", rule)
+    assert "WorstClass" not in page
+    rescored(here, "--metric", "my_metrics:WorstClass", "--metric", "asr")
+    after, page, place = report_on(here, "--rule", rule)
+    name = "my_metrics:WorstClass"
+    assert [each for each in after.columns if each not in before.columns] == [f"{name}_{part}" for part in PARTS]
+    pd.testing.assert_frame_equal(after[before.columns], before)
+    table = pd.read_parquet(here / "tables" / "rescored.parquet").set_index("trial_key")
+    best = pd.read_parquet(here / "tables" / "best.parquet")
+    best = best[(best["rule"] == rule) & best["control"].isna() & (best["manipulation"] == "backdoor") & (best["n"] > 0)]
+    checked = 0
+    for row in best.to_dict("records"):
+        (shown,) = after[
+            after["cell"].str.startswith("backdoor")
+            & (after["method"] == row["method"])
+            & (after["fraction"] == row["deletion_fraction"])
+        ].to_dict("records")
+        values = table.loc[list(row["trial_keys"]), prefix + name]
+        assert (shown[f"{name}_mean"], shown[f"{name}_n"]) == (pytest.approx(values.mean()), len(values))
+        checked += 1
+    assert checked > 2
+    assert "WorstClass" in page
+    assert "Nothing is bold" in (place / "WorstClass.tex").read_text()
+    assert name not in (place / "acc_corr.tex").read_text()
+
+
+def test_the_report_says_which_trials_were_not_rescored(here):
+    rescored(here, "--metric", "my_metrics:WorstClass")
+    file = here / "tables" / "rescored.parquet"
+    assert "lack the metrics" not in report_on(here)[1]
+    table = pq.read_table(file)
+    pq.write_table(table.slice(0, len(table) - 3), file)
+    assert "3 trials lack the metrics of `cu-ray rescore`" in report_on(here)[1]
 
 
 @pytest.mark.parametrize(("name", "command"), [("best", "sweep"), ("rescored", "rescore")])

@@ -16,7 +16,8 @@ class Method(Plugin):
     memo_fields: the hyperparameters on which what it `remember`s depends; None where it remembers nothing.
     cost_is_bound: True where the work depends on what is found on the way; `cost` is then the most that it may take.
     alternatives: groups of hyperparameters of which exactly one is given; the others are null.
-    original_variant: fixed values that change how the ORIGINAL is trained (they enter its key); most methods have none.
+    original_variant: what changes how the ORIGINAL is trained (it enters its key): {"example_tied_dropout": 0.2}, the share of a
+        memory of half its channels that a sample sees (see `cu_ray.learning.tied_dropout`); most methods have none.
     """
 
     uses_deletion_set: ClassVar[bool] = True

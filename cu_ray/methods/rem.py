@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-from cu_ray.errors import AssumptionFailed
 from cu_ray.lazy import torch
 from cu_ray.learning.accuracy import accuracy_as_given
 from cu_ray.learning.activations import last_linear_layer
+from cu_ray.learning.tied_dropout import Taker, TiedDropout, channels_in, takers
 from cu_ray.methods import Method
 from cu_ray.methods.npo import negative_preference
 from cu_ray.plugins import Bound, Search
@@ -40,7 +40,7 @@ class Rem(Method):
 
     def unlearn(self, task: UnlearningTask) -> torch.nn.Module:
         """The best of the models, its memory cut off."""
-        model, memory = task.original, Memory(task)
+        model, memory = task.original, self.memory(task)
         sgd = task.sgd(memory.model, steps=self.steps, lr=self.lr)
         best, kept = -1.0, copy.deepcopy(model.state_dict())
         turns = 0
@@ -55,6 +55,10 @@ class Rem(Method):
         model.load_state_dict(kept)
         task.note(value=best, turns=turns)
         return model
+
+    def memory(self, task: UnlearningTask) -> Memory:
+        """The model with what the corruption is led into."""
+        return Memory(task)
 
     def erase(self, task: UnlearningTask, memory: Memory, sgd: Optimisation) -> None:
         """Passes of NPO over the deletion set, without memory, until its given labels are forgotten."""
@@ -111,26 +115,28 @@ class Memory:
         task.reinitialise([self.model])
         for own, before in self._pairs(task.original):
             own.copy_(before)
-        self.model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._shared = len(task.everything)  # the row of the draws that the deletion set shares
-        self._draws: dict[int, torch.Tensor] = {}  # [samples + 1, width]; layers of one width share them, as sums ask for
-        for layer, width in widened:
-            if width not in self._draws:
-                drawn = torch.rand(self._shared + 1, width, generator=task.generator, device=task.device)
-                self._draws[width] = drawn < KEPT_SHARE
-            layer.register_forward_pre_hook(self._hook(width))
-        self._rows_B: torch.Tensor | None = None
-        self._reference = copy.deepcopy(self.model)
+        drawn: dict[int, torch.Tensor] = {}
+        for _, width in widened:
+            if width not in drawn:
+                table = torch.rand(self._shared + 1, width, generator=task.generator, device=task.device)
+                drawn[width] = table < KEPT_SHARE
+        self._begin(TiedDropout(widened, drawn))
+
+    def _begin(self, tied: TiedDropout) -> None:
+        self.model.eval()
+        self.tied, self._reference = tied, copy.deepcopy(self.model)
 
     def on(self, batch: Batch) -> None:
         """Let the model learn with what these samples see of the memory."""
         # a row beyond the number of samples (others are held out) has the draw of another one
-        self._rows_B = torch.where(batch.in_deletion, self._shared, batch.indices % self._shared)
+        self.tied.rows_B = torch.where(batch.in_deletion, self._shared, batch.indices % self._shared)
         self.model.train()
 
     def off(self) -> None:
         """Let the model do without its memory, BatchNorm by its running statistics."""
-        self._rows_B = None
+        self.tied.rows_B = None
         self.model.eval()
 
     def reference_logits(self, batch: Batch) -> torch.Tensor:
@@ -149,42 +155,25 @@ class Memory:
         plain = model.state_dict()
         return [(tensor[tuple(map(slice, plain[name].shape))], plain[name]) for name, tensor in self.model.state_dict().items()]
 
-    def _hook(self, width: int) -> Any:
-        def see(_: torch.nn.Module, args: tuple[torch.Tensor]) -> torch.Tensor:
-            own, memory = args[0].split(width, dim=1)
-            if self._rows_B is None:
-                return torch.cat([own, torch.zeros_like(memory)], dim=1)
-            seen = self._draws[width][self._rows_B].view(*memory.shape[:2], *[1] * (memory.dim() - 2))
-            return torch.cat([own, memory * seen], dim=1)
 
-        return see  # a plain function: copies of the model see the same memory
-
-
-def _widen(model: torch.nn.Module, head: torch.nn.Linear) -> list[tuple[torch.nn.Module, int]]:
+def _widen(model: torch.nn.Module, head: torch.nn.Linear) -> list[tuple[Taker, int]]:
     """Double the channels of all layers, but for the image and the logits; gives each that takes memory, and its former width.
 
     The new tensors hold nothing yet. Raises AssumptionFailed for a layer of which it is not known how to.
     """
-    takers: list[tuple[torch.nn.Module, int]] = []
-    of_image = next((module for module in model.modules() if isinstance(module, torch.nn.Conv2d)), None)
-    for name, module in model.named_modules():
-        if isinstance(module, torch.nn.Conv2d) and module.groups == 1:
-            if module is not of_image:
-                takers.append((module, module.in_channels))
-                module.in_channels *= 2
+    widths = {layer: channels_in(layer) for layer in takers(model, head)}
+    for module in model.modules():
+        if module is head:
+            head.in_features *= 2
+            _resize(head, head.out_features, head.in_features)
+        elif isinstance(module, torch.nn.Conv2d):
+            module.in_channels *= 2 if module in widths else 1
             module.out_channels *= 2
             _resize(module, module.out_channels, module.in_channels)
         elif isinstance(module, torch.nn.BatchNorm2d):
             module.num_features *= 2
             _resize(module, module.num_features)
-        elif module is head:
-            takers.append((module, head.in_features))
-            head.in_features *= 2
-            _resize(head, head.out_features, head.in_features)
-        elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
-            kind = type(module).__name__
-            raise AssumptionFailed(f"it adds channels to convolutions and BatchNorm, but {name or 'the model'} is a {kind}")
-    return takers
+    return list(widths.items())
 
 
 def _resize(layer: torch.nn.Module, *sizes: int) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cu_ray.report.results import SETTING, Results
+from cu_ray.report.terminal import metrics_in
 
 if TYPE_CHECKING:
     import pandas as pd
 
-METRICS = ("acc_corr", "acc_retain", "asr", "confusion_rate")
+ALWAYS = ("acc_corr", "acc_retain", "asr", "confusion_rate")  # metrics of every table
 
 
 def cell_names(results: Sequence[Results]) -> dict[tuple[Any, ...], str]:
@@ -79,7 +80,8 @@ def _chosen(results: Results, rule: str, names: dict[tuple[Any, ...], str]) -> p
     picked = with_cells(best, names)[["cell", "method", "deletion_fraction", "trial_keys"]].explode("trial_keys").dropna()
     prefix = prefix_of(rule)
     columns = {"trial_key": "trial_key", "original_key": "original_key", "seed": "seed"}
-    columns |= {prefix + metric: metric for metric in METRICS if prefix + metric in results.trials}
+    metrics = dict.fromkeys((*ALWAYS, *metrics_in(results.trials.columns)))
+    columns |= {prefix + metric: metric for metric in metrics if prefix + metric in results.trials}
     columns |= {name: name for name in ("hyperparameters", "unlearn_seconds", "images_forward", "images_backward")}
     scores = results.trials[list(columns)].rename(columns=columns)
     rows = picked.merge(scores, left_on="trial_keys", right_on="trial_key").drop(columns="trial_keys")

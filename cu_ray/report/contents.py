@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from cu_ray.errors import UserError, did_you_mean
 from cu_ray.report import comparison, figures, plane, survival
-from cu_ray.report.cells import baselines, cell_names, chosen
+from cu_ray.report.cells import ALWAYS, baselines, cell_names, chosen
 from cu_ray.report.costs import costs
 from cu_ray.report.gaps import gaps
 from cu_ray.report.panels import Figure
 from cu_ray.report.recovery import areas, smallest_fraction, summaries, with_recovery
+from cu_ray.report.terminal import metrics_in
 from cu_ray.selection import RULES
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from cu_ray.report.results import Results
 
 Row = dict[str, Any]
-SCORES = ("acc_corr", "acc_retain", "asr", "confusion_rate", "recovered", "lost")
+SCORES = (*ALWAYS, "recovered", "lost")
 MOST_REASONS = 30
 
 
@@ -39,6 +40,7 @@ class Contents:
     styles: dict[str, int]  # of each method, in the order of the sweep file
     figures: tuple[Figure, ...]
     spots: tuple[plane.Spot, ...]  # of the plane
+    others: tuple[str, ...]  # metrics that not every table has: of plug-ins, or computed by `cu-ray rescore`
 
     @property
     def title(self) -> str:
@@ -53,7 +55,9 @@ def gather(results: Sequence[Results], rule: str) -> Contents:
     order = {name: place for place, name in enumerate(dict.fromkeys(names.values()))}
     styles = {str(method): place for place, method in enumerate(dict.fromkeys(rows["method"]))}
     rows = rows.sort_values("cell", key=lambda cells: cells.map(order), kind="stable")
-    means = summaries(rows, ["cell", "method", "fraction"], [*SCORES, "unlearn_seconds"])
+    metrics = dict.fromkeys(name for each in results for name in metrics_in(each.trials.columns))
+    others = [name for name in metrics if name not in ALWAYS]
+    means = summaries(rows, ["cell", "method", "fraction"], [*SCORES, *others, "unlearn_seconds"])
     honest = "oracle_validation" if RULES[rule].peeks else rule
     spots = plane.spots(rows if honest == rule else chosen(results, honest), plane.regularities(names))
     made = [
@@ -63,7 +67,8 @@ def gather(results: Sequence[Results], rule: str) -> Contents:
         figures.cost(rows, styles),
     ]
     made += [figures.best_of_n(results, names, styles), figures.landscapes(results, names, styles)]
-    return Contents(tuple(results), rule, rows, means, styles, tuple(figure for figure in made if figure.panels), tuple(spots))
+    drawn = tuple(figure for figure in made if figure.panels)
+    return Contents(tuple(results), rule, rows, means, styles, drawn, tuple(spots), tuple(others))
 
 
 def rule_of(results: Sequence[Results], wanted: str | None) -> str:
@@ -116,6 +121,8 @@ def missing(results: Results, rule: str) -> list[str]:
             lines.append(f"{method}: {int(open_.sum())} of {len(own)} searches have fewer points than planned")
     if len(best) and best["n"].max() == 1:
         lines.append("one seed: there is no spread and no interval anywhere")
+    if results.num_not_rescored:
+        lines.append(f"{results.num_not_rescored} trials lack the metrics of `cu-ray rescore`: the same command computes them")
     if num_stale := int(results.trials["stale"].eq(True).sum()):
         lines.append(f"{num_stale} trials were made by other versions of the code than the one installed")
     return lines
@@ -255,13 +262,13 @@ def failure_rows(results: Results) -> list[Row]:
 
 def result_rows(contents: Contents) -> list[Row]:
     """A row for each cell, method and fraction: all means with their intervals."""
-    shown = [metric for metric in SCORES if contents.means[f"{metric}_n"].max() > 0]
+    shown = [metric for metric in (*SCORES, *contents.others) if contents.means[f"{metric}_n"].max() > 0]
     columns = list(contents.means.columns)
     found: list[Row] = []
     for values in contents.means.itertuples(index=False, name=None):
         row = dict(zip(columns, values, strict=True))
         kept: Row = {"cell": row["cell"], "method": row["method"], "fraction": row["fraction"]}
-        kept |= {metric: _interval_of(row, metric) for metric in shown}
+        kept |= {metric.rpartition(":")[2]: _interval_of(row, metric) for metric in shown}
         found.append(kept | {"seconds": _known(row["unlearn_seconds_mean"]), "n": row["acc_retain_n"]})
     return found
 

@@ -12,6 +12,7 @@ from cu_ray.report.contents import Contents, gather, rule_of
 from cu_ray.report.results import read
 
 METRICS = ("acc_corr", "acc_retain", "recovered")  # of which more is better
+BOLD = "best of its cell and fraction, by paired t tests over seeds against each other method, p < 0.05 after Holm"
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", **{c: f"\\{c}" for c in "&%$#_{}"}}
 
 
@@ -25,17 +26,17 @@ def table(contents: Contents, metric: str) -> str:
     """A LaTeX table of one metric: a row a cell and method, a column a deletion fraction, mean and standard deviation over seeds.
 
     Bold: the highest mean of a cell and fraction, where a paired t test over seeds holds it above each other method at 5 %,
-    corrected by Holm.
+    corrected by Holm; of no metric of which it is not known that more is better.
     """
     means = contents.means
     fractions = sorted(means["fraction"].unique())
     values: dict[Any, Any] = {(row["cell"], row["method"], row["fraction"]): row for row in means.to_dict("records")}
-    bold = _bold(contents, metric)
+    bold = _bold(contents, metric) if metric in METRICS else {}
     head = " & ".join(["cell", "method", *(f"{fraction:g}" for fraction in fractions)])
     lines = [
         "% needs \\usepackage{booktabs}",
         f"% {metric}: mean and standard deviation over seeds, chosen by {contents.rule}; {_seeds(contents, metric)}.",
-        "% Bold: best of its cell and fraction, by paired t tests over seeds against each other method, p < 0.05 after Holm.",
+        f"% {f'Bold: {BOLD}' if metric in METRICS else 'Nothing is bold: whether more is better is not known'}.",
         f"\\begin{{tabular}}{{ll{'r' * len(fractions)}}}",
         "\\toprule",
         f"{head} \\\\",

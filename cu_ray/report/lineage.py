@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from cu_ray.errors import UserError
-from cu_ray.report.cells import METRICS
+from cu_ray.report.cells import ALWAYS
 from cu_ray.report.page import short
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def _given(trial: dict[str, Any]) -> str:
 
 
 def _scores(row: dict[str, Any], half: str) -> str:
-    values = {name: row[f"{half}{name}"] for name in METRICS}
+    values = {name: row[f"{half}{name}"] for name in ALWAYS}
     known = {name: float(value) for name, value in values.items() if value is not None and not math.isnan(value)}
     return ", ".join(f"{name} {short(value)}" for name, value in known.items()) or "none"
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cu_ray.errors import UserError, in_one_line
 from cu_ray.places import Place, at, lasting
-from cu_ray.report.terminal import read_table
+from cu_ray.report.terminal import RESCORED, metrics_in, read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +21,10 @@ SETTING = ("dataset", "model", "manipulation", "manipulation_size", "manipulatio
 
 @dataclass(frozen=True, eq=False)
 class Results:
-    """The tables of one sweep and how far it is; `label` tells it from others that are shown with it."""
+    """The tables of one sweep and how far it is; `label` tells it from others that are shown with it.
+
+    Trials have the metrics that `cu-ray rescore` computed besides, where it did.
+    """
 
     folder: Place
     label: str
@@ -29,6 +32,7 @@ class Results:
     originals: pd.DataFrame
     best: pd.DataFrame
     status: dict[str, Any] | None  # what the sweep last said of itself; None where there is no such file
+    num_not_rescored: int = 0  # trials with scores that `cu-ray rescore` has not seen, where it has run
 
     @property
     def unfinished(self) -> str | None:
@@ -48,7 +52,10 @@ def read(where: Place | Path | str, label: str | None = None) -> Results:
     """The results of a sweep in its folder or at its URI. Raises UserError for none, damaged ones, those of a newer cu-ray."""
     folder = at(where)
     tables = {name: _table(folder / "tables", name) for name in ("trials", "originals", "best")}
-    return Results(folder, label or _name(folder), **tables, status=_status(folder))
+    num_not_rescored = 0
+    if (folder / "tables").has(f"{RESCORED}.parquet"):
+        tables["trials"], num_not_rescored = _with_rescored(tables["trials"], _table(folder / "tables", RESCORED))
+    return Results(folder, label or _name(folder), **tables, status=_status(folder), num_not_rescored=num_not_rescored)
 
 
 def read_all(given: Sequence[Place | Path | str]) -> list[Results]:
@@ -59,6 +66,14 @@ def read_all(given: Sequence[Place | Path | str]) -> list[Results]:
     if len({lasting(folder) for folder in folders}) < len(folders):
         raise UserError(f"a folder is given twice: {', '.join(map(str, folders))}")
     return [read(folder, str(folder) if several else name) for folder, name in zip(folders, names, strict=True)]
+
+
+def _with_rescored(trials: pd.DataFrame, rescored: pd.DataFrame) -> tuple[pd.DataFrame, int]:
+    """The trials with the metrics that they have not themselves, and how many of those with scores were not rescored."""
+    new = [f"{prefix}{name}" for name in metrics_in(rescored.columns) if name not in trials for prefix in ("", "val_", "report_")]
+    more = rescored.loc[rescored["trial_key"].notna(), ["trial_key", *new]]
+    missing = (trials["status"] == "ok") & ~trials["trial_key"].isin(more["trial_key"])
+    return trials.merge(more, on="trial_key", how="left"), int(missing.sum())
 
 
 def _name(folder: Place) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +61,18 @@ def metrics_of(rows: list[dict[str, Any]]) -> list[str]:
     return [name for name in names if name not in COSTS and any(row[f"{name}_mean"] is not None for row in rows)]
 
 
+def metrics_in(columns: Iterable[str]) -> list[str]:
+    """The metrics among the columns of trials: what is there on the whole test set and on both of its halves."""
+    there = dict.fromkeys(columns)
+    return [name for name in there if {f"val_{name}", f"report_{name}"} <= there.keys()]
+
+
 def _with_rescored(tables: Place | Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with means and deviations of metrics besides; none of a row that reports a trial which was not rescored."""
     if not at(tables).has(f"{RESCORED}.parquet"):
         return rows
     scores = {each["trial_key"]: each for each in rows_of(tables, RESCORED)}
-    columns = next(iter(scores.values()), {})
-    names = [name for name in columns if {f"val_{name}", f"report_{name}"} <= columns.keys() and f"{name}_mean" not in rows[0]]
+    names = [name for name in metrics_in(next(iter(scores.values()), {})) if f"{name}_mean" not in rows[0]]
     return [row | _over_trials(row, names, scores) for row in rows]
 
 

@@ -51,5 +51,5 @@ def _texts(contents: Contents, refresh: int | None) -> dict[str, str]:
         "results.csv": contents.means.to_csv(index=False),
         "by_seed.csv": contents.rows.to_csv(index=False),
     }
-    there = [metric for metric in latex.METRICS if contents.rows[metric].notna().any()]
-    return texts | {f"{metric}.tex": latex.table(contents, metric) for metric in there}
+    there = [metric for metric in (*latex.METRICS, *contents.others) if contents.rows[metric].notna().any()]
+    return texts | {f"{metric.rpartition(':')[2]}.tex": latex.table(contents, metric) for metric in there}

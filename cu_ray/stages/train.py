@@ -9,11 +9,13 @@ import numpy as np
 from cu_ray.errors import Diverged
 from cu_ray.identity import seed_for
 from cu_ray.lazy import torch
+from cu_ray.learning.activations import last_linear_layer
 from cu_ray.learning.layers import initialise
 from cu_ray.learning.sgd import cross_entropy
+from cu_ray.learning.tied_dropout import VARIANT, TiedDropout, takers
 from cu_ray.stages.poison import OnDevice
 from cu_ray.stages.tools import WHOLE, Tools
-from cu_ray.types import OriginalSpec, PoisonedDataset
+from cu_ray.types import Batch, OriginalSpec, PoisonedDataset
 
 
 def train(spec: OriginalSpec, poisoned: PoisonedDataset, data: OnDevice, tools: Tools = WHOLE) -> torch.nn.Module:
@@ -26,11 +28,32 @@ def train(spec: OriginalSpec, poisoned: PoisonedDataset, data: OnDevice, tools: 
     stream = tools.stream(data.train, rows, nothing_found, setting.train.batch_size, generator)
     keeper = tools.keeper(setting.train.keep, poisoned, data, setting.train.precision)
     sgd = tools.sgd(model.train(), setting.train, data.device)
+    tied = _tied_dropout(spec, model, len(rows), data.device)
     while not sgd.done:
-        sgd.epoch(stream, cross_entropy)
+        if tied is None:
+            sgd.epoch(stream, cross_entropy)
+        else:
+            sgd.epoch(tied.following(stream), _cross_entropy_anew)
         keeper.offer(model)
     require_finite(model, "the original model's")
-    return keeper.keep(model)
+    kept = keeper.keep(model)
+    if tied is not None:
+        tied.settle()
+    return kept
+
+
+def _tied_dropout(spec: OriginalSpec, model: torch.nn.Module, num_rows: int, device: torch.device) -> TiedDropout | None:
+    """The dropout that the variant of the original asks for. Raises AssumptionFailed where the model cannot have it."""
+    share = dict(spec.variant).get(VARIANT)
+    if share is None:
+        return None
+    head = last_linear_layer(spec.setting.model.blocks(model)[-1])
+    return TiedDropout.half_of(takers(model, head), share, num_rows, device)
+
+
+def _cross_entropy_anew(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The same loss, in a step that is never recorded: what a sample sees of the memory is in no batch."""
+    return cross_entropy(logits, batch)
 
 
 def build_model(model_plugin: Any, poisoned: PoisonedDataset, device: torch.device, seed: int) -> torch.nn.Module:

@@ -121,7 +121,7 @@ class StudySpec:
     def original(self, setting: Setting) -> OriginalSpec:
         """The original model that a trial on this setting starts from."""
         if setting.seed not in self._originals:
-            self._originals[setting.seed] = OriginalSpec(setting, tuple(sorted(self.method.cls.original_variant.items())))
+            self._originals[setting.seed] = OriginalSpec.for_method(setting, self.method.cls)
         return self._originals[setting.seed]
 
     def trial(

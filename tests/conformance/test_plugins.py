@@ -23,7 +23,7 @@ from cu_ray.methods.ssd import Ssd
 from cu_ray.metrics.acc_corr import AccCorr
 from cu_ray.models.resnet9 import ResNet9
 from cu_ray.plugins import Bound, Search
-from cu_ray.types import Corruption, Cost
+from cu_ray.types import Corruption, Cost, OriginalSpec
 from tests.datasets import own
 
 SUITES = {
@@ -46,6 +46,7 @@ VARIANTS = {  # besides the defaults
     "lfssd": [{}, {"selection_share": None, "selection_weight": 2.0}],
     "potion": [{}, {"remaining": 0.0}],  # sought in vain, so that every try is made
     "rem": [{}, {"steps": 13, "beta": 3.0, "lr": 0.5}],  # a pass over the training set takes 5 steps
+    "rem_etd": [{}, {"steps": 13, "beta": 3.0, "lr": 0.5}],
     "salun": [{}, {"share": 0.1, "steps": 9}],
     "sap": [{}, {"trusted": 7}],
     "ssd": [{}, {"selection_share": None, "selection_weight": 2.0, "importance_batch_size": 7}],
@@ -276,10 +277,11 @@ class Careless(NoUnlearning):
     ],
 )
 def test_the_suite_catches_a_careless_method(wrong, test):
-    before, kept = torch.get_rng_state(), copy.deepcopy(testing._tiny_bench(testing.MethodConformance.model))
+    original = OriginalSpec(testing._tiny_setting(testing.MethodConformance.model))
+    before, kept = torch.get_rng_state(), copy.deepcopy(testing._tiny_bench(original))
     caught(testing.MethodConformance, Careless, test, wrong=wrong)
     torch.set_rng_state(before)
-    spoiled = testing._tiny_bench(testing.MethodConformance.model)
+    spoiled = testing._tiny_bench(original)
     spoiled.original.load_state_dict(kept.original.state_dict())
     spoiled.data.train.pixels_NHWC.copy_(kept.data.train.pixels_NHWC)
 

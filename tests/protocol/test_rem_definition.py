@@ -198,10 +198,10 @@ def test_with_its_memory_off_and_with_it_cut_off_every_model_is_what_it_was(plug
 def test_the_deletion_set_shares_one_draw_of_a_fifth_and_every_other_sample_has_its_own():
     task = fakes.FakeTask(fakes.small_net(4), everything=fakes.some_batches(1, [5000]))
     memory = Memory(task)
-    assert {width: tuple(table.shape) for width, table in memory._draws.items()} == {2: (5001, 2), 8: (5001, 8)}
-    assert float(memory._draws[8].double().mean()) == pytest.approx(0.2, abs=4 * math.sqrt(0.2 * 0.8 / 40_000))
+    assert {width: tuple(table.shape) for width, table in memory.tied.drawn.items()} == {2: (5001, 2), 8: (5001, 8)}
+    assert float(memory.tied.drawn[8].double().mean()) == pytest.approx(0.2, abs=4 * math.sqrt(0.2 * 0.8 / 40_000))
     memory.on(EVERYTHING[0])
-    assert memory._rows_B.tolist() == [0, 5000, 2, 3]
+    assert memory.tied.rows_B.tolist() == [0, 5000, 2, 3]
 
 
 def net_with(*layers):

@@ -67,4 +67,5 @@ def original_spec(dataset, *, seed=0, manipulation=Backdoor(size=15, target=1), 
 def trial_spec(dataset, method, *, deletion_size=9, keep="last", held_out=False, **setting):
     """A trial on it."""
     deletion_size = deletion_size if method.uses_deletion_set else 0
-    return TrialSpec(original_spec(dataset, **setting), Uniform(), deletion_size, method, keep, held_out)
+    original = OriginalSpec.for_method(original_spec(dataset, **setting).setting, method)
+    return TrialSpec(original, Uniform(), deletion_size, method, keep, held_out)

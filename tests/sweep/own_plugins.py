@@ -17,12 +17,20 @@ class OtherOriginal(Method):
 
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "needs an original trained otherwise"
-    original_variant: ClassVar[dict[str, Any]] = {"dropout": 0.2}
+    original_variant: ClassVar[dict[str, Any]] = {"example_tied_dropout": 0.4}
     steps: Annotated[int, Bound(low=1)] = 5
 
     def cost(self, sizes: Sizes) -> Cost:
         """Every image of every step, forward."""
         return Cost(self.steps * sizes.batch_size, 0)
+
+
+@dataclass(frozen=True)
+class UnknownVariant(OtherOriginal):
+    """A method that asks for what no training knows."""
+
+    version: ClassVar[int] = 1
+    original_variant: ClassVar[dict[str, Any]] = {"example_tied_dropuot": 0.2}
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from cu_ray.plugins import name_of
 from cu_ray.sweep import plan as plans
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.estimate import ReadOnlyJournal
+from cu_ray.sweep.hardware import Hardware
 from cu_ray.sweep.ledger import Known, Ledger, PointRecord, evidence
 from cu_ray.sweep.plan import Plan, memo_group
 from cu_ray.sweep.ready import Job
@@ -48,17 +49,12 @@ def dataset() -> Dataset:
 
 
 def planned_anew(text: str) -> Plan:
-    """The plan of a sweep file, on the tiny data set."""
-    parsed = config.parse(text)
-    return plans.make(parsed, dict.fromkeys(parsed.datasets, plans.Source.of(dataset())), as_fp32)
+    """The plan of a sweep file, on the tiny data set; `precision: auto` is fp32, whatever the processor."""
+    parsed = Hardware("cpu", frozenset()).settle(config.parse(text))
+    return plans.make(parsed, dict.fromkeys(parsed.datasets, plans.Source.of(dataset())))
 
 
 _planned = functools.cache(planned_anew)
-
-
-def as_fp32(wish: str) -> str:
-    """What `precision` comes to, whatever the processor."""
-    return "fp32" if wish == "auto" else wish
 
 
 def sweep_file(methods: dict[str, Any], **sections: Any) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from cu_ray.errors import Faults
 from cu_ray.plugins import name_of
 from cu_ray.stages.poison import num_held_out_of
 from cu_ray.sweep.agenda import Job
@@ -57,7 +58,12 @@ def test_a_search_on_each_seed_is_a_study_for_each_seed():
 
 def test_a_method_with_a_variant_of_the_original_has_originals_of_its_own():
     made = plan({"scrub": SCRUB, OWN: {}, "no_unlearning": {}}, seeds=[0, 1])
-    assert Counter(spec.variant for spec in made.originals()) == {(): 2, (("dropout", 0.2),): 2}
+    assert Counter(spec.variant for spec in made.originals()) == {(): 2, (("example_tied_dropout", 0.4),): 2}
+
+
+def test_a_variant_that_no_training_knows_is_named_before_anything_runs():
+    with pytest.raises(Faults, match=r"original_variant has 'example_tied_dropuot', which no training knows"):
+        plan({"tests.sweep.own_plugins:UnknownVariant": {}})
 
 
 def test_auto_precision_is_what_it_means_here_and_another_stays():
