@@ -26,7 +26,7 @@ Switch = tuple[Callable[[], Any], Callable[[Any], object]]  # how a state is rea
 def set_up_worker(num_threads: int = 1) -> None:
     """Set the process up as workers are: so many threads for PyTorch, and freed memory is held for the next step.
 
-    The C library would give each large tensor's memory back to the system and ask for it anew, page by page: a tenth of a
+    The C library would give each large tensor's memory back to the system and ask for it anew, page by page: up to a tenth of a
     training step on a processor. Nothing but glibc's malloc is told so.
     """
     torch.set_num_threads(num_threads)

@@ -48,6 +48,16 @@ def lab(tmp_path_factory):
         lab.driver("ray down -y cluster.yaml")
 
 
+@pytest.fixture
+def launched(lab):
+    """The lab with its cluster up, also where the tests before are left out."""
+    if lab.driver("test -e /tmp/ray/cluster-cu-ray.state").returncode != 0:
+        done = lab.driver("ray up -y cluster.yaml")
+        assert done.returncode == 0, done.stdout
+        until(lambda: "of 2 nodes" not in lab.driver(f"cu-ray doctor --cluster cluster.yaml --storage {lab.folder}/store").stdout)
+    return lab
+
+
 def until(condition, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not (value := condition()):
@@ -185,8 +195,9 @@ def read_until(terminal, text, seconds=90.0):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seconds", [10, 60])
-def test_a_node_that_loses_its_network_for_a_while_costs_nothing_but_what_it_was_at(lab, seconds):
+def test_a_node_that_loses_its_network_for_a_while_costs_nothing_but_what_it_was_at(launched, seconds):
     """Whether Ray has given the node up by then or not."""
+    lab = launched
     name = f"cut{seconds}"
     named(lab, name, seeds=f"[{seconds}, {seconds + 1}]", trials=12)
     lab.cu_ray(f"sweep {name}.yaml --detach")
