@@ -500,6 +500,7 @@ def test_a_sweep_to_a_uri_killed_and_resumed_has_the_tables_of_a_local_run(stora
     assert done.returncode == 0, done.stdout + done.stderr
 
     file = sweeps.small(remote, storage=f"{uri}/store", **small)
+    file.write_text(file.read_text() + "evidence: true\n")
     said = [killed_after(3, remote, environment, str(file), uri)]
     finished = ledger.read(f"{uri}/results/small/ledger").trials
     assert len(finished) >= 3
@@ -508,6 +509,8 @@ def test_a_sweep_to_a_uri_killed_and_resumed_has_the_tables_of_a_local_run(stora
     assert f"{uri}/results/small/tables/{{trials,originals,best,curves}}.parquet" in again.stdout
     after = ledger.read(f"{uri}/results/small/ledger").trials
     assert {key: after[key] for key in finished} == finished
+    known = ledger.read(f"{uri}/results/small/ledger")
+    assert evidence.keys(at(f"{uri}/results/small/ledger")) == known.trials.keys() | known.originals.keys()
 
     copy = tmp_path / "copy"
     (copy / "tables").mkdir(parents=True)
@@ -521,6 +524,7 @@ def test_a_sweep_to_a_uri_killed_and_resumed_has_the_tables_of_a_local_run(stora
         (["sweep", str(file), "--output", f"{uri}/results"], "Nothing to do"),
         (["status", place], "small: not running"),
         (["table", place], "no_unlearning"),
+        (["rescore", place], f"of {len(known.trials) + len(known.originals)} trials and originals"),
         (["plan", str(file), "--output", f"{uri}/results"], "trials_done"),
         (["replay", place, key], "The scores are the same to the bit."),
         (["export", place, key], f"{place}/export/{key[:16]}"),
