@@ -21,9 +21,9 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from cu_ray import plugins, yaml_file
-from cu_ray.errors import Faults, FieldFault, UserError, did_you_mean
+from cu_ray.errors import ContractBroken, Faults, FieldFault, UserError, did_you_mean
 from cu_ray.identity import key_of
-from cu_ray.learning.tied_dropout import VARIANT
+from cu_ray.learning.tied_dropout import share_of
 from cu_ray.places import Folder, Place, at
 from cu_ray.plugins import Bound, Choices, FieldFact
 from cu_ray.selection import RULES
@@ -608,8 +608,11 @@ class _Reader:
 
     def check_variant(self, cls: type[Any], path: str) -> None:
         """Complain of a method that asks for an original which training cannot make, or is not to make."""
-        for name in set(cls.original_variant) - {VARIANT}:
-            self.fault(path, f"its original_variant has {name!r}, which no training knows. {did_you_mean(name, [VARIANT])}")
+        if cls.original_variant:
+            try:
+                share_of(cls.original_variant)
+            except ContractBroken as problem:
+                self.fault(path, str(problem))
         given = self.file.value.get("original")
         if cls.original_variant and isinstance(given, dict) and given.get("weights") is not None:
             asked = ", ".join(cls.original_variant)

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -16,6 +17,7 @@ from cu_ray.cli import main
 from cu_ray.datasets.fashion_mnist_small import FashionMnistSmall
 from cu_ray.places import Folder
 from cu_ray.report.frame import best_frame
+from cu_ray.report.results import read
 from cu_ray.report.terminal import best_rows
 from cu_ray.stages.poison import poison, selection_half
 from cu_ray.sweep.ledger import evidence
@@ -208,6 +210,47 @@ def test_the_report_shows_them_with_intervals_in_the_page_and_in_both_kinds_of_t
     assert "WorstClass" in page
     assert "Nothing is bold" in (place / "WorstClass.tex").read_text()
     assert name not in (place / "acc_corr.tex").read_text()
+
+
+def test_metrics_of_one_name_and_such_that_bear_a_name_of_ours_are_told_apart(here):
+    same = (
+        (here.parent / "my_metrics.py")
+        .read_text()
+        .replace(
+            "class WorstClass",
+            "class asr(Metric):\n    def measure(self, _):\n        return 0.5\n\n\n@dataclass(frozen=True)\nclass WorstClass",
+        )
+    )
+    (here.parent / "other_metrics.py").write_text(same)
+    rescored(here, *(f"--metric={each}" for each in ("my_metrics:WorstClass", "other_metrics:WorstClass", "other_metrics:asr")))
+    _, page, place = report_on(here)
+    names = ("my_metrics.WorstClass", "other_metrics.WorstClass", "other_metrics.asr")
+    assert all(name in page and (place / f"{name}.tex").exists() for name in names)
+    assert not (place / "asr.tex").exists()
+
+
+def test_a_metric_that_the_tables_have_no_value_of_is_taken_from_rescored(here):
+    """As after a metric was installed: the same sweep writes tables with an empty column of it."""
+    rescored(here)
+    for name in ("trials", "best"):
+        file = here / "tables" / f"{name}.parquet"
+        table = pq.read_table(file)
+        for place, column in enumerate(table.column_names):
+            if column.removeprefix("val_").removeprefix("report_").startswith("acc_retain"):
+                table = table.set_column(place, column, pa.nulls(len(table), pa.float64()))
+        pq.write_table(table, file)
+    trials = read(here).trials
+    values = pd.read_parquet(here / "tables" / "rescored.parquet").dropna(subset="trial_key").set_index("trial_key")
+    assert (trials.set_index("trial_key")["report_acc_retain"] == values["report_acc_retain"]).all()
+    assert read(here).num_not_rescored == 0
+    assert all(row["acc_retain_mean"] is not None for row in best_rows(Folder(here / "tables"), None) if row["trial_keys"])
+
+
+def test_trials_that_lack_nothing_need_no_rescoring(here):
+    rescored(here, "--metric", "asr")
+    file = here / "tables" / "rescored.parquet"
+    pq.write_table(pq.read_table(file).slice(0, 2), file)
+    assert "lack the metrics" not in report_on(here)[1]
 
 
 def test_the_report_says_which_trials_were_not_rescored(here):

@@ -5,16 +5,27 @@ What is peculiar to few samples settles in the memory, and goes with it (Maini e
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cu_ray.errors import AssumptionFailed
+from cu_ray.errors import AssumptionFailed, ContractBroken
 from cu_ray.identity import seed_for
 from cu_ray.lazy import torch
 from cu_ray.types import Batch, Stream
 
 VARIANT = "example_tied_dropout"  # in a method's `original_variant`, with the share of the memory that a sample sees
 Taker = Any  # a layer that takes channels in: a convolution, or the linear layer at the end
+
+
+def share_of(variant: Mapping[str, Any]) -> float:
+    """The share of the memory that a sample sees, as an `original_variant` says it. Raises ContractBroken for anything else."""
+    (name, share), *others = variant.items()
+    if others or name != VARIANT:
+        raise ContractBroken(f"original_variant has {', '.join(map(repr, variant))}, known is {VARIANT!r} alone")
+    if not (isinstance(share, (int, float)) and 0 < share <= 1):
+        raise ContractBroken(f"original_variant: {VARIANT} is {share!r}; a share is above 0 and at most 1")
+    return float(share)
 
 
 def takers(model: torch.nn.Module, head: torch.nn.Linear) -> list[Taker]:
@@ -45,8 +56,13 @@ def own_channels(layer: Taker) -> int:
 
 def draw(num_rows: int, width: int, share: float, device: torch.device) -> torch.Tensor:
     """Which of so many memory channels each row of the training set sees [rows, width]: by its number alone, on every device."""
+    return _drawn(num_rows, width, share).to(device)
+
+
+@functools.lru_cache(maxsize=8)
+def _drawn(num_rows: int, width: int, share: float) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed_for(VARIANT, width))
-    return (torch.rand(num_rows, width, generator=generator) < share).to(device)
+    return torch.rand(num_rows, width, generator=generator) < share
 
 
 class TiedDropout:

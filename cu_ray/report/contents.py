@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 SCORES = (*ALWAYS, "recovered", "lost")
+OTHER_COLUMNS = ("cell", "method", "fraction", "seconds", "n")  # of the table of all results
 MOST_REASONS = 30
 
 
@@ -41,6 +43,13 @@ class Contents:
     figures: tuple[Figure, ...]
     spots: tuple[plane.Spot, ...]  # of the plane
     others: tuple[str, ...]  # metrics that not every table has: of plug-ins, or computed by `cu-ray rescore`
+
+    @property
+    def short_names(self) -> dict[str, str]:
+        """The names of the other metrics without their modules, where that leaves no doubt."""
+        short = {name: name.rpartition(":")[2] for name in self.others}
+        taken = Counter([*short.values(), *SCORES, *OTHER_COLUMNS])
+        return {name: each if taken[each] == 1 else name.replace(":", ".") for name, each in short.items()}
 
     @property
     def title(self) -> str:
@@ -122,7 +131,9 @@ def missing(results: Results, rule: str) -> list[str]:
     if len(best) and best["n"].max() == 1:
         lines.append("one seed: there is no spread and no interval anywhere")
     if results.num_not_rescored:
-        lines.append(f"{results.num_not_rescored} trials lack the metrics of `cu-ray rescore`: the same command computes them")
+        lines.append(
+            f"{results.num_not_rescored} trials lack the metrics of `cu-ray rescore`, which computes them where evidence was kept"
+        )
     if num_stale := int(results.trials["stale"].eq(True).sum()):
         lines.append(f"{num_stale} trials were made by other versions of the code than the one installed")
     return lines
@@ -268,7 +279,7 @@ def result_rows(contents: Contents) -> list[Row]:
     for values in contents.means.itertuples(index=False, name=None):
         row = dict(zip(columns, values, strict=True))
         kept: Row = {"cell": row["cell"], "method": row["method"], "fraction": row["fraction"]}
-        kept |= {metric.rpartition(":")[2]: _interval_of(row, metric) for metric in shown}
+        kept |= {contents.short_names.get(metric, metric): _interval_of(row, metric) for metric in shown}
         found.append(kept | {"seconds": _known(row["unlearn_seconds_mean"]), "n": row["acc_retain_n"]})
     return found
 

@@ -32,7 +32,7 @@ class Results:
     originals: pd.DataFrame
     best: pd.DataFrame
     status: dict[str, Any] | None  # what the sweep last said of itself; None where there is no such file
-    num_not_rescored: int = 0  # trials with scores that `cu-ray rescore` has not seen, where it has run
+    num_not_rescored: int = 0  # trials with scores that lack the metrics that `cu-ray rescore` computed of others
 
     @property
     def unfinished(self) -> str | None:
@@ -69,11 +69,14 @@ def read_all(given: Sequence[Place | Path | str]) -> list[Results]:
 
 
 def _with_rescored(trials: pd.DataFrame, rescored: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """The trials with the metrics that they have not themselves, and how many of those with scores were not rescored."""
-    new = [f"{prefix}{name}" for name in metrics_in(rescored.columns) if name not in trials for prefix in ("", "val_", "report_")]
+    """The trials with the metrics that they have not themselves, and how many of those with scores lack these."""
+    lacking = [name for name in metrics_in(rescored.columns) if name not in trials or trials[name].isna().all()]
+    if not lacking:
+        return trials, 0
+    new = [f"{prefix}{name}" for name in lacking for prefix in ("", "val_", "report_")]
     more = rescored.loc[rescored["trial_key"].notna(), ["trial_key", *new]]
     missing = (trials["status"] == "ok") & ~trials["trial_key"].isin(more["trial_key"])
-    return trials.merge(more, on="trial_key", how="left"), int(missing.sum())
+    return trials.drop(columns=new, errors="ignore").merge(more, on="trial_key", how="left"), int(missing.sum())
 
 
 def _name(folder: Place) -> str:

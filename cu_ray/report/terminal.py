@@ -72,7 +72,8 @@ def _with_rescored(tables: Place | Path, rows: list[dict[str, Any]]) -> list[dic
     if not at(tables).has(f"{RESCORED}.parquet"):
         return rows
     scores = {each["trial_key"]: each for each in rows_of(tables, RESCORED)}
-    names = [name for name in metrics_in(next(iter(scores.values()), {})) if f"{name}_mean" not in rows[0]]
+    there = {name for name in rows[0] for row in rows if row[name] is not None}
+    names = [name for name in metrics_in(next(iter(scores.values()), {})) if f"{name}_mean" not in there]
     return [row | _over_trials(row, names, scores) for row in rows]
 
 

@@ -52,4 +52,4 @@ def _texts(contents: Contents, refresh: int | None) -> dict[str, str]:
         "by_seed.csv": contents.rows.to_csv(index=False),
     }
     there = [metric for metric in (*latex.METRICS, *contents.others) if contents.rows[metric].notna().any()]
-    return texts | {f"{metric.rpartition(':')[2]}.tex": latex.table(contents, metric) for metric in there}
+    return texts | {f"{contents.short_names.get(metric, metric)}.tex": latex.table(contents, metric) for metric in there}

@@ -19,7 +19,8 @@ import numpy as np
 from cu_ray.lazy import torch
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-HELD, LARGEST_HELD = 2**31 - 1, 2**30  # bytes of freed memory that the process holds, and of a single piece
+HELD = 2**31 - 1  # bytes of freed memory that the process holds
+LARGEST_HELD = (2**30, 2**25)  # and of a single piece; before its version 2.35 glibc takes no more than the second
 Switch = tuple[Callable[[], Any], Callable[[Any], object]]  # how a state is read and set
 
 
@@ -31,9 +32,8 @@ def set_up_worker(num_threads: int = 1) -> None:
     """
     torch.set_num_threads(num_threads)
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGEST_HELD)
-        mallopt(M_TRIM_THRESHOLD, HELD)
+    if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_HELD):
+        mallopt(M_TRIM_THRESHOLD, HELD)  # alone it would keep the other at its smallest
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from cu_ray.lazy import torch
 from cu_ray.learning.activations import last_linear_layer
 from cu_ray.learning.layers import initialise
 from cu_ray.learning.sgd import cross_entropy
-from cu_ray.learning.tied_dropout import VARIANT, TiedDropout, takers
+from cu_ray.learning.tied_dropout import TiedDropout, share_of, takers
 from cu_ray.stages.poison import OnDevice
 from cu_ray.stages.tools import WHOLE, Tools
 from cu_ray.types import Batch, OriginalSpec, PoisonedDataset
@@ -43,10 +43,13 @@ def train(spec: OriginalSpec, poisoned: PoisonedDataset, data: OnDevice, tools: 
 
 
 def _tied_dropout(spec: OriginalSpec, model: torch.nn.Module, num_rows: int, device: torch.device) -> TiedDropout | None:
-    """The dropout that the variant of the original asks for. Raises AssumptionFailed where the model cannot have it."""
-    share = dict(spec.variant).get(VARIANT)
-    if share is None:
+    """The dropout that the variant of the original asks for. Raises AssumptionFailed where the model cannot have it.
+
+    Raises ContractBroken for a variant that is no dropout.
+    """
+    if not spec.variant:
         return None
+    share = share_of(dict(spec.variant))
     head = last_linear_layer(spec.setting.model.blocks(model)[-1])
     return TiedDropout.half_of(takers(model, head), share, num_rows, device)
 

@@ -23,12 +23,12 @@ class Hardware:
     """What trials run on: 'cuda' or 'cpu', and the capabilities that the processors of all nodes have."""
 
     device: str
-    cpu_flags: frozenset[str]
+    cpu_flags: frozenset[str] | None  # None where no precision depends on them
 
     @property
-    def auto_precision(self) -> str:
-        """What `precision: auto` comes to."""
-        return resolve("auto", self.device, self.cpu_flags)
+    def auto_precision(self) -> str | None:
+        """What `precision: auto` comes to; None where nobody asked for it."""
+        return None if self.cpu_flags is None else resolve("auto", self.device, self.cpu_flags)
 
     def settle(self, sweep: Sweep) -> Sweep:
         """The sweep with device and precisions said."""
@@ -38,7 +38,7 @@ class Hardware:
 
 def is_open(sweep: Sweep) -> bool:
     """Whether the sweep file leaves to the hardware what trials run on."""
-    return sweep.runtime.device == "auto" or any(train.precision in WISHES for train in sweep.trains)
+    return sweep.runtime.device == "auto" or _precision_is_open(sweep)
 
 
 def here(sweep: Sweep) -> Hardware:
@@ -55,15 +55,21 @@ def of_nodes(sweep: Sweep) -> Hardware:
     wish = sweep.runtime.device
     device = device_of([node["Resources"] for node in nodes], growth()) if wish == "auto" else wish
     workers = [node["NodeID"] for node in nodes if node["Resources"].get("CPU", 0)]
+    if not _precision_is_open(sweep):
+        return Hardware(device, None)
     return Hardware(device, common(workers) if device == "cpu" else frozenset())
 
 
 def as_before(sweep: Sweep, facts: Mapping[str, Any]) -> Hardware | None:
     """The hardware of an earlier run, by its status; None where that is not told or not what the sweep asks for."""
     device, precision = facts.get("device"), facts.get("auto_precision")
-    if precision is None or sweep.runtime.device not in ("auto", device):
+    if sweep.runtime.device not in ("auto", device) or (precision is None and _precision_is_open(sweep)):
         return None
-    return Hardware(str(device), CPU_BF16_FLAGS if precision == "bf16" else frozenset())
+    return Hardware(str(device), None if precision is None else CPU_BF16_FLAGS if precision == "bf16" else frozenset())
+
+
+def _precision_is_open(sweep: Sweep) -> bool:
+    return any(train.precision in WISHES for train in sweep.trains)
 
 
 def device_of(nodes: list[Mapping[str, float]], grown: Mapping[str, float] | None) -> str:

@@ -142,6 +142,7 @@ def _originals_schema() -> pa.Schema:
         {
             "original_key": pa.string(),
             **_SETTING,
+            "variant": pa.string(),
             "seed": pa.int64(),
             "effective_size": pa.int64(),
             "num_affected": pa.int64(),
@@ -297,6 +298,8 @@ def _mark_pareto(rows: list[Row]) -> None:
 
 def _original_row(sweep: str, record: Record) -> Row:
     row = {**setting_columns(sweep, record.spec["setting"]), "original_key": record.key, "status": record.status}
+    variant = record.spec.get("variant")
+    row["variant"] = json.dumps(variant, sort_keys=True) if variant else None
     return {**row, "error": record.error, **record.scores, **record.facts}
 
 

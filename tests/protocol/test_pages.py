@@ -11,6 +11,7 @@ from cu_ray import config, plugins
 from cu_ray.sweep import plan as plans
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.estimate import ReadOnlyJournal, estimate
+from cu_ray.sweep.hardware import Hardware
 from cu_ray.sweep.ledger import Known
 from cu_ray.types import Sizes
 
@@ -67,7 +68,7 @@ def test_tests_and_pages_that_are_named_exist(name):
 def test_the_work_of_the_published_grid_is_what_the_plan_says(file):
     sweep = config.load(ROOT / "sweeps" / "paper" / file, seeds=(1, 2))
     sources = {dataset: plans.Source.expected(dataset) for dataset in sweep.datasets}
-    made = plans.make(sweep, sources, lambda wish: "fp16")
+    made = plans.make(Hardware("cuda", frozenset()).settle(sweep), sources)
     journal = ReadOnlyJournal(Known())
     counts = estimate(made, Agenda(made, journal, original_cached=lambda key: False), journal.known)
     said = {re.match(r"`(.+?)`|", cells[0])[1]: cells[1:5] for cells in rows(page("parity"), 6)}

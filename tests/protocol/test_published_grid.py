@@ -13,6 +13,7 @@ from cu_ray import config
 from cu_ray.plugins import name_of
 from cu_ray.sweep import plan as plans
 from cu_ray.sweep import sampling
+from cu_ray.sweep.hardware import Hardware
 
 FOLDER = Path(__file__).parent.parent.parent / "sweeps" / "paper"
 FRACTIONS = tuple(tenths / 10 for tenths in range(1, 11))
@@ -56,7 +57,8 @@ OWN = {"pcam_backdoor": (("pcam", "resnet9"), "backdoor", BACKDOOR, (100, 500, 1
 def plan(name):
     sweep = config.load(FOLDER / f"{name}.yaml")
     sources = {dataset: plans.Source.expected(dataset) for dataset in sweep.datasets}
-    return plans.make(sweep, sources, lambda wish: {"published": "fp16"}[wish])
+    assert {train.precision for train in sweep.trains} == {"published"}
+    return plans.make(Hardware("cuda", frozenset()).settle(sweep), sources)
 
 
 def points(study):

@@ -13,6 +13,7 @@ from cu_ray.learning.activations import last_linear_layer
 from cu_ray.learning.batches import RowStream
 from cu_ray.learning.sgd import Sgd, cross_entropy
 from cu_ray.learning.tied_dropout import TiedDropout, draw, own_channels, takers
+from cu_ray.manipulations.backdoor import Backdoor
 from cu_ray.methods import rem
 from cu_ray.methods.no_unlearning import NoUnlearning
 from cu_ray.methods.rem_etd import RemEtd, TrainedMemory
@@ -20,11 +21,13 @@ from cu_ray.models.cifar_resnet import CifarResNet
 from cu_ray.models.resnet9 import ResNet9
 from cu_ray.models.resnet18 import ResNet18
 from cu_ray.models.wide_resnet import WideResNet
+from cu_ray.stages.evaluate import Keeper
 from cu_ray.stages.pipeline import Workbench
 from cu_ray.stages.train import build_model
+from cu_ray.types import OriginalSpec
 from tests.protocol import fakes, reference
 from tests.protocol.networks import lively, some_images
-from tests.protocol.tiny import MemoryStore, tiny_dataset, trial_spec
+from tests.protocol.tiny import RECIPE, MemoryStore, tiny_dataset, trial_spec
 
 DELETION = fakes.some_batches(70, [3, 2], in_deletion=True)
 RETAIN = fakes.some_batches(71, [4, 3], in_deletion=False)
@@ -243,3 +246,58 @@ def test_the_stage_trains_the_method_s_originals_so_and_no_others():
     assert ordinary.variant == ()
     record = bench.run_trial(trial_spec(dataset, RemEtd(steps=6)))
     assert record.ok, record.error
+
+
+def test_a_row_sees_what_it_saw_in_training_also_where_a_part_of_the_deletion_set_is_held_out(monkeypatch):
+    seen, on = [], TrainedMemory.on
+
+    def noting(self, batch):
+        on(self, batch)
+        seen.append((batch, self.tied.rows_B, self.tied.drawn))
+
+    monkeypatch.setattr(TrainedMemory, "on", noting)
+    dataset = tiny_dataset()
+    spec = trial_spec(dataset, RemEtd(steps=9), deletion_size=30, held_out=True, manipulation=Backdoor(size=30, target=1))
+    record = Workbench(dataset, MemoryStore()).run_trial(spec)
+    assert record.ok, record.error
+    rows = torch.cat([batch.indices for batch, *_ in seen])
+    assert int(rows.max()) >= len(rows.unique()), "a row beyond the number of samples that are left"
+    for batch, chosen, tables in seen:
+        rest = ~batch.in_deletion
+        for width, table in tables.items():
+            in_training = draw(len(dataset.train.labels), width, 0.2, torch.device("cpu"))
+            assert torch.equal(table[chosen[rest]], in_training[batch.indices[rest]])
+
+
+def test_of_an_original_whose_best_epoch_is_kept_that_one_is_settled(monkeypatch):
+    scores, score = [], Keeper._score
+
+    def noting(self, model):
+        scores.append(score(self, model))
+        return scores[-1]
+
+    monkeypatch.setattr(Keeper, "_score", noting)
+    dataset = tiny_dataset()
+    bench = Workbench(dataset, MemoryStore())
+    spec = trial_spec(dataset, RemEtd(steps=6), recipe=replace(RECIPE, steps=40, keep="best_on_test")).original
+    model, _ = bench.original(spec)
+    assert max(scores) > scores[-1], "the last is the best: the test would show little"
+    poisoned, data = bench.poisoned(spec.setting)
+    assert score(Keeper("best_on_test", poisoned, data, "fp32"), model) == max(scores)
+
+
+@pytest.mark.parametrize(
+    ("variant", "message"),
+    [
+        ({"sharpness": 1}, "original_variant has 'sharpness', known is 'example_tied_dropout' alone"),
+        ({"example_tied_dropout": 0.2, "more": 1}, "has 'example_tied_dropout', 'more', known is"),
+        ({"example_tied_dropout": 20}, "example_tied_dropout is 20; a share is above 0 and at most 1"),
+        ({"example_tied_dropout": "0.2"}, "is '0.2'; a share"),
+    ],
+)
+def test_a_variant_that_is_no_dropout_is_refused_by_the_training_too(variant, message):
+    dataset = tiny_dataset()
+    spec = OriginalSpec(trial_spec(dataset, NoUnlearning()).original.setting, tuple(sorted(variant.items())))
+    record = Workbench(dataset, MemoryStore()).run_original(spec)
+    assert record.status == "failed"
+    assert message in record.error

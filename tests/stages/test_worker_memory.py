@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-STEPS, MEGABYTES = 20, 48
+STEPS, MEGABYTES = 20, 24  # glibc before 2.35 holds no piece above 32
 PROGRAM = f"""
 import resource, sys
 import torch
@@ -16,7 +16,7 @@ from cu_ray.stages.process import set_up_worker
 if sys.argv[1] == "worker":
     set_up_worker()
 def step():
-    tensors = [torch.ones(number * 2**18) for number in (1, 12, {MEGABYTES})]
+    tensors = [torch.ones({MEGABYTES} * 2**18) for _ in range(5)]
 def pages():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range({STEPS}):
@@ -35,5 +35,5 @@ def test_a_worker_touches_no_new_memory_once_it_is_warm():
         done = subprocess.run([sys.executable, "-c", PROGRAM, kind], capture_output=True, text=True, check=True, timeout=120)
         new[kind] = int(done.stdout)
     huge = 512  # pages in one that the system may take instead
-    assert new["plain"] > STEPS * MEGABYTES * 256 / huge, "there is nothing to gain: the test would pass without"
+    assert new["plain"] > STEPS * 5 * MEGABYTES * 256 / huge / 2, "there is nothing to gain: the test would pass without"
     assert new["worker"] < new["plain"] / 100

@@ -147,3 +147,18 @@ def test_a_plan_goes_by_this_machine_where_nothing_is_told_of_an_earlier_run(tmp
     sweep.folder.write("status.json", json.dumps(facts | {"auto_precision": None}).encode())
     found = runner.preview(sweep)
     assert (found.estimate.originals_done, found.device, found.precisions, found.elsewhere) == (0, "cpu", ["fp32"], None)
+
+
+def test_nodes_are_not_asked_what_no_precision_depends_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "common", lambda nodes: pytest.fail("asked"))
+    with two_nodes(monkeypatch) as nodes:
+        sweep = of_auto(tmp_path, address=nodes.address)
+        said = replace(sweep, trains=tuple(replace(train, precision="bf16") for train in sweep.trains))
+        ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
+        found = hardware.of_nodes(said)
+    assert (found.device, found.auto_precision) == ("cpu", None)
+    facts = {"device": "cuda", "auto_precision": None}
+    assert hardware.as_before(sweep, facts) is None, "what auto came to is not told"
+    before = hardware.as_before(said, facts)
+    assert before is not None
+    assert before.settle(said).runtime.device == "cuda"

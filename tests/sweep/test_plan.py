@@ -62,7 +62,7 @@ def test_a_method_with_a_variant_of_the_original_has_originals_of_its_own():
 
 
 def test_a_variant_that_no_training_knows_is_named_before_anything_runs():
-    with pytest.raises(Faults, match=r"original_variant has 'example_tied_dropuot', which no training knows"):
+    with pytest.raises(Faults, match=r"original_variant has 'example_tied_dropuot', known is 'example_tied_dropout' alone"):
         plan({"tests.sweep.own_plugins:UnknownVariant": {}})
 
 
