@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import figures  # noqa: F401  (the repository's own package)
+import torch
 from safetensors.numpy import load_file
 
 from cu_ray import plugins
@@ -22,7 +23,6 @@ from cu_ray.detections.uniform import Uniform
 from cu_ray.manipulations.backdoor import Backdoor
 from cu_ray.models.resnet9 import ResNet9
 from cu_ray.stages.pipeline import Workbench
-from cu_ray.stages.process import set_up_worker
 from cu_ray.store import LocalStore, checksum
 from cu_ray.types import OriginalSpec, Record, Setting, TrainRecipe, TrialSpec
 
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--anew", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args()
-    set_up_worker(given.threads)
+    torch.set_num_threads(given.threads)
     cell: Cell = json.loads(given.cell.read_text())
     numbers = list(range(len(cell["runs"]))) if given.only is None else [given.only]
     with tempfile.TemporaryDirectory(prefix="cu-ray-alone-") as folder:

@@ -14,7 +14,6 @@ from gpu import TOY, Bench, Sizes
 
 from cu_ray.learning.precision import CPU_BF16_FLAGS, local_cpu_flags
 from cu_ray.models.resnet9 import ResNet9
-from cu_ray.stages.process import set_up_worker
 
 NARROW = "ResNet-9 of width 8"
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -83,7 +82,7 @@ def each_model(doc: str | None, measure: Callable[[Sizes, str], list[figures.Row
     given = figures.arguments(doc).parse_args()
     facts, chosen, rows = figures.environment("torch"), sizes(small=given.small), []
     for count in threads():
-        set_up_worker(count)
+        torch.set_num_threads(count)
         for name in chosen.models:
             rows += measure(chosen, name)
     figures.write(given.out, facts, rows)

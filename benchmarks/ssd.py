@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import figures
+import torch
 from gpu import ssd_cell
 from processor import bench, sizes
 
 from cu_ray.models.resnet9 import ResNet9
-from cu_ray.stages.process import set_up_worker
 
 GOAL = 1.3
 
@@ -22,7 +22,7 @@ GOAL = 1.3
 def main() -> None:
     """Measure and write."""
     given = figures.arguments(__doc__).parse_args()
-    set_up_worker()
+    torch.set_num_threads(1)
     chosen = sizes(small=given.small)
     if not given.small:
         chosen = replace(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import random
 import signal
@@ -18,22 +17,7 @@ import numpy as np
 
 from cu_ray.lazy import torch
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-HELD = 2**31 - 1  # bytes of freed memory that the process holds
-LARGEST_HELD = (2**30, 2**25)  # and of a single piece; before its version 2.35 glibc takes no more than the second
 Switch = tuple[Callable[[], Any], Callable[[Any], object]]  # how a state is read and set
-
-
-def set_up_worker(num_threads: int = 1) -> None:
-    """Set the process up as workers are: so many threads for PyTorch, and freed memory is held for the next step.
-
-    The C library would give each large tensor's memory back to the system and ask for it anew, page by page: up to a tenth of a
-    training step on a processor. Nothing but glibc's malloc is told so.
-    """
-    torch.set_num_threads(num_threads)
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and any(mallopt(M_MMAP_THRESHOLD, size) for size in LARGEST_HELD):
-        mallopt(M_TRIM_THRESHOLD, HELD)  # alone it would keep the other at its smallest
 
 
 @contextlib.contextmanager

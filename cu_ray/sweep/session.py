@@ -26,6 +26,7 @@ def at_ray(
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # workers start side by side, as many as our searcher asks for
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
+        **process.memory_held(),
     }
     console.file = console.file  # held: it would follow the output into the log
     with (

@@ -15,8 +15,8 @@ from typing import Any
 import ray
 from ray import tune
 
+from cu_ray.lazy import torch
 from cu_ray.stages.pipeline import Workbench
-from cu_ray.stages.process import set_up_worker
 from cu_ray.store import open_store
 from cu_ray.sweep.desk import Packed
 from cu_ray.sweep.ledger import evidence
@@ -58,7 +58,7 @@ class StageTrainable(tune.Trainable):
     ) -> None:
         """Once a worker. desk: the handle of a Desk; datasets: references to the data sets in the object store, by content."""
         sys.path[:0] = [path for path in import_path if path not in sys.path]  # plug-ins beside the sweep file
-        set_up_worker()
+        torch.set_num_threads(1)
         self._desk, self._datasets, self._store, self._device = desk, datasets, open_store(storage), device
         self._benches: dict[str, Workbench] = {}
         self._trial_seconds, self._keeps_evidence, self._arrived = trial_seconds, keeps_evidence, False
