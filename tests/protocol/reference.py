@@ -76,6 +76,15 @@ def mean_cross_entropy(logits, labels):
     return -sum(logs[row, int(label)] for row, label in enumerate(labels)) / len(labels)
 
 
+def preference(logits, before, labels, beta):
+    """The mean of 2 / beta log sigmoid(beta (CE - CE before)) over the samples."""
+    total = 0
+    for row, label in enumerate(labels):
+        losses = [-log_probabilities(each)[row, int(label)] for each in (logits, before)]
+        total = total + torch.log(1 / (1 + torch.exp(-beta * (losses[0] - losses[1]))))
+    return 2 / beta * total / len(labels)
+
+
 def summed_divergence(teacher_logits, student_logits):
     """KL(teacher || student) summed over samples and classes."""
     teacher, student = log_probabilities(teacher_logits), log_probabilities(student_logits)

@@ -19,6 +19,7 @@ from cu_ray.models.vit import Vit
 from cu_ray.models.wide_resnet import WideResNet
 from tests.protocol import fakes, reference
 from tests.protocol.networks import lively, some_images
+from tests.protocol.reference import preference
 
 DELETION = fakes.some_batches(60, [3, 2], in_deletion=True)
 RETAIN = fakes.some_batches(61, [4, 3], in_deletion=False)
@@ -84,15 +85,6 @@ def seen_by(batch):
     return {width: table[rows] for width, table in draws().items()}
 
 
-def preference(logits, before, labels, beta):
-    """The mean of 2 / beta log sigmoid(beta (CE - CE before)) over the samples."""
-    total = 0
-    for row, label in enumerate(labels):
-        losses = [-reference.log_probabilities(each)[row, int(label)] for each in (logits, before)]
-        total = total + torch.log(1 / (1 + torch.exp(-beta * (losses[0] - losses[1]))))
-    return 2 / beta * total / len(labels)
-
-
 def erasing(batch, beta):
     def loss(state):
         return -preference(forward(state, batch.images, None), forward(wide_start(), batch.images, None), batch.labels, beta)
@@ -116,20 +108,31 @@ def redirecting(batch, beta):
 # -------------------------------------------------------------------------------------------------------------- tests
 
 
-@pytest.mark.parametrize("beta", [1.0, 2.5])
-def test_every_update_follows_the_definition(beta, monkeypatch):
+def never_forgetting(monkeypatch):
+    """Each erasure takes both passes that it may."""
     monkeypatch.setattr(rem, "MOST_PASSES", 2)
-    monkeypatch.setattr(rem, "FORGOTTEN", -1.0)  # never forgotten: each erasure takes both passes
-    task, model = run(Rem(beta=beta, lr=0.05, steps=11))
-    erasure = [erasing(batch, beta) for batch in [*DELETION, *DELETION]]
-    losses = [*erasure, *[redirecting(batch, beta) for batch in EVERYTHING], *erasure]
+    monkeypatch.setattr(rem, "FORGOTTEN", -1.0)
+
+
+def require_updates(task, start, losses):
+    """The states by the definition, one a loss; those of the task have to be the same."""
     recipe = fakes.RECIPE
     expected = reference.descend(
-        wide_start(), losses, lr=0.05, num_steps=11, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+        start, losses, lr=0.05, num_steps=len(losses), momentum=recipe.momentum, weight_decay=recipe.weight_decay
     )
-    assert len(task.states) == len(expected) == 11
+    assert len(task.states) == len(expected)
     for computed, state in zip(task.states, expected, strict=True):
         fakes.assert_close(computed, state)
+    return expected
+
+
+@pytest.mark.parametrize("beta", [1.0, 2.5])
+def test_every_update_follows_the_definition(beta, monkeypatch):
+    erasure = [erasing(batch, beta) for batch in [*DELETION, *DELETION]]
+    losses = [*erasure, *[redirecting(batch, beta) for batch in EVERYTHING], *erasure]
+    never_forgetting(monkeypatch)
+    task, model = run(Rem(beta=beta, lr=0.05, steps=11))
+    require_updates(task, wide_start(), losses)
     assert {name: tensor.shape for name, tensor in fakes.snapshot(model).items()} == {
         name: tensor.shape for name, tensor in fakes.snapshot(fakes.small_net(4)).items()
     }

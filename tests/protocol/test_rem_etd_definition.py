@@ -14,7 +14,6 @@ from cu_ray.learning.batches import RowStream
 from cu_ray.learning.sgd import Sgd, cross_entropy
 from cu_ray.learning.tied_dropout import TiedDropout, draw, own_channels, takers
 from cu_ray.manipulations.backdoor import Backdoor
-from cu_ray.methods import rem
 from cu_ray.methods.no_unlearning import NoUnlearning
 from cu_ray.methods.rem_etd import RemEtd, TrainedMemory
 from cu_ray.models.cifar_resnet import CifarResNet
@@ -27,6 +26,8 @@ from cu_ray.stages.train import build_model
 from cu_ray.types import OriginalSpec
 from tests.protocol import fakes, reference
 from tests.protocol.networks import lively, some_images
+from tests.protocol.reference import preference
+from tests.protocol.test_rem_definition import never_forgetting, require_updates
 from tests.protocol.tiny import RECIPE, MemoryStore, tiny_dataset, trial_spec
 
 DELETION = fakes.some_batches(70, [3, 2], in_deletion=True)
@@ -89,15 +90,6 @@ def seen_by(batch):
     return {width: torch.where(batch.in_deletion[:, None], shared[width], own[width]) for width in own}
 
 
-def preference(logits, before, labels, beta):
-    """The mean of 2 / beta log sigmoid(beta (CE - CE before)) over the samples."""
-    total = 0
-    for row, label in enumerate(labels):
-        losses = [-reference.log_probabilities(each)[row, int(label)] for each in (logits, before)]
-        total = total + torch.log(1 / (1 + torch.exp(-beta * (losses[0] - losses[1]))))
-    return 2 / beta * total / len(labels)
-
-
 def erasing(batch, beta):
     before = forward(trained_state(), batch.images, None)
     return lambda state: -preference(forward(state, batch.images, None), before, batch.labels, beta)
@@ -156,18 +148,11 @@ def test_the_original_is_trained_with_what_each_sample_sees_of_the_memory():
 
 @pytest.mark.parametrize("beta", [1.0, 2.5])
 def test_every_update_follows_the_definition(beta, monkeypatch):
-    monkeypatch.setattr(rem, "MOST_PASSES", 2)
-    monkeypatch.setattr(rem, "FORGOTTEN", -1.0)  # never forgotten: each erasure takes both passes
-    task, model = run(RemEtd(beta=beta, lr=0.05, steps=11))
     erasure = [erasing(batch, beta) for batch in [*DELETION, *DELETION]]
     losses = [*erasure, *[redirecting(batch, beta) for batch in EVERYTHING], *erasure]
-    recipe = fakes.RECIPE
-    expected = reference.descend(
-        trained_state(), losses, lr=0.05, num_steps=11, momentum=recipe.momentum, weight_decay=recipe.weight_decay
-    )
-    assert len(task.states) == len(expected) == 11
-    for computed, state in zip(task.states, expected, strict=True):
-        fakes.assert_close(computed, state)
+    never_forgetting(monkeypatch)
+    task, model = run(RemEtd(beta=beta, lr=0.05, steps=11))
+    expected = require_updates(task, trained_state(), losses)
     images = EVERYTHING[0].images
     turns = [7, 11]
     with torch.no_grad():
