@@ -80,5 +80,8 @@ def _short(value: float) -> str:
 
 
 def _git(*command: str) -> str:
-    done = subprocess.run(["git", *command], capture_output=True, text=True, cwd=ROOT)
+    try:
+        done = subprocess.run(["git", *command], capture_output=True, text=True, cwd=ROOT)
+    except FileNotFoundError:  # a machine without git
+        return ""
     return done.stdout.strip()

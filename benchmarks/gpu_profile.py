@@ -21,6 +21,7 @@ from gpu import TOY, Bench, Sizes, Training, machine
 from torch import nn
 
 from cu_ray.learning.precision import autocast
+from cu_ray.models import _blocks
 
 Change = contextlib.AbstractContextManager[object]
 
@@ -52,79 +53,56 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def no_biases() -> Change:
-    """Convolutions leave out their bias (to see what it costs)."""
-    return patched(nn.Conv2d, "forward", lambda self, inputs: self._conv_forward(inputs, self.weight, None))
-
-
 def eight_channels() -> Change:
     """The first convolution gets eight channels, five of them nothing."""
-    forward = nn.Conv2d.forward
+    forward = nn.Conv2d._conv_forward
 
-    def padded(self: Any, inputs: torch.Tensor) -> torch.Tensor:
-        if self.in_channels % 8 == 0:
-            return forward(self, inputs)
+    def padded(self: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         more = -self.in_channels % 8
-        wide = nn.functional.pad(inputs, (0, 0, 0, 0, 0, more)).contiguous(memory_format=torch.channels_last)
-        return self._conv_forward(wide, nn.functional.pad(self.weight, (0, 0, 0, 0, 0, more)), self.bias)
+        if more:
+            inputs = nn.functional.pad(inputs, (0, 0, 0, 0, 0, more)).contiguous(memory_format=torch.channels_last)
+            weight = nn.functional.pad(weight, (0, 0, 0, 0, 0, more))
+        return forward(self, inputs, weight, bias)
 
-    return patched(nn.Conv2d, "forward", padded)
-
-
-def in_place() -> Change:
-    """CELU in place."""
-    return patched(nn.CELU, "forward", lambda self, inputs: nn.functional.celu(inputs, self.alpha, inplace=True))
+    return patched(nn.Conv2d, "_conv_forward", padded)
 
 
-def plain_relu() -> Change:
-    """ReLU in place of CELU (to see what CELU costs)."""
-    return patched(nn.CELU, "forward", lambda self, inputs: nn.functional.relu(inputs))
+def kernels_with(**tile: int) -> Callable[[], Change]:
+    """BatchNorm and CELU by tiles of this size, and so many warps."""
+
+    def change() -> Change:
+        from cu_ray.models import _norm_celu
+
+        return patched(_norm_celu, "TILE", _norm_celu.TILE | tile)
+
+    return change
 
 
-def no_normalisation() -> Change:
-    """No BatchNorm (to see what it costs)."""
-    return patched(nn.BatchNorm2d, "forward", lambda self, inputs: inputs * self.weight[:, None, None].to(inputs.dtype))
+def two_layers() -> Change:
+    """BatchNorm and CELU by PyTorch's kernels."""
+    return patched(_blocks, "_kernels_work", lambda device: False)
 
 
-def fused() -> Change:
-    """BatchNorm and the activation after it compiled together, for each shape."""
+def as_many_pieces(number: int) -> Callable[[], Change]:
+    """Sums over so many pieces of a table at most."""
 
-    def pair(inputs: torch.Tensor, norm: Any, alpha: float | None) -> torch.Tensor:
-        scale = (norm.weight, norm.bias, norm.training, norm.momentum, norm.eps)
-        normalised = nn.functional.batch_norm(inputs, norm.running_mean, norm.running_var, *scale)
-        return nn.functional.relu(normalised) if alpha is None else nn.functional.celu(normalised, alpha)
+    def change() -> Change:
+        from cu_ray.models import _norm_celu
 
-    compiled = torch.compile(pair, dynamic=False)
-    torch._dynamo.config.recompile_limit = 64
-    forward = nn.Sequential.forward
+        return patched(_norm_celu, "MOST_PIECES", number)
 
-    def own(self: Any, inputs: torch.Tensor) -> torch.Tensor:
-        modules = list(self)
-        if not any(isinstance(module, nn.BatchNorm2d) for module in modules):
-            return forward(self, inputs)
-        place = 0
-        while place < len(modules):
-            module, after = modules[place], modules[place + 1] if place + 1 < len(modules) else None
-            if isinstance(module, nn.BatchNorm2d) and isinstance(after, nn.CELU | nn.ReLU):
-                inputs = compiled(inputs, module, getattr(after, "alpha", None))
-                place += 2
-            else:
-                inputs = module(inputs)
-                place += 1
-        return inputs
-
-    return patched(nn.Sequential, "forward", own)
+    return change
 
 
 CHANGES: dict[str, Callable[[], Change]] = {
     "as it is": nothing,
     "cuDNN chooses by timing": cudnn_chooses_by_timing,
-    "no biases": no_biases,
-    "BatchNorm and activation compiled": fused,
     "eight channels": eight_channels,
-    "CELU in place": in_place,
-    "ReLU for CELU": plain_relu,
-    "no BatchNorm": no_normalisation,
+    "tiles of 128 rows": kernels_with(ROWS=128),
+    "tiles of 128 rows, 8 warps": kernels_with(ROWS=128, num_warps=8),
+    "tiles of 32 rows": kernels_with(ROWS=32),
+    "1,024 pieces": as_many_pieces(1024),
+    "BatchNorm and CELU apart": two_layers,
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+LARGEST_WINDOW = 8  # places of a side; kernels are longer the larger it is
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -32,7 +33,7 @@ class Chain(nn.Sequential):
             module = modules.pop(0)
             if spares and modules and _can_spare_bias(module, modules[0]):
                 norm = modules.pop(0)
-                after = modules.pop(0) if modules and _can_be_one(norm, modules[0]) else None
+                after = modules.pop(0) if modules and _can_be_one(norm, modules[0], inputs.device) else None
                 inputs = _normed_without_bias(inputs, module, norm, after)
             else:
                 inputs = module(inputs)
@@ -46,36 +47,53 @@ class Chain(nn.Sequential):
 
 def _normed_without_bias(inputs: torch.Tensor, convolution: Any, norm: Any, celu: Any) -> torch.Tensor:
     bias, weight = convolution.bias, convolution.weight
-    if _learns(convolution):
-        weight = weight + 0 * bias.view(-1, 1, 1, 1)  # so that it has a gradient, of zero, and its weight decay goes on
-    outputs: torch.Tensor = convolution._conv_forward(inputs, weight, None)
+    nothing = 0 * bias if _learns(convolution) else None  # so that it has a gradient, of zero, and its weight decay goes on
+    if nothing is not None and celu is None:
+        weight = weight + nothing.view(-1, 1, 1, 1)
+    outputs: torch.Tensor = convolution._conv_forward(*_with_whole_eights(inputs, weight), None)
     if not norm.training:
         mean = norm.running_mean - bias
         return nn.functional.batch_norm(outputs, mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
-    outputs = norm(outputs) if celu is None else _norm_celu(outputs, norm, celu)
+    outputs = norm(outputs) if celu is None else _norm_celu(outputs, norm, celu, nothing)
     # by .data, as BatchNorm itself does unseen by autograd: it keeps the mean for a backward pass that does not read it
     norm.running_mean.data.add_(bias.data, alpha=norm.momentum)
     return outputs
 
 
-def _norm_celu(inputs: torch.Tensor, norm: Any, celu: Any) -> torch.Tensor:
-    """CELU of BatchNorm, by kernels of our own where these do."""
-    if not (_is_usual(inputs, norm) and _kernels_work(inputs.device)):
-        outputs: torch.Tensor = celu(norm(inputs))
+def _with_whole_eights(inputs: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both with channels of nothing up to the next multiple of eight, as tensor cores take them."""
+    more = -inputs.shape[1] % 8
+    if not more or inputs.shape[1] != weight.shape[1]:
+        return inputs, weight
+    wide = nn.functional.pad(inputs, (0, 0, 0, 0, 0, more)).contiguous(memory_format=torch.channels_last)
+    return wide, nn.functional.pad(weight, (0, 0, 0, 0, 0, more))
+
+
+def _norm_celu(inputs: torch.Tensor, norm: Any, celu: Any, nothing: torch.Tensor | None = None) -> torch.Tensor:
+    """CELU of BatchNorm plus nothing [C], by kernels of our own for what they take."""
+    if not _is_usual(inputs, norm):
+        normed = norm(inputs)
+        outputs: torch.Tensor = celu(normed if nothing is None else normed + nothing.view(-1, 1, 1).to(normed.dtype))
         return outputs
     from cu_ray.models._norm_celu import NormCelu
 
     norm.num_batches_tracked.add_(1)
     running = (norm.running_mean, norm.running_var)
-    fused: torch.Tensor = NormCelu.apply(inputs, norm.weight, norm.bias, running, norm.momentum, norm.eps, celu.alpha)
+    shift = norm.bias if nothing is None else norm.bias + nothing
+    fused: torch.Tensor = NormCelu.apply(inputs, norm.weight, shift, running, norm.momentum, norm.eps, celu.alpha)
     return fused
 
 
 def _is_usual(inputs: torch.Tensor, norm: Any) -> bool:
-    """Channels last, more than one value a channel, numbers of 32 bits suffice; nothing transforms it that knows no kernels."""
-    one_table = inputs.is_contiguous(memory_format=torch.channels_last) and inputs.shape[1] < inputs.numel() < 2**31
-    transformed = torch._C._are_functorch_transforms_active() or torch.compiler.is_compiling()
-    return one_table and norm.weight.dtype == norm.running_mean.dtype == torch.float32 and not transformed
+    """What the kernels take: a table with more than one value a channel."""
+    one_table = _is_table(inputs) and inputs.shape[1] < inputs.numel()
+    return one_table and norm.weight.dtype == norm.running_mean.dtype == torch.float32
+
+
+def _is_table(inputs: torch.Tensor) -> bool:
+    """Channels last, numbers of 32 bits suffice, and nothing transforms it that knows no kernels."""
+    transformed = torch._C._are_functorch_transforms_active()
+    return inputs.is_contiguous(memory_format=torch.channels_last) and inputs.numel() < 2**31 and not transformed
 
 
 def _kernels_work(device: torch.device) -> bool:
@@ -86,10 +104,11 @@ def _kernels_work(device: torch.device) -> bool:
     return bool(_norm_celu.works(device))
 
 
-def _can_be_one(norm: Any, celu: Any) -> bool:
-    """Whether BatchNorm and this module after it are as built, and learn from batches."""
+def _can_be_one(norm: Any, celu: Any, device: torch.device) -> bool:
+    """Whether BatchNorm and this module after it are as built and learn from batches, where our kernels work."""
     plain = type(celu) is nn.CELU and not celu.inplace and not any(vars(celu)[kind] for kind in HOOKS)
-    return plain and norm.training and norm.affine and norm.track_running_stats and norm.momentum is not None
+    learns = norm.training and norm.affine and norm.track_running_stats and norm.momentum is not None
+    return plain and learns and not torch.compiler.is_compiling() and _kernels_work(device)
 
 
 def _learns(convolution: Any) -> bool:
@@ -135,6 +154,44 @@ class Residual(nn.Module):
         passed = inputs if self.shortcut is None else self.shortcut(inputs)
         outputs: torch.Tensor = passed + self.branch(inputs)
         return outputs
+
+
+class MaxPool(nn.MaxPool2d):
+    """The largest value of each window of size x size places, side by side; on GPUs by kernels of our own."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] to [B, C, H // size, W // size]."""
+        found = _max_of_windows(inputs, self.kernel_size)
+        return super().forward(inputs) if found is None else found
+
+
+class GlobalMaxPool(nn.AdaptiveMaxPool2d):
+    """The largest value of each channel; on GPUs by kernels of our own where the image is small and square."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[B, C, H, W] to [B, C, 1, 1]."""
+        height, width = inputs.shape[2:]
+        found = _max_of_windows(inputs, height) if height == width else None
+        return super().forward(inputs) if found is None else found
+
+
+def _max_of_windows(inputs: torch.Tensor, size: Any) -> torch.Tensor | None:
+    """None where our kernels do not work, or do not take these images."""
+    filled = size <= LARGEST_WINDOW and not any(side % size for side in inputs.shape[2:])
+    if not (Chain.spares_bias(inputs) and filled and inputs.numel() and _is_table(inputs)):
+        return None
+    if torch.compiler.is_compiling() or not _kernels_work(inputs.device):
+        return None
+    from cu_ray.models._max_pool import MaxOfWindows
+
+    outputs: torch.Tensor = MaxOfWindows.apply(inputs, size)
+    return outputs
 
 
 def mean_head(channels: int, num_classes: int) -> nn.Sequential:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 MOST_PIECES = 512  # of the rows; a power of two
-TILE = {"ROWS": 64, "COLUMNS": 64}
+TILE = {"ROWS": 32, "COLUMNS": 64}
 THIN = 8  # columns of the kernels that sum over pieces
 
 
@@ -24,19 +24,19 @@ def _forward_sums(x, sums, num_rows, piece, C: tl.constexpr, ROWS: tl.constexpr,
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < C
     base = tl.load(x + columns, mask=inside, other=0.0).to(tl.float32)
-    first = tl.zeros([COLUMNS], tl.float32)
-    second = tl.zeros([COLUMNS], tl.float32)
+    first = tl.zeros([ROWS, COLUMNS], tl.float32)  # summed up once at the end: threads then need not wait for each other
+    second = tl.zeros([ROWS, COLUMNS], tl.float32)
     start = tl.program_id(0) * piece
     for row in range(start, start + piece, ROWS):
         rows = row + tl.arange(0, ROWS)
         mask = (rows < num_rows)[:, None] & inside[None, :]
         value = tl.load(x + rows[:, None] * C + columns[None, :], mask=mask, other=0.0).to(tl.float32)
         value = tl.where(mask, value - base[None, :], 0.0)
-        first += tl.sum(value, axis=0)
-        second += tl.sum(value * value, axis=0)
+        first += value
+        second += value * value
     place = tl.program_id(0) * 2 * C + columns
-    tl.store(sums + place, first, mask=inside)
-    tl.store(sums + place + C, second, mask=inside)
+    tl.store(sums + place, tl.sum(first, axis=0), mask=inside)
+    tl.store(sums + place + C, tl.sum(second, axis=0), mask=inside)
 
 
 @triton.jit
@@ -106,19 +106,19 @@ def _backward_sums(
     inside = columns < C
     average, deviation = tl.load(mean + columns, mask=inside, other=0.0), tl.load(scale + columns, mask=inside, other=0.0)
     gain, shift = tl.load(weight + columns, mask=inside, other=0.0), tl.load(bias + columns, mask=inside, other=0.0)
-    first = tl.zeros([COLUMNS], tl.float32)
-    second = tl.zeros([COLUMNS], tl.float32)
+    first = tl.zeros([ROWS, COLUMNS], tl.float32)  # summed up once at the end: threads then need not wait for each other
+    second = tl.zeros([ROWS, COLUMNS], tl.float32)
     start = tl.program_id(0) * piece
     for row in range(start, start + piece, ROWS):
         rows = row + tl.arange(0, ROWS)
         mask = (rows < num_rows)[:, None] & inside[None, :]
         place = rows[:, None] * C + columns[None, :]
         normalised, gradient = _through_celu(x, dy, place, mask, average, deviation, gain, shift, alpha)
-        first += tl.sum(gradient, axis=0)
-        second += tl.sum(gradient * normalised, axis=0)
+        first += gradient
+        second += gradient * normalised
     place = tl.program_id(0) * 2 * C + columns
-    tl.store(sums + place, first, mask=inside)
-    tl.store(sums + place + C, second, mask=inside)
+    tl.store(sums + place, tl.sum(first, axis=0), mask=inside)
+    tl.store(sums + place + C, tl.sum(second, axis=0), mask=inside)
 
 
 @triton.jit

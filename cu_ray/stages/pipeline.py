@@ -27,7 +27,7 @@ from cu_ray.plugins import name_of
 from cu_ray.stages.evaluate import Evaluation, evaluate, images_evaluated, predict
 from cu_ray.stages.evidence import OriginalsEvidence
 from cu_ray.stages.poison import OnDevice, detect, nothing_found, poison, upload
-from cu_ray.stages.process import is_from_signal, state_kept
+from cu_ray.stages.process import device_is_lost, is_from_signal, state_kept
 from cu_ray.stages.reasons import blamed, is_out_of_memory, reason_of
 from cu_ray.stages.train import build_model, train
 from cu_ray.stages.unlearn import Unlearned, now, unlearn
@@ -146,8 +146,9 @@ class Workbench:
             with blamed(name, ContractBroken):
                 return self._evaluated_trial(spec, result.model, facts), result.notes
         finally:
-            with blamed(name, ContractBroken):
-                self._leave_clean(spec.original.setting)
+            if not device_is_lost(self._device):
+                with blamed(name, ContractBroken):
+                    self._leave_clean(spec.original.setting)
 
     def scores(self, spec: TrialSpec, model: torch.nn.Module) -> Scores:
         """The scores of an unlearned model of this trial, and one of the original: what it was to forget."""
@@ -225,8 +226,12 @@ class Workbench:
             facts |= {"out_of_memory": True} if is_out_of_memory(problem) else {}
             cut_off = is_out_of_memory(problem) or not isinstance(problem, Exception)
         facts |= {"finished_at": _timestamp(), "peak_memory_bytes": self._peak_memory()}
-        if cut_off:  # at any place, and with the frames gone there is memory to free
-            self._forget()
+        if device_is_lost(self._device):
+            facts["device_lost"] = True  # of no use to any other trial: this process has to end
+        else:
+            if cut_off:  # at any place, and with the frames gone there is memory to free
+                self._forget()
+            self._warm.give_back_spare()
         return Record(kind, key, spec, status, error, scores, facts, notes, predictions)
 
     def _leave_clean(self, setting: Setting) -> None:

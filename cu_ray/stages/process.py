@@ -56,6 +56,17 @@ def is_from_signal(problem: BaseException) -> bool:
     return any(frame.f_code in codes for frame, _ in traceback.walk_tb(problem.__traceback__))
 
 
+def device_is_lost(device: torch.device) -> bool:
+    """Whether a GPU does nothing more for this process: a bad address or failed assertion in a kernel is the end of it there."""
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
+
+
 def _switches() -> list[Switch]:
     backends = torch.backends
     switches: list[Switch] = [

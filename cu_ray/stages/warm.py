@@ -16,6 +16,7 @@ from cu_ray.stages.unlearn import Memo
 from cu_ray.types import Cost, NamedTensors, PoisonedDataset, Store
 
 KEPT = {"data": 4, "originals": 4, "memos": 4}  # how many of each
+SPARE = 1 / 16  # of a GPU's memory: as much may stay with the allocator for the next trial
 
 Value = TypeVar("Value")
 Data = tuple[PoisonedDataset, OnDevice]
@@ -56,6 +57,17 @@ class Warm:
         self._memos.clear()
         gc.collect()
         if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def give_back_spare(self) -> None:
+        """Free what PyTorch holds of a GPU's memory for no tensor, where it is much.
+
+        The GPU's other workers need it; and once a small tensor lies in the place of a large one, no large one fits in there.
+        """
+        if self._device.type != "cuda":
+            return
+        spare = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        if spare > SPARE * torch.cuda.get_device_properties(self._device).total_memory:
             torch.cuda.empty_cache()
 
     def _from_store(self, key: str) -> Memo | None:

@@ -78,6 +78,7 @@ class Dispatch:
         self._failed_starts = 0
         self.last_death: str | None = None  # why the last worker died, where that is known
         self._kinds_too_large: set[str] = set()
+        self._lost_their_device: set[str] = set()  # jobs, by key, that another worker does once more
 
     @property
     def over(self) -> bool:
@@ -115,7 +116,13 @@ class Dispatch:
             reason = f"its worker runs another version of cu-ray or of a plug-in ({record.facts.get('host', 'host unknown')})"
             record, file = failed(job, reason), None
         self._ran_out[job.key] += bool(record.facts.get("out_of_memory"))
-        if record.facts.get("out_of_memory") and self._share is not None and next_share(self._share) is not None:
+        device_lost = bool(record.facts.get("device_lost"))
+        if device_lost:
+            self._dismiss(worker)
+        if device_lost and not record.ok and job.key not in self._lost_their_device:
+            self._lost_their_device.add(job.key)  # perhaps by a fault of the GPU, or of a neighbour there
+            self._agenda.give_back(job)
+        elif record.facts.get("out_of_memory") and self._share is not None and next_share(self._share) is not None:
             self.too_large.append(job)
             self._kinds_too_large.add(kind_of(job.spec))
         else:

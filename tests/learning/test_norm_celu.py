@@ -114,5 +114,6 @@ def test_a_chain_trains_as_the_layers_one_by_one(monkeypatch):
             optimiser.zero_grad()
             (block(some((8, 3, 6, 6), torch.float32, scale=1, shift=0)) ** 2).mean().backward()
             optimiser.step()
+    assert not chain[0].bias.grad.any()
     for name, tensor in plain.state_dict().items():
         torch.testing.assert_close(chain.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)

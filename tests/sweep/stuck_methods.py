@@ -1,8 +1,9 @@
-"""Methods that do not come to an end, or need a whole GPU."""
+"""Methods that do not come to an end, need a whole GPU, or lose it."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,6 +12,7 @@ import ray
 import torch
 
 from cu_ray.methods import Method
+from cu_ray.stages import pipeline
 from cu_ray.types import Cost, Sizes, UnlearningTask
 
 
@@ -49,3 +51,14 @@ class NeedsAWholeGpu(Loops):
         if ray.get_runtime_context().get_assigned_resources().get("GPU", 0) < 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return task.original
+
+
+@dataclass(frozen=True)
+class LosesTheGpu(Loops):
+    summary: ClassVar[str] = "after it the GPU does nothing more for this process"
+
+    def unlearn(self, task: UnlearningTask) -> torch.nn.Module:
+        with open(f"{__file__}.tries", "a", encoding="utf-8") as file:
+            file.write(f"{os.getpid()}\n")
+        pipeline.device_is_lost = lambda device: True
+        raise RuntimeError("CUDA error: device-side assert triggered")

@@ -386,6 +386,56 @@ def test_what_does_not_fit_into_a_whole_gpu_has_failed(share):
     assert {record.facts["num_out_of_memory"] for record in scrub} == {1}
 
 
+# ------------------------------------------------------------------------------------------------------------ a lost device
+
+
+def loses_its_device(job, *, ok=False):
+    """After this job its process can use the GPU no more."""
+    record = record_of(job) if ok else fails(job, error="RuntimeError: CUDA error: device-side assert triggered")
+    return replace(record, facts=record.facts | {"device_lost": True})
+
+
+def test_a_worker_that_lost_its_gpu_is_dismissed_and_another_does_the_job_once_more():
+    crew = Crew(small(), "a", "b")
+    job = crew.jobs["a"]
+    crew.end("a", loses_its_device)
+    assert crew.dismissed == ["a"]
+    assert "a" not in crew.jobs, "it gets no other"
+    assert job.key not in {**crew.known.trials, **crew.known.originals}
+    crew.die("a")
+    crew.dispatch.arrived("c")
+    crew.finish()
+    assert crew.agenda.done
+    assert all(record.ok for record in crew.known.trials.values())
+
+
+def test_a_job_that_loses_two_workers_their_gpu_has_failed_and_says_why():
+    crew = Crew(small(), "w0")
+    tries = Counter()
+    for number in range(1, 100):
+        if not crew.jobs:
+            break
+        (name, job) = next(iter(crew.jobs.items()))
+        bad = job.kind == "trial" and name_of(job.spec.method) == "no_unlearning"
+        tries[job.key] += bad
+        crew.end(name, loses_its_device if bad else record_of)
+        if bad:
+            crew.die(name)
+            crew.dispatch.arrived(f"w{number}")
+    assert crew.agenda.done
+    failed = {record.error for record in crew.known.trials.values() if not record.ok}
+    assert failed == {"RuntimeError: CUDA error: device-side assert triggered"}
+    assert set(tries.values()) == {0, 2}
+
+
+def test_a_job_that_ended_well_before_its_worker_lost_the_gpu_counts():
+    crew = Crew(small(), "a")
+    job = crew.jobs["a"]
+    crew.end("a", lambda job: loses_its_device(job, ok=True))
+    assert crew.dismissed == ["a"]
+    assert job.key in {**crew.known.trials, **crew.known.originals}
+
+
 # -------------------------------------------------------------------------------------------------------- whatever happens
 
 

@@ -204,6 +204,17 @@ def test_what_runs_out_of_memory_is_run_again_alone_after_all_others(with_a_gpu,
     assert set(trials.loc[["scrub", "ssd", "no_unlearning"], "gpu_share"]) == {0.5}
 
 
+def test_a_worker_that_lost_its_gpu_ends_and_a_new_one_goes_on(tmp_path):
+    file = sweep_of(tmp_path, "stuck_methods:LosesTheGpu: {}")
+    done = sweeps.command(tmp_path, "sweep", str(file), "--workers", "1")
+    assert done.returncode == 1, done.stdout + done.stderr
+    trials = sweeps.table(tmp_path / "results" / "small", "trials").set_index("method")
+    assert "device-side assert" in trials.loc["stuck_methods:LosesTheGpu", "error"]
+    assert set(trials.drop("stuck_methods:LosesTheGpu")["status"]) == {"ok"}
+    tries = (tmp_path / "stuck_methods.py.tries").read_text().split()
+    assert len(tries) == len(set(tries)) == 2, "once more, by another process"
+
+
 @dataclass
 class FakeProbe:
     """A GPU of 10 GiB on which everything takes 1 GiB."""
