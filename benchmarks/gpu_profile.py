@@ -18,7 +18,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
 from gpu import TOY, Bench, Sizes, Training, machine
-from torch import nn
 
 from cu_ray.learning.precision import autocast
 from cu_ray.models import _blocks
@@ -53,18 +52,9 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def eight_channels() -> Change:
-    """The first convolution gets eight channels, five of them nothing."""
-    forward = nn.Conv2d._conv_forward
-
-    def padded(self: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        more = -self.in_channels % 8
-        if more:
-            inputs = nn.functional.pad(inputs, (0, 0, 0, 0, 0, more)).contiguous(memory_format=torch.channels_last)
-            weight = nn.functional.pad(weight, (0, 0, 0, 0, 0, more))
-        return forward(self, inputs, weight, bias)
-
-    return patched(nn.Conv2d, "_conv_forward", padded)
+def three_channels() -> Change:
+    """The first convolution gets no further channels."""
+    return patched(_blocks, "_with_whole_eights", lambda *given: given)
 
 
 def kernels_with(**tile: int) -> Callable[[], Change]:
@@ -80,7 +70,12 @@ def kernels_with(**tile: int) -> Callable[[], Change]:
 
 def two_layers() -> Change:
     """BatchNorm and CELU by PyTorch's kernels."""
-    return patched(_blocks, "_kernels_work", lambda device: False)
+    return patched(_blocks, "_can_be_one", lambda *given: False)
+
+
+def plain_pooling() -> Change:
+    """Max pooling by PyTorch's kernels."""
+    return patched(_blocks, "_max_of_windows", lambda *given: None)
 
 
 def as_many_pieces(number: int) -> Callable[[], Change]:
@@ -97,12 +92,13 @@ def as_many_pieces(number: int) -> Callable[[], Change]:
 CHANGES: dict[str, Callable[[], Change]] = {
     "as it is": nothing,
     "cuDNN chooses by timing": cudnn_chooses_by_timing,
-    "eight channels": eight_channels,
-    "tiles of 128 rows": kernels_with(ROWS=128),
-    "tiles of 128 rows, 8 warps": kernels_with(ROWS=128, num_warps=8),
-    "tiles of 32 rows": kernels_with(ROWS=32),
+    "three channels": three_channels,
+    "tiles of 64 rows": kernels_with(ROWS=64),
+    "tiles of 16 rows": kernels_with(ROWS=16),
+    "8 warps": kernels_with(num_warps=8),
     "1,024 pieces": as_many_pieces(1024),
     "BatchNorm and CELU apart": two_layers,
+    "max pooling by PyTorch": plain_pooling,
 }
 
 

@@ -48,8 +48,11 @@ def measure(workers: int | None, small: bool) -> tuple[list[figures.Row], str]:
     first = min(moment(record, "started_at") for record in records)
     busy = sum((moment(record, "finished_at") - moment(record, "started_at")).total_seconds() for record in records)
     at_once = "as many at once as there is room for" if workers is None else f"{workers} at once"
+    ends = [(moment(record, "started_at"), moment(record, "finished_at")) for record in records]
+    most = max(sum(began <= when < ended for began, ended in ends) for when, _ in ends)
     rows = [
         figures.row(f"the whole command, {at_once}", "s", [wall], jobs=len(records)),
+        figures.row(f"jobs that ran at the same time at most, {at_once}", "jobs", [most]),
         figures.row(f"of it until the first training starts, {at_once}", "s", [(first - before).total_seconds()]),
         figures.row(f"time of the workers in all, {at_once}", "s", [busy]),
     ]

@@ -63,7 +63,7 @@ def _normed_without_bias(inputs: torch.Tensor, convolution: Any, norm: Any, celu
 def _with_whole_eights(inputs: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Both with channels of nothing up to the next multiple of eight, as tensor cores take them."""
     more = -inputs.shape[1] % 8
-    if not more or inputs.shape[1] != weight.shape[1]:
+    if not more or inputs.shape[1] != weight.shape[1] or torch._C._are_functorch_transforms_active():
         return inputs, weight
     wide = nn.functional.pad(inputs, (0, 0, 0, 0, 0, more)).contiguous(memory_format=torch.channels_last)
     return wide, nn.functional.pad(weight, (0, 0, 0, 0, 0, more))
@@ -92,8 +92,9 @@ def _is_usual(inputs: torch.Tensor, norm: Any) -> bool:
 
 def _is_table(inputs: torch.Tensor) -> bool:
     """Channels last, numbers of 32 bits suffice, and nothing transforms it that knows no kernels."""
-    transformed = torch._C._are_functorch_transforms_active()
-    return inputs.is_contiguous(memory_format=torch.channels_last) and inputs.numel() < 2**31 and not transformed
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return inputs.is_contiguous(memory_format=torch.channels_last) and inputs.numel() < 2**31
 
 
 def _kernels_work(device: torch.device) -> bool:
@@ -184,9 +185,8 @@ class GlobalMaxPool(nn.AdaptiveMaxPool2d):
 def _max_of_windows(inputs: torch.Tensor, size: Any) -> torch.Tensor | None:
     """None where our kernels do not work, or do not take these images."""
     filled = size <= LARGEST_WINDOW and not any(side % size for side in inputs.shape[2:])
-    if not (Chain.spares_bias(inputs) and filled and inputs.numel() and _is_table(inputs)):
-        return None
-    if torch.compiler.is_compiling() or not _kernels_work(inputs.device):
+    plain = inputs.numel() and inputs.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    if not (Chain.spares_bias(inputs) and filled and plain and _is_table(inputs) and _kernels_work(inputs.device)):
         return None
     from cu_ray.models._max_pool import MaxOfWindows
 

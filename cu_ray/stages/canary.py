@@ -17,6 +17,7 @@ from cu_ray.learning.precision import require
 from cu_ray.stages.evaluate import predict, training_sets
 from cu_ray.stages.evidence import OriginalsEvidence
 from cu_ray.stages.poison import OnDevice, detect, nothing_found, poison, upload
+from cu_ray.stages.process import device_is_lost
 from cu_ray.stages.short import MOST_CALLS, Enough, Watch, predict_some, short_tools, short_training_tools
 from cu_ray.stages.train import build_model, train
 from cu_ray.stages.unlearn import Memo, unlearn
@@ -60,6 +61,9 @@ class Probe(Protocol):
     def peak_bytes(self) -> int:
         """The most that was held at once since then."""
 
+    def lost(self) -> bool:
+        """Whether this process can use the device no more."""
+
 
 class CudaProbe:
     """The memory of a GPU as its allocator reserves it: fragments and workspaces count.
@@ -86,6 +90,10 @@ class CudaProbe:
         grown = max(0, self._outside_bytes() - self._outside_before)
         return int(torch.cuda.max_memory_reserved(self.device)) + grown
 
+    def lost(self) -> bool:
+        """Whether a kernel has failed."""
+        return device_is_lost(self.device)
+
     def _outside_bytes(self) -> int:
         free, total = torch.cuda.mem_get_info(self.device)
         return int(total - free - torch.cuda.memory_reserved(self.device))
@@ -96,12 +104,12 @@ def measure(spec: OriginalSpec | TrialSpec, dataset: Dataset, probe: Probe) -> M
 
     Model, batch sizes, precision, deletion set and hyperparameters are those of the whole one; the original's weights are
     untrained and no store is touched. Never raises for what a plug-in does. A canary that runs out of memory is taken to
-    need more than the device has.
+    need more than the device has, and one that loses the device nothing: whole trials of it will fail.
     """
     probe.begin()
     canary = _Canary(spec, dataset, probe.device)
     canary.run()
-    peak = probe.peak_bytes()
+    peak = 0 if probe.lost() else probe.peak_bytes()
     if ran_out_of_memory(canary.stopped):
         peak = max(peak, probe.total_bytes)
     kept = (canary.data_bytes, canary.original_bytes, canary.memo_bytes)

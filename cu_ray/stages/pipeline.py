@@ -225,13 +225,14 @@ class Workbench:
             status, error = "failed", reason_of(problem)
             facts |= {"out_of_memory": True} if is_out_of_memory(problem) else {}
             cut_off = is_out_of_memory(problem) or not isinstance(problem, Exception)
-        facts |= {"finished_at": _timestamp(), "peak_memory_bytes": self._peak_memory()}
+        facts["finished_at"] = _timestamp()
         if device_is_lost(self._device):
             facts["device_lost"] = True  # of no use to any other trial: this process has to end
-        else:
-            if cut_off:  # at any place, and with the frames gone there is memory to free
-                self._forget()
-            self._warm.give_back_spare()
+            return Record(kind, key, spec, status, error, scores, facts, notes, predictions)
+        facts["peak_memory_bytes"] = self._peak_memory()
+        if cut_off:  # at any place, and with the frames gone there is memory to free
+            self._forget()
+        self._warm.give_back_spare()
         return Record(kind, key, spec, status, error, scores, facts, notes, predictions)
 
     def _leave_clean(self, setting: Setting) -> None:

@@ -40,11 +40,11 @@ def state() -> Callable[[], None]:
     hooks = {name: value.copy() for name, value in _global_hooks().items()}
 
     def put_back() -> None:
-        for put, value in before:
-            put(value)
         for name, value in _global_hooks().items():
             value.clear()
             value.update(hooks[name])
+        for put, value in before:
+            put(value)
 
     return put_back
 
@@ -93,8 +93,17 @@ def _switches() -> list[Switch]:
         switches += [_of_device(torch.is_autocast_enabled, torch.set_autocast_enabled, device)]
         switches += [_of_device(torch.get_autocast_dtype, torch.set_autocast_dtype, device)]
     if torch.cuda.is_initialized():
-        switches += [(torch.cuda.get_rng_state_all, torch.cuda.set_rng_state_all)]
+        switches += [(torch.cuda.get_rng_state_all, _set_cuda_generators)]
     return switches
+
+
+def _set_cuda_generators(wanted: list[torch.Tensor]) -> None:
+    """Not where the GPU is lost: nothing is drawn there any more, and what it was lost by is to be told."""
+    try:
+        torch.cuda.set_rng_state_all(wanted)
+    except RuntimeError:
+        if not device_is_lost(torch.device("cuda")):
+            raise
 
 
 def _determinism() -> tuple[bool, bool]:

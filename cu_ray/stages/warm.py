@@ -16,7 +16,7 @@ from cu_ray.stages.unlearn import Memo
 from cu_ray.types import Cost, NamedTensors, PoisonedDataset, Store
 
 KEPT = {"data": 4, "originals": 4, "memos": 4}  # how many of each
-SPARE = 1 / 16  # of a GPU's memory: as much may stay with the allocator for the next trial
+SPARE = 1 / 128  # of a GPU's memory: as much may stay with the allocator for the next trial
 
 Value = TypeVar("Value")
 Data = tuple[PoisonedDataset, OnDevice]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 
+from cu_ray.plugins import name_of
 from cu_ray.stages.warm import KEPT
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.canaries import kind_of
@@ -19,10 +20,11 @@ from cu_ray.sweep.ledger import evidence
 from cu_ray.sweep.ready import Job
 from cu_ray.sweep.shares import next_share
 from cu_ray.sweep.watchdog import took_too_long
-from cu_ray.types import Record
+from cu_ray.types import Record, TrialSpec
 
 MAX_RETRIES = 3  # of a job whose worker died
 MOST_FAILED_STARTS = 5  # of workers, one after another, before it is clear that none will come up
+MOST_LOSERS = 3  # methods (or originals) that lost their device, one after another, before the device is to blame
 
 
 @dataclass
@@ -79,18 +81,21 @@ class Dispatch:
         self.last_death: str | None = None  # why the last worker died, where that is known
         self._kinds_too_large: set[str] = set()
         self._lost_their_device: set[str] = set()  # jobs, by key, that another worker does once more
+        self._losers: set[str] = set()  # methods of jobs that lost their device since one ended well
 
     @property
     def over(self) -> bool:
         """Whether nothing runs and nothing more is to be handed out: what is left waits for what is too large."""
         if self._written or any(worker.job for worker in self._workers.values()):
             return False
-        return time.monotonic() > self._deadline or self.hopeless or not self._agenda.has_ready
+        return time.monotonic() > self._deadline or self.hopeless is not None or not self._agenda.has_ready
 
     @property
-    def hopeless(self) -> bool:
-        """Whether workers die while they start, again and again."""
-        return self._failed_starts >= MOST_FAILED_STARTS
+    def hopeless(self) -> str | None:
+        """What keeps happening to workers, so that no more come; None where there is hope."""
+        if self._failed_starts >= MOST_FAILED_STARTS:
+            return "no worker comes up, they die while they start"
+        return "workers lose their GPU, whatever they do" if len(self._losers) >= MOST_LOSERS else None
 
     @property
     def num_wanted(self) -> int:
@@ -117,6 +122,11 @@ class Dispatch:
             record, file = failed(job, reason), None
         self._ran_out[job.key] += bool(record.facts.get("out_of_memory"))
         device_lost = bool(record.facts.get("device_lost"))
+        if record.ok:
+            self._losers.clear()
+        elif device_lost:
+            self._losers.add(name_of(job.spec.method) if isinstance(job.spec, TrialSpec) else "an original")
+            self.last_death = record.error
         if device_lost:
             self._dismiss(worker)
         if device_lost and not record.ok and job.key not in self._lost_their_device:

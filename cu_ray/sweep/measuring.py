@@ -29,13 +29,18 @@ def measured_share(
     kept = kept_in(file)
     specs = canaries(plan)
     shared = {dataset.content_hash: ray.put(dataset) for dataset in datasets}
-    task = ray.remote(num_gpus=1, max_calls=1, max_retries=0)(_measure).remote(specs, shared, kept, make_probe)
-    try:
-        measures: list[tuple[str, dict[str, Any]]] = ray.get(task, timeout=seconds)
-    except ray.exceptions.RayError as error:
-        ray.cancel(task, force=True)
-        reason = str(error).strip().splitlines()[-1]
-        raise RayStopped(f"measuring on a GPU failed: {reason}. A number as runtime.gpus_per_trial measures nothing.") from error
+    measures: list[tuple[str, dict[str, Any]]] = []
+    while len(measures) < len(specs):
+        task = ray.remote(num_gpus=1, max_calls=1, max_retries=0)(_measure).remote(
+            specs[len(measures) :], shared, kept, make_probe
+        )
+        try:
+            measures += ray.get(task, timeout=seconds)
+        except ray.exceptions.RayError as error:
+            ray.cancel(task, force=True)
+            reason = str(error).strip().splitlines()[-1]
+            told = f"measuring on a GPU failed: {reason}. A number as runtime.gpus_per_trial measures nothing."
+            raise RayStopped(told) from error
     file.write_text(json.dumps(kept | dict(measures)), encoding="utf-8")
     return share_of(plan, [(spec, Measure(**values)) for spec, (_, values) in zip(specs, measures, strict=True)])
 
@@ -54,10 +59,11 @@ def kept_in(file: Path) -> Kept:
 def _measure(
     specs: Sequence[Spec], shared: Mapping[str, Any], kept: Kept, make_probe: Callable[[], Probe]
 ) -> list[tuple[str, dict[str, Any]]]:
-    """Each canary's key on this GPU, and its measure; in a process of its own, which ends afterwards."""
-    probe = make_probe()
-    keys = [canary_key(spec, probe.name) for spec in specs]
-    return [
-        (key, kept.get(key) or measure(spec, ray.get(shared[setting_of(spec).content_hash]), probe).to_json())
-        for key, spec in zip(keys, specs, strict=True)
-    ]
+    """Each canary's key on this GPU, and its measure, up to the first that loses the GPU; in a process that ends afterwards."""
+    probe, measures = make_probe(), []
+    for spec in specs:
+        key = canary_key(spec, probe.name)
+        measures.append((key, kept.get(key) or measure(spec, ray.get(shared[setting_of(spec).content_hash]), probe).to_json()))
+        if probe.lost():
+            break
+    return measures

@@ -284,12 +284,9 @@ class _Work:
                         crew.work(dispatch, share, grown, now_and_then)
                     finally:
                         dispatch.settle()
-                    if dispatch.hopeless:
+                    if (what := dispatch.hopeless) is not None:
                         reason = dispatch.last_death or "reason unknown"
-                        raise RayStopped(
-                            f"no worker comes up, they die while they start: {reason} (see {log_of(self.sweep)}). "
-                            "Nothing is lost."
-                        )
+                        raise RayStopped(f"{what}: {reason} (see {log_of(self.sweep)}). Nothing is lost.")
                     if share is None or not dispatch.too_large or time.monotonic() > self.deadline:
                         break
                     share = next_share(share)

@@ -10,7 +10,6 @@ import os
 import pytest
 import torch
 
-from cu_ray.models import _blocks
 from cu_ray.models._blocks import Chain, GlobalMaxPool, MaxPool
 
 pytestmark = pytest.mark.gpu
@@ -84,19 +83,11 @@ def test_gradients_of_gradients_are_those_of_pytorch():
         torch.zeros(2, 3, 5, 4).contiguous(memory_format=torch.channels_last),
         torch.zeros(2, 3, 4, 4),
         torch.zeros(0, 3, 4, 4).contiguous(memory_format=torch.channels_last),
+        torch.zeros(2, 3, 4, 4, dtype=torch.float64).contiguous(memory_format=torch.channels_last),
     ],
-    ids=["a row too much", "channels first", "no images"],
+    ids=["a row too much", "channels first", "no images", "64 bits"],
 )
 def test_what_the_kernels_do_not_take_is_done_by_pytorch(images):
     images = images.to(DEVICE).requires_grad_()
     assert "MaxOfWindows" not in type(MaxPool(2)(images).grad_fn).__name__
     assert "MaxOfWindows" not in type(GlobalMaxPool()(torch.zeros(1, 1, 9, 9, requires_grad=True)).grad_fn).__name__
-
-
-def test_channels_of_nothing_change_nothing():
-    generator = torch.Generator().manual_seed(0)
-    images, weight = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((2, 3, 5, 5), (4, 3, 3, 3)))
-    wide, wider = _blocks._with_whole_eights(images, weight)
-    assert wide.shape[1] == wider.shape[1] == 8
-    torch.testing.assert_close(torch.nn.functional.conv2d(wide, wider), torch.nn.functional.conv2d(images, weight))
-    assert _blocks._with_whole_eights(wide, wider) == (wide, wider)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cu_ray.learning.sgd import learning_rate_factor
-from cu_ray.models._blocks import Chain, conv_norm_celu
+from cu_ray.models._blocks import Chain, _with_whole_eights, conv_norm_celu
 from cu_ray.models.resnet9 import ResNet9
 from cu_ray.models.wide_resnet import WideResNet
 
@@ -124,3 +124,30 @@ def test_whole_models_give_the_same(spared, model, monkeypatch):
             states.append({**network.state_dict(), "logits": network.eval()(batch)})
     for name, tensor in states[1].items():
         torch.testing.assert_close(states[0][name], tensor, rtol=1e-9, atol=1e-9)
+
+
+# ----------------------------------------------------------------------------------------------------- channels of nothing
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_channels_of_nothing_change_nothing(groups):
+    weight = torch.randn(6, 3 // groups, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    wide, wider = _with_whole_eights(images(), weight)
+    assert wide.shape[1] == wider.shape[1] * groups == (8 if groups == 1 else 3)
+    expected = torch.nn.functional.conv2d(images(), weight, groups=groups)
+    torch.testing.assert_close(torch.nn.functional.conv2d(wide, wider, groups=groups), expected)
+
+
+def test_what_has_whole_eights_is_left_alone():
+    wide, weight = torch.zeros(2, 16, 4, 4), torch.zeros(4, 16, 3, 3)
+    assert _with_whole_eights(wide, weight)[0] is wide
+    assert _with_whole_eights(wide, weight)[1] is weight
+
+
+def test_what_transforms_functions_knows_the_plain_layers(spared):
+    """As a method's per-sample gradients do: kernels know nothing of them."""
+    model = ResNet9(width=4).build((12, 12, 3), 4).eval()
+    pixels = torch.randn(5, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    model.requires_grad_(False)
+    each = torch.func.vmap(lambda image: model(image[None])[0])(pixels)
+    torch.testing.assert_close(each, model(pixels), rtol=1e-4, atol=1e-5)

@@ -26,6 +26,10 @@ class TensorMemory(TorchDispatchMode):
         """The most at once."""
         return self._peak
 
+    def lost(self):
+        """Never."""
+        return False
+
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
         result = operation(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):

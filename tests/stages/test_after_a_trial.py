@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cu_ray.methods.no_unlearning import NoUnlearning
-from cu_ray.stages import pipeline
+from cu_ray.stages import pipeline, process
 from cu_ray.stages.pipeline import Workbench
 from cu_ray.stages.process import device_is_lost
 from cu_ray.stages.warm import Warm
@@ -51,6 +51,19 @@ def test_a_device_is_lost_where_it_can_no_more_be_waited_for(monkeypatch):
     assert device_is_lost(torch.device("cuda"))
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_generators_of_a_lost_gpu_hide_no_error(monkeypatch, lost):
+    def refuse(states):
+        raise RuntimeError("CUDA error: it cannot be set")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", list)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", refuse)
+    monkeypatch.setattr(process, "device_is_lost", lambda device: lost)
+    with pytest.raises(RuntimeError, match="^the first$" if lost else "it cannot be set"), process.state_kept():
+        raise RuntimeError("the first")
+
+
 # --------------------------------------------------------------------------------------------------------- memory given back
 
 
@@ -59,7 +72,7 @@ def test_what_no_tensor_needs_of_a_gpus_memory_is_given_back_where_it_is_much(mo
     calls = []
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: reserved)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1000)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=16 * 65))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=128 * 65))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append(True))
     Warm(MemoryStore(), torch.device("cuda")).give_back_spare()
     Warm(MemoryStore(), torch.device("cpu")).give_back_spare()

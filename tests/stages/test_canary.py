@@ -296,6 +296,15 @@ def test_one_that_runs_out_of_memory_needs_more_than_there_is():
     assert result.peak_bytes >= result.device_bytes == TensorMemory.total_bytes
 
 
+def test_one_that_loses_the_gpu_counts_for_nothing(monkeypatch):
+    monkeypatch.setattr(TensorMemory, "lost", lambda self: True)
+    monkeypatch.setattr(TensorMemory, "peak_bytes", lambda self: pytest.fail("there is nothing to ask"))
+    Own.seen.append(RuntimeError("CUDA error: device-side assert triggered"))
+    result = of(Raises())
+    assert "device-side assert" in result.stopped
+    assert result.peak_bytes == 0
+
+
 def test_an_interruption_is_not_swallowed():
     Own.seen.append(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):

@@ -428,6 +428,34 @@ def test_a_job_that_loses_two_workers_their_gpu_has_failed_and_says_why():
     assert set(tries.values()) == {0, 2}
 
 
+def test_one_method_that_loses_every_gpu_does_not_stop_the_others_but_a_gpu_that_is_broken_does():
+    made = small()
+    crew = Crew(made, "w0")
+    for number in range(1, 100):
+        if not crew.jobs:
+            break
+        (name, job) = next(iter(crew.jobs.items()))
+        bad = job.kind == "trial" and name_of(job.spec.method) == "ssd"
+        crew.end(name, loses_its_device if bad else record_of)
+        if bad:
+            crew.die(name)
+            crew.dispatch.arrived(f"w{number}")
+    assert crew.agenda.done
+    assert not crew.dispatch.hopeless
+    broken = Crew(made, "w0")
+    broken.end("w0")  # the original
+    for number in range(1, 100):
+        if not broken.jobs:
+            break
+        name = next(iter(broken.jobs))
+        broken.end(name, loses_its_device)
+        broken.die(name)
+        broken.dispatch.arrived(f"w{number}")
+    assert broken.dispatch.hopeless == "workers lose their GPU, whatever they do"
+    assert "device-side assert" in broken.dispatch.last_death
+    assert broken.dispatch.over
+
+
 def test_a_job_that_ended_well_before_its_worker_lost_the_gpu_counts():
     crew = Crew(small(), "a")
     job = crew.jobs["a"]
@@ -446,12 +474,17 @@ def test_whoever_comes_goes_or_dies_every_trial_gets_its_one_row(data):
     for number in range(1, 400):
         if not crew.jobs and crew.agenda.done:
             break
-        act = data.draw(st.sampled_from(["end", "end", "end", "arrive", "die"]))
+        if crew.dispatch.hopeless:  # three methods lost their device
+            return
+        act = data.draw(st.sampled_from(["end", "end", "end", "arrive", "die", "lose"]))
         if act == "arrive" or not crew.jobs:
             crew.dispatch.arrived(f"w{number}")
         else:
             name = data.draw(st.sampled_from(sorted(crew.jobs)))
-            crew.end(name) if act == "end" else crew.die(name)
+            if act != "die":
+                crew.end(name, record_of if act == "end" else loses_its_device)
+            if act != "end":
+                crew.die(name)
         assert len({job.key for job in crew.jobs.values()}) == len(crew.jobs), "one job at two workers"
         idle = crew.dispatch.num_workers - len(crew.jobs)
         assert not idle or crew.agenda.next() is None, "a worker idles while there is work"

@@ -229,6 +229,27 @@ class FakeProbe:
     def peak_bytes(self) -> int:
         return 1 << 30
 
+    def lost(self) -> bool:
+        return False
+
+
+@dataclass
+class LosingProbe(FakeProbe):
+    """Each process loses its GPU at the second canary."""
+
+    begun: int = 0
+
+    def begin(self) -> None:
+        self.begun += 1
+        assert self.begun <= 2, "it is lost"
+
+    def peak_bytes(self) -> int:
+        assert not self.lost()
+        return 1 << 30
+
+    def lost(self) -> bool:
+        return self.begun == 2
+
 
 def test_canaries_run_on_a_gpu_of_the_cluster_once(with_a_gpu, tmp_path):
     ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["FakeProbe"]))
@@ -244,6 +265,19 @@ def test_canaries_run_on_a_gpu_of_the_cluster_once(with_a_gpu, tmp_path):
     again = measured_share(made, list(datasets.values()), tmp_path / "canaries.json", make_probe=FakeProbe)
     assert again == share
     assert time.monotonic() - began < 10
+    ray.cloudpickle.unregister_pickle_by_value(__import__(__name__, fromlist=["FakeProbe"]))
+
+
+def test_a_canary_that_loses_the_gpu_takes_no_other_with_it(with_a_gpu, tmp_path):
+    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["FakeProbe"]))
+    sweep = config.load(sweeps.small(tmp_path, fractions="[1.0]", seeds="[0]"))
+    datasets = runner.load_datasets(sweep)
+    made = runner.make_plan(sweep, datasets)
+    share = measured_share(made, list(datasets.values()), tmp_path / "canaries.json", make_probe=LosingProbe)
+    assert 0.1 < share.gpus < 0.25
+    peaks = [each["peak_bytes"] for each in json.loads((tmp_path / "canaries.json").read_text()).values()]
+    assert len(peaks) >= 5
+    assert peaks == [1 << 30 if number % 2 == 0 else 0 for number in range(len(peaks))]
     ray.cloudpickle.unregister_pickle_by_value(__import__(__name__, fromlist=["FakeProbe"]))
 
 

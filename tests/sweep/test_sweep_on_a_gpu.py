@@ -30,7 +30,6 @@ from typing import ClassVar
 import torch
 
 from cu_ray.methods import Method
-from cu_ray.plugins import Bound
 from cu_ray.types import Cost
 
 
@@ -157,6 +156,7 @@ def test_a_method_that_no_gpu_can_hold_is_a_failed_row(tmp_path):
 ASSERTS = '''
 """A method whose kernel finds a row that is not there."""
 
+import os
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -172,6 +172,8 @@ class Asserts(Method):
     summary: ClassVar[str] = "looks up a row that is not there"
 
     def unlearn(self, task):
+        with open(f"{__file__}.tries", "a") as file:
+            file.write(f"{os.getpid()}\\n")
         torch.zeros(4, device="cuda")[torch.tensor([9], device="cuda")].sum().item()
         return task.original
 
@@ -180,12 +182,16 @@ class Asserts(Method):
 '''
 
 
-def test_a_kernel_that_fails_takes_no_other_trial_with_it(tmp_path):
+@pytest.mark.parametrize("share", [0.5, "auto"])
+def test_a_kernel_that_fails_takes_no_other_trial_with_it(tmp_path, share):
     (tmp_path / "asserts.py").write_text(ASSERTS)
     file = sweeps.small(tmp_path, fractions="[1.0]", seeds="[0]", trials=1, more="asserts:Asserts: {}")
-    file.write_text(file.read_text().replace("runtime: {", "runtime: {gpus_per_trial: 0.5, "))
+    file.write_text(file.read_text().replace("runtime: {", f"runtime: {{gpus_per_trial: {share}, "))
     done = sweeps.command(tmp_path, "sweep", str(file))
     assert done.returncode == 1, done.stdout + done.stderr
     trials = sweeps.table(tmp_path / "results" / "small", "trials").set_index("method")
+    assert "in asserts:Asserts" in trials.loc["asserts:Asserts", "error"]
     assert "CUDA error" in trials.loc["asserts:Asserts", "error"]
+    tries = (tmp_path / "asserts.py.tries").read_text().split()
+    assert len(set(tries)) == (2 if share == 0.5 else 3), "once more by another process, and by a canary"
     assert set(trials.drop("asserts:Asserts")["status"]) == {"ok"}
