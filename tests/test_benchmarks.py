@@ -30,7 +30,7 @@ def run(name, tmp_path, *options):
     return json.loads(out.read_text()), out.with_suffix(".md").read_text(), done.stdout
 
 
-@pytest.mark.parametrize("name", ["loader", "step", "evaluate", "ssd"])
+@pytest.mark.parametrize("name", ["loader", "step", "evaluate", "ssd", "quickstart"])
 def test_a_benchmark_gives_figures_and_says_what_they_were_measured_on(name, tmp_path):
     result, table, _ = run(name, tmp_path)
     assert {"date", "commit", "processor", "python", "torch"} <= result["environment"].keys()
