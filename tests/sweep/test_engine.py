@@ -251,34 +251,35 @@ class LosingProbe(FakeProbe):
         return self.begun == 2
 
 
-def test_canaries_run_on_a_gpu_of_the_cluster_once(with_a_gpu, tmp_path):
-    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["FakeProbe"]))
+@pytest.fixture
+def planned(with_a_gpu, tmp_path):
+    """The plan of a small sweep and its data sets; the probes of this file can travel to a process of Ray."""
+    this = __import__(__name__, fromlist=["FakeProbe"])
+    ray.cloudpickle.register_pickle_by_value(this)
     sweep = config.load(sweeps.small(tmp_path, fractions="[1.0]", seeds="[0]"))
     datasets = runner.load_datasets(sweep)
-    made = runner.make_plan(sweep, datasets)
-    share = measured_share(made, list(datasets.values()), tmp_path / "canaries.json", make_probe=FakeProbe)
+    yield runner.make_plan(sweep, datasets), list(datasets.values())
+    ray.cloudpickle.unregister_pickle_by_value(this)
+
+
+def test_canaries_run_on_a_gpu_of_the_cluster_once(planned, tmp_path):
+    share = measured_share(*planned, tmp_path / "canaries.json", make_probe=FakeProbe)
     assert 0.1 < share.gpus < 0.25
     kept = json.loads((tmp_path / "canaries.json").read_text())
     assert {each["stopped"] for each in kept.values()} == {None}
     assert len(kept) >= 5
     began = time.monotonic()
-    again = measured_share(made, list(datasets.values()), tmp_path / "canaries.json", make_probe=FakeProbe)
+    again = measured_share(*planned, tmp_path / "canaries.json", make_probe=FakeProbe)
     assert again == share
     assert time.monotonic() - began < 10
-    ray.cloudpickle.unregister_pickle_by_value(__import__(__name__, fromlist=["FakeProbe"]))
 
 
-def test_a_canary_that_loses_the_gpu_takes_no_other_with_it(with_a_gpu, tmp_path):
-    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["FakeProbe"]))
-    sweep = config.load(sweeps.small(tmp_path, fractions="[1.0]", seeds="[0]"))
-    datasets = runner.load_datasets(sweep)
-    made = runner.make_plan(sweep, datasets)
-    share = measured_share(made, list(datasets.values()), tmp_path / "canaries.json", make_probe=LosingProbe)
+def test_a_canary_that_loses_the_gpu_takes_no_other_with_it(planned, tmp_path):
+    share = measured_share(*planned, tmp_path / "canaries.json", make_probe=LosingProbe)
     assert 0.1 < share.gpus < 0.25
     peaks = [each["peak_bytes"] for each in json.loads((tmp_path / "canaries.json").read_text()).values()]
     assert len(peaks) >= 5
     assert peaks == [1 << 30 if number % 2 == 0 else 0 for number in range(len(peaks))]
-    ray.cloudpickle.unregister_pickle_by_value(__import__(__name__, fromlist=["FakeProbe"]))
 
 
 class HangingProbe(FakeProbe):
@@ -292,11 +293,6 @@ class NoDriver(FakeProbe):
 
 
 @pytest.mark.parametrize(("probe", "reason"), [(HangingProbe, "timed out"), (NoDriver, "RuntimeError: no CUDA driver here")])
-def test_canaries_that_come_to_no_end_stop_the_sweep_with_a_way_out(with_a_gpu, tmp_path, probe, reason):
-    ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["FakeProbe"]))
-    sweep = config.load(sweeps.small(tmp_path, fractions="[1.0]", seeds="[0]"))
-    datasets = runner.load_datasets(sweep)
-    made = runner.make_plan(sweep, datasets)
+def test_canaries_that_come_to_no_end_stop_the_sweep_with_a_way_out(planned, tmp_path, probe, reason):
     with pytest.raises(RayStopped, match=f"measuring on a GPU failed: .*{reason}.*A number as runtime.gpus_per_trial"):
-        measured_share(made, list(datasets.values()), tmp_path / "canaries.json", seconds=8, make_probe=probe)
-    ray.cloudpickle.unregister_pickle_by_value(__import__(__name__, fromlist=["FakeProbe"]))
+        measured_share(*planned, tmp_path / "canaries.json", seconds=8, make_probe=probe)
