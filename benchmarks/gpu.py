@@ -14,10 +14,13 @@ import contextlib
 import datetime
 import json
 import multiprocessing
+import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -72,14 +75,18 @@ class Sizes:
     deleted: int = 250
     product: int = 8192
     copied: int = 1 << 30
-    models: dict[str, Any] = field(default_factory=lambda: {"ResNet-9": ResNet9(), "WRN-28-10": WideResNet()})
-    batch: int = 512
+    models: dict[str, Any] = field(
+        default_factory=lambda: {"ResNet-9": ResNet9(), "WRN-28-10": WideResNet(), "ResNet-9 of width 8": ResNet9(width=8)}
+    )
+    batches: dict[str, int] = field(default_factory=lambda: {"ResNet-9": 512, "WRN-28-10": 512, "ResNet-9 of width 8": 64})
     steps: dict[str, int] = field(default_factory=lambda: {"ResNet-9": 97, "WRN-28-10": 12})
     repeats: int = 5
     original: tuple[int, int] = (400, 4000)
     points: int = 50
-    packed: tuple[int, ...] = (1, 2, 4, 8)
-    packed_seconds: float = 4.0
+    packed: dict[str, tuple[int, ...]] = field(
+        default_factory=lambda: {"ResNet-9": (1, 2, 4, 8), "ResNet-9 of width 8": (1, 2, 4, 8, 16)}
+    )
+    packed_seconds: float = 2.0
     backend: str = "inductor"
 
 
@@ -91,13 +98,17 @@ TOY = Sizes(
     deleted=10,
     product=128,
     copied=1 << 20,
-    models={"ResNet-9": ResNet9(width=2), "WRN-28-10": WideResNet(depth=10, width=1)},
-    batch=16,
+    models={
+        "ResNet-9": ResNet9(width=2),
+        "WRN-28-10": WideResNet(depth=10, width=1),
+        "ResNet-9 of width 8": ResNet9(width=2),
+    },
+    batches=dict.fromkeys(("ResNet-9", "WRN-28-10", "ResNet-9 of width 8"), 16),
     steps={"ResNet-9": 6, "WRN-28-10": 2},
     repeats=2,
     original=(4, 8),
     points=3,
-    packed=(1, 2),
+    packed={"ResNet-9": (1, 2), "ResNet-9 of width 8": (2,)},
     packed_seconds=0.2,
     backend="eager",
 )
@@ -117,7 +128,7 @@ class Bench:
 
     def spec(self, model: str, **recipe: Any) -> OriginalSpec:
         """An original of that model on the random images."""
-        given = TrainRecipe(**{"batch_size": self.sizes.batch, "precision": self.precision} | recipe)
+        given = TrainRecipe(**{"batch_size": self.sizes.batches[model], "precision": self.precision} | recipe)
         manipulation = Backdoor(size=self.sizes.manipulated)
         return OriginalSpec(Setting(Tiny(), self.dataset.content_hash, self.sizes.models[model], manipulation, given, 0))
 
@@ -171,11 +182,13 @@ def random_images(sizes: Sizes) -> Dataset:
 class Training:
     """A training that goes on for as many steps as are asked for.
 
-    how: plain, graphs (as the package does), compiled, or compiled and recorded (compiled code in a graph).
+    how: plain, graphs (as the package does), fp16 (step by step, its loss scaled), compiled, or compiled and recorded (compiled
+    code in a graph).
     """
 
     def __init__(self, bench: Bench, name: str, how: str) -> None:
-        self._bench, self._how, recipe = bench, how, bench.spec(name, steps=10_000_000).setting.train
+        precision = "fp16" if how == "fp16" else bench.precision
+        self._bench, self._how, recipe = bench, how, bench.spec(name, steps=10_000_000, precision=precision).setting.train
         self.model = bench.model(name).train()
         run: Any = torch.compile(self.model, backend=bench.sizes.backend) if how.startswith("compiled") else self.model
         self.sgd = Sgd(run, recipe, bench.device)
@@ -243,19 +256,19 @@ def floors(bench: Bench) -> list[Row]:
 
 def training(bench: Bench, name: str, variants: tuple[str, ...] = ("plain", "graphs")) -> list[Row]:
     """Training images a second."""
-    flops, steps = bench.flops(name, backward=True), bench.sizes.steps[name]
+    flops, steps, batch = bench.flops(name, backward=True), bench.sizes.steps[name], bench.sizes.batches[name]
     runs = {how: Training(bench, name, how) for how in variants}
     started = {how: bench.seconds(run.start) for how, run in runs.items()}
     rates: dict[str, list[float]] = {how: [] for how in variants}
     for _ in range(bench.sizes.repeats):
         for how, run in runs.items():
-            rates[how].append(steps * bench.sizes.batch / bench.seconds(lambda run=run: run.run(steps)))
+            rates[how].append(steps * batch / bench.seconds(lambda run=run: run.run(steps)))
     found = []
     for how in variants:
         fraction = bench.fraction(statistics.median(rates[how]) * flops)
         found.append(
             row(
-                f"{name} training, batches of {bench.sizes.batch}, {how}",
+                f"{name} training, batches of {batch}, {how}",
                 "images/s",
                 rates[how],
                 fraction=fraction,
@@ -298,14 +311,15 @@ def breakdown(bench: Bench, name: str) -> list[Row]:
 def original(bench: Bench) -> list[Row]:
     """The whole stage that trains an original, from new weights to finite ones, at few steps and once at all of them."""
     few, all_steps = bench.sizes.original
+    batch = bench.sizes.batches["ResNet-9"]
 
     def whole(steps: int) -> float:
         return bench.seconds(lambda: train(bench.spec("ResNet-9", steps=steps), bench.poisoned, bench.data))
 
     whole(few // 4)
     return [
-        row(f"ResNet-9 original, {few} steps of {bench.sizes.batch}", "s", [whole(few) for _ in range(3)]),
-        row(f"ResNet-9 original, {all_steps} steps of {bench.sizes.batch}", "s", [whole(all_steps)]),
+        row(f"ResNet-9 original, {few} steps of {batch}", "s", [whole(few) for _ in range(3)]),
+        row(f"ResNet-9 original, {all_steps} steps of {batch}", "s", [whole(all_steps)]),
     ]
 
 
@@ -381,10 +395,40 @@ def ssd_cell(bench: Bench) -> list[Row]:
 
 
 def packing(bench: Bench) -> list[Row]:
-    """Trainings side by side in processes of their own: images a second of all together."""
-    context, most = multiprocessing.get_context("spawn"), max(bench.sizes.packed)
-    pipes, processes = [], []
-    for _ in range(most):
+    """Trainings side by side in processes of their own, without and with MPS: images a second of all together."""
+    found = []
+    for how in (contextlib.nullcontext, mps) if shutil.which("nvidia-cuda-mps-control") else (contextlib.nullcontext,):
+        with how(), side_by_side(bench) as pipes:
+            rates: dict[tuple[str, int], list[float]] = {}
+            for name, count in [(each, count) for each, counts in bench.sizes.packed.items() for count in counts] * 2:
+                for pipe in pipes[:count]:
+                    pipe.send((name, bench.sizes.packed_seconds))
+                rates.setdefault((name, count), []).append(sum(answered(pipe, 60) for pipe in pipes[:count]))
+        end = ", MPS" if how is mps else ""
+        found += [
+            row(f"{name} training in {count} processes{end}", "images/s in all", each) for (name, count), each in rates.items()
+        ]
+    return found
+
+
+@contextlib.contextmanager
+def mps() -> Iterator[None]:
+    """NVIDIA's Multi-Process Service, by which kernels of several processes run at the same time, for those started within."""
+    with tempfile.TemporaryDirectory(prefix="mps-") as place:
+        told = {"CUDA_MPS_PIPE_DIRECTORY": place, "CUDA_MPS_LOG_DIRECTORY": place}
+        with mock.patch.dict(os.environ, told):
+            subprocess.run(["nvidia-cuda-mps-control", "-d"], check=True, timeout=30)
+            try:
+                yield
+            finally:
+                subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, check=True, timeout=30)
+
+
+@contextlib.contextmanager
+def side_by_side(bench: Bench) -> Iterator[list[Any]]:
+    """Pipes to as many processes as are needed at most, each ready to train."""
+    context, pipes, processes = multiprocessing.get_context("spawn"), [], []
+    for _ in range(max(max(counts) for counts in bench.sizes.packed.values())):
         here, there = context.Pipe()
         process = context.Process(target=packed, args=(there, bench.sizes, str(bench.device)), daemon=True)
         process.start()
@@ -393,16 +437,11 @@ def packing(bench: Bench) -> list[Row]:
     try:
         for pipe in pipes:
             answered(pipe, 100)
-        rates: dict[int, list[float]] = {count: [] for count in bench.sizes.packed}
-        for _ in range(2):
-            for count in bench.sizes.packed:
-                for pipe in pipes[:count]:
-                    pipe.send(bench.sizes.packed_seconds)
-                rates[count].append(sum(answered(pipe, 60) for pipe in pipes[:count]))
+        yield pipes
     finally:
         for process in processes:
             process.kill()
-    return [row(f"ResNet-9 training in {count} processes", "images/s in all", rates[count]) for count in rates]
+            process.join()
 
 
 def answered(pipe: Any, seconds: float) -> Any:
@@ -413,20 +452,22 @@ def answered(pipe: Any, seconds: float) -> Any:
 
 
 def packed(pipe: Any, sizes: Sizes, device: str) -> None:
-    """One of the processes: trains for as long as it is told, and tells its rate."""
+    """One of the processes: trains what it is told to, for as long as it is told, and tells its rate."""
     torch.set_num_threads(1)
     bench = Bench(replace(sizes, train=min(sizes.train, 10_000)), device)
-    run = Training(bench, "ResNet-9", "graphs")
-    run.start()
+    runs = {name: Training(bench, name, "graphs") for name in sizes.packed}
+    for run in runs.values():
+        run.start()
     bench.synchronise()
     pipe.send("ready")
     while True:
-        seconds, began, steps = pipe.recv(), time.perf_counter(), 0
+        name, seconds = pipe.recv()
+        began, steps = time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
-            run.run(5)
+            runs[name].run(5)
             bench.synchronise()
             steps += 5
-        pipe.send(steps * sizes.batch / (time.perf_counter() - began))
+        pipe.send(steps * sizes.batches[name] / (time.perf_counter() - began))
 
 
 # ------------------------------------------------------------------------------------------------------------------ the whole
@@ -436,7 +477,8 @@ def parts(bench: Bench) -> Iterator[tuple[str, float, Callable[[], list[Row]]]]:
     """Name, seconds that it may need, and what measures it; those that matter most first."""
     ways = ("graphs", "compiled", "compiled and recorded")
     yield "floors", 5, lambda: floors(bench)
-    yield "training ResNet-9", 15, lambda: training(bench, "ResNet-9")
+    half = ("fp16",) if bench.device.type == "cuda" else ()
+    yield "training ResNet-9", 15, lambda: training(bench, "ResNet-9", ("plain", "graphs", *half))
     yield "breakdown ResNet-9", 15, lambda: breakdown(bench, "ResNet-9")
     yield "original", 30, lambda: original(bench)
     yield "evaluation ResNet-9", 5, lambda: evaluating(bench, "ResNet-9")
@@ -444,7 +486,7 @@ def parts(bench: Bench) -> Iterator[tuple[str, float, Callable[[], list[Row]]]]:
     yield "evaluation WRN-28-10", 8, lambda: evaluating(bench, "WRN-28-10", (500,))
     yield "SSD", 40, lambda: ssd_cell(bench)
     yield "compiling ResNet-9", 45, lambda: training(bench, "ResNet-9", ways)
-    yield "packing", 50, lambda: packing(bench)
+    yield "packing", 90, lambda: packing(bench)
     yield "compiling WRN-28-10", 80, lambda: training(bench, "WRN-28-10", ways)
 
 

@@ -148,7 +148,7 @@ def changes(bench: Bench, name: str, number: int = len(CHANGES)) -> str:
         for what, run in runs.items():
             with nothing() if run.recorded else CHANGES[what]():  # a graph knows no more of Python
                 seconds = bench.seconds(lambda run=run: run.run(steps))
-            rates.setdefault(what, []).append(steps * bench.sizes.batch / seconds)
+            rates.setdefault(what, []).append(steps * bench.sizes.batches[name] / seconds)
     lines += [
         f"{what}: {statistics.median(each):,.0f} images/s ({min(each):,.0f} to {max(each):,.0f})" for what, each in rates.items()
     ]
