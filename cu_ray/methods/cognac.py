@@ -26,7 +26,7 @@ class Cognac(Method):
 
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "ascend on the deletion set and descend on the retain set by turns, with an optimiser each"
-    ascent_lr: Annotated[float, Search(1e-5, 1e-2, log=True), Bound(low=0, open_low=True)] = 1e-4
+    ascent_lr: Annotated[float, Search(1e-6, 3e-4, log=True), Bound(low=0, open_low=True)] = 1e-4
     lr: Annotated[float, Search(1e-3, 1e-1, log=True), Bound(low=0, open_low=True)] = 0.01
     distillation: Annotated[float, Search(0.01, 10, log=True), Bound(low=0)] = 1.0
     steps: Annotated[int, Bound(low=1)] = 1000

@@ -22,7 +22,7 @@ class GradientAscent(Method):
 
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "raise the loss on the deletion set, nothing else"
-    lr: Annotated[float, Search(1e-5, 1e-2, log=True), Bound(low=0, open_low=True)] = 1e-3
+    lr: Annotated[float, Search(1e-5, 2e-3, log=True), Bound(low=0, open_low=True)] = 3e-4
     steps: Annotated[int, Bound(low=1)] = 20
 
     def unlearn(self, task: UnlearningTask) -> torch.nn.Module:

@@ -25,7 +25,7 @@ class Npo(Method):
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "make the given labels of the deletion set less likely than the original has them"
     beta: Annotated[float, Search(0.1, 10, log=True), Bound(low=0, open_low=True)] = 1.0
-    lr: Annotated[float, Search(1e-4, 1e-1, log=True), Bound(low=0, open_low=True)] = 1e-2
+    lr: Annotated[float, Search(1e-5, 1e-2, log=True), Bound(low=0, open_low=True)] = 1e-4
     steps: Annotated[int, Bound(low=1)] = 50
 
     def unlearn(self, task: UnlearningTask) -> torch.nn.Module:
