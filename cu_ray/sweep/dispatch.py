@@ -53,8 +53,9 @@ class Dispatch:
     hand: gives a worker its next job, or None to dismiss it; heard: is told of each job that starts (no record) or ends;
     deadline: after it nothing more is handed out; trial_seconds: a worker that dies so long into a job did not crash;
     spare_seconds: a worker without a job for so long, where there are more workers than jobs, is dismissed: its node may go;
-    share: of a GPU, for each worker (None: no GPU). Jobs that do not fit beside others are `too_large` here, and so are those
-    of their kind; ran_out: how often each ran out of memory.
+    share: of a GPU, for each worker (None: no GPU). Jobs that do not fit beside others are `set_aside` for a larger share, and so
+    are those of their kind; likewise a job that lost its device beside others, who may be to blame. ran_out: how often each ran
+    out of memory; lost: jobs, by key, that lost their device.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Dispatch:
         spare_seconds: float = math.inf,
         share: float | None = None,
         ran_out: Counter[str] | None = None,
+        lost: set[str] | None = None,
     ) -> None:
         self._agenda, self._hand, self._heard = agenda, hand, heard
         self._deadline, self._trial_seconds, self._share = deadline, trial_seconds, share
@@ -76,16 +78,18 @@ class Dispatch:
         self._workers: dict[str, Worker] = {}
         self._deaths: Counter[str] = Counter()  # of workers, by the key of the job they were at
         self._written: deque[tuple[Job, Record, Future[None]]] = deque()  # on their way into the ledger, in order
-        self.too_large: list[Job] = []
+        self.set_aside: list[Job] = []
         self._failed_starts = 0
         self.last_death: str | None = None  # why the last worker died, where that is known
         self._kinds_too_large: set[str] = set()
-        self._lost_their_device: set[str] = set()  # jobs, by key, that another worker does once more
-        self._losers: set[str] = set()  # methods of jobs that lost their device since one ended well
+        self._lost_once = set[str]() if lost is None else lost
+        self._one_by_one = False  # of those set aside, some lost their device
+        self._last_loss = -math.inf  # when a device was lost by a job that began after the loss before it
+        self._losers: set[str] = set()  # methods of such jobs, since one ended well
 
     @property
     def over(self) -> bool:
-        """Whether nothing runs and nothing more is to be handed out: what is left waits for what is too large."""
+        """Whether nothing runs and nothing more is to be handed out: what is left waits for what is set aside."""
         if self._written or any(worker.job for worker in self._workers.values()):
             return False
         return time.monotonic() > self._deadline or self.hopeless is not None or not self._agenda.has_ready
@@ -96,6 +100,13 @@ class Dispatch:
         if self._failed_starts >= MOST_FAILED_STARTS:
             return "no worker comes up, they die while they start"
         return "workers lose their GPU, whatever they do" if len(self._losers) >= MOST_LOSERS else None
+
+    @property
+    def share_of_the_rest(self) -> float | None:
+        """The share of a GPU for what is set aside: a whole one where a device was lost, else the next; None without any."""
+        if self._share is None or not self.set_aside:
+            return None
+        return 1.0 if self._one_by_one else next_share(self._share)
 
     @property
     def num_wanted(self) -> int:
@@ -115,7 +126,7 @@ class Dispatch:
     def ended(self, name: str, record: Record, file: evidence.File | None = None) -> None:
         """A worker ended its job with this record and its evidence. A record of another job is not believed."""
         worker = self._workers[name]
-        job, worker.job, worker.since = worker.job, None, time.monotonic()
+        job, began, worker.job, worker.since = worker.job, worker.since, None, time.monotonic()
         assert job is not None
         if record.key != job.key:
             reason = f"its worker runs another version of cu-ray or of a plug-in ({record.facts.get('host', 'host unknown')})"
@@ -124,16 +135,22 @@ class Dispatch:
         device_lost = bool(record.facts.get("device_lost"))
         if record.ok:
             self._losers.clear()
-        elif device_lost:
+        elif device_lost and began > self._last_loss:  # else it went down with a neighbour
+            self._last_loss = time.monotonic()
             self._losers.add(name_of(job.spec.method) if isinstance(job.spec, TrialSpec) else "an original")
             self.last_death = record.error
         if device_lost:
             self._dismiss(worker)
-        if device_lost and not record.ok and job.key not in self._lost_their_device:
-            self._lost_their_device.add(job.key)  # perhaps by a fault of the GPU, or of a neighbour there
-            self._agenda.give_back(job)
-        elif record.facts.get("out_of_memory") and self._share is not None and next_share(self._share) is not None:
-            self.too_large.append(job)
+        alone = self._share is None or next_share(self._share) is None
+        if device_lost and not record.ok and job.key not in self._lost_once:
+            self._lost_once.add(job.key)  # perhaps by a fault of the GPU, or of a neighbour there
+            if alone:
+                self._agenda.give_back(job)
+            else:
+                self.set_aside.append(job)
+                self._one_by_one = True
+        elif record.facts.get("out_of_memory") and not alone:
+            self.set_aside.append(job)
             self._kinds_too_large.add(kind_of(job.spec))
         else:
             self._complete(job, record, file)
@@ -182,7 +199,7 @@ class Dispatch:
         while (job := self._agenda.next((*worker.memos, *worker.originals))) is not None:
             if not self._kinds_too_large or kind_of(job.spec) not in self._kinds_too_large:
                 return job
-            self.too_large.append(job)
+            self.set_aside.append(job)
         return None
 
     def _lost(self, job: Job, seconds: float) -> None:

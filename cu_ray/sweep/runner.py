@@ -30,7 +30,6 @@ from cu_ray.sweep.ready import Job
 from cu_ray.sweep.room import Room, require, shape
 from cu_ray.sweep.session import at_ray, log_of, say
 from cu_ray.sweep.shard import part_of
-from cu_ray.sweep.shares import next_share
 from cu_ray.sweep.tracking import Tracking
 from cu_ray.sweep.vigil import Vigil
 from cu_ray.types import Dataset, Record
@@ -250,7 +249,7 @@ class _Work:
         before = self.estimate()
         self._write_status(before, running=True)
         largest_test_set = max(len(dataset.test) for dataset in self.datasets.values())
-        share, ran_out, grown = self._share(), Counter[str](), growth()
+        share, ran_out, lost, grown = self._share(), Counter[str](), set[str](), growth()
         with (
             Progress(self.console, before, 2 * largest_test_set, frame.file_in(self.sweep.scratch)) as progress,
             Mirror(self.sweep.scratch) as mirror,
@@ -279,6 +278,7 @@ class _Work:
                         spare_seconds=math.inf if grown is None else SPARE_SECONDS,
                         share=share,
                         ran_out=ran_out,
+                        lost=lost,
                     )
                     try:
                         crew.work(dispatch, share, grown, now_and_then)
@@ -287,10 +287,10 @@ class _Work:
                     if (what := dispatch.hopeless) is not None:
                         reason = dispatch.last_death or "reason unknown"
                         raise RayStopped(f"{what}: {reason} (see {log_of(self.sweep)}). Nothing is lost.")
-                    if share is None or not dispatch.too_large or time.monotonic() > self.deadline:
+                    share = dispatch.share_of_the_rest
+                    if share is None or time.monotonic() > self.deadline:
                         break
-                    share = next_share(share)
-                    for job in dispatch.too_large:
+                    for job in dispatch.set_aside:
                         self.agenda.give_back(job)
             finally:
                 mirror.take(self.agenda.studies)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import Counter
 from concurrent.futures import Future
@@ -13,7 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from cu_ray.plugins import name_of
-from cu_ray.sweep.dispatch import MAX_RETRIES, MOST_FAILED_STARTS, Dispatch
+from cu_ray.sweep.dispatch import MAX_RETRIES, MOST_FAILED_STARTS, MOST_LOSERS, Dispatch
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.plan import memo_group
@@ -60,6 +61,16 @@ class Crew:
     def die(self, name: str) -> None:
         self.jobs.pop(name, None)
         self.dispatch.left(name)
+
+    def at_larger_share(self, **how) -> Crew:
+        """Those who go on with what is set aside."""
+        for job in self.dispatch.set_aside:
+            self.agenda.give_back(job)
+        larger = copy.copy(self)
+        larger.jobs, larger.dismissed, larger.started = {}, [], []
+        larger.dispatch = Dispatch(self.agenda, larger.hand, larger.hear, share=self.dispatch.share_of_the_rest, **how)
+        larger.dispatch.arrived("larger")
+        return larger
 
     def finish(self, outcome=record_of) -> None:
         while self.jobs:
@@ -358,16 +369,11 @@ def test_what_runs_out_of_memory_is_kept_for_a_larger_share_and_so_is_all_of_its
     crew.finish(out_of_memory("ssd"))
     assert crew.dispatch.over
     assert not crew.agenda.done
-    assert {name_of(job.spec.method) for job in crew.dispatch.too_large} == {"ssd"}
+    assert {name_of(job.spec.method) for job in crew.dispatch.set_aside} == {"ssd"}
     assert sum(ran_out.values()) == 1, "one was tried, the others of its kind were not"
     assert {record.spec["method"]["name"] for record in crew.known.trials.values()} == {"no_unlearning", "scrub"}
-    for job in crew.dispatch.too_large:
-        crew.agenda.give_back(job)
-    larger = Crew.__new__(Crew)
-    larger.agenda, larger.jobs, larger.dismissed, larger.started = crew.agenda, {}, [], []
-    larger.dispatch = Dispatch(crew.agenda, larger.hand, lambda job, record: None, share=0.5, ran_out=ran_out)
-    larger.dispatch.arrived("b")
-    larger.finish()
+    assert crew.dispatch.share_of_the_rest == 0.5
+    crew.at_larger_share(ran_out=ran_out).finish()
     assert crew.agenda.done
     by_method = {name: [r for r in crew.known.trials.values() if r.spec["method"]["name"] == name] for name in METHODS}
     assert {record.facts["gpu_share"] for record in by_method["scrub"]} == {0.25}
@@ -454,6 +460,76 @@ def test_one_method_that_loses_every_gpu_does_not_stop_the_others_but_a_gpu_that
     assert broken.dispatch.hopeless == "workers lose their GPU, whatever they do"
     assert "device-side assert" in broken.dispatch.last_death
     assert broken.dispatch.over
+
+
+def test_who_goes_down_with_a_neighbour_is_run_again_alone_and_only_who_loses_the_gpu_alone_has_failed():
+    """Kernels that run at the same time share a fault (NVIDIA's MPS): it takes the GPU from all who are at it."""
+    lost = set()
+    crew = Crew(small(), "w0", share=0.25, lost=lost)
+    crew.end("w0")  # the original
+    for number in range(1, 4):
+        crew.dispatch.arrived(f"w{number}")
+    for number in range(4, 100):
+        if not crew.jobs:
+            break
+        if any(name_of(job.spec.method) == "ssd" for job in crew.jobs.values()):
+            for name in list(crew.jobs):  # one to blame, and all others
+                crew.end(name, loses_its_device)
+                crew.die(name)
+                crew.dispatch.arrived(f"{name}-{number}")
+        else:
+            crew.end(next(iter(crew.jobs)))
+    assert crew.dispatch.over
+    assert not crew.dispatch.hopeless
+    assert all(record.ok for record in crew.known.trials.values()), "nobody has failed yet"
+    aside = Counter(name_of(job.spec.method) for job in crew.dispatch.set_aside)
+    assert aside["ssd"] == len({job.key for _, job in crew.started if name_of_trial(job) == "ssd"})
+    assert aside["scrub"] > 0
+    assert crew.dispatch.share_of_the_rest == 1.0, "not half as many neighbours, none"
+
+    before = set(lost)
+    alone = crew.at_larger_share(lost=lost)
+    for number in range(200):
+        if not alone.jobs:
+            break
+        (name, job) = next(iter(alone.jobs.items()))
+        guilty = name_of_trial(job) == "ssd"
+        alone.end(name, loses_its_device if guilty else record_of)
+        if guilty:
+            alone.die(name)
+            alone.dispatch.arrived(f"alone{number}")
+    assert alone.agenda.done
+    tries = Counter(job.key for _, job in alone.started)
+    assert {tries[key] for key in before} == {1}, "the loss beside others was one of two tries"
+    assert {record.ok for record in alone.known.trials.values() if record.spec["method"]["name"] == "ssd"} == {False}
+    assert {record.ok for record in alone.known.trials.values() if record.spec["method"]["name"] != "ssd"} == {True}
+    assert alone.known.trials.keys() == run(small())[0].trials.keys()
+
+
+def test_methods_that_go_down_together_are_one_loss_and_a_broken_gpu_still_ends_the_sweep():
+    methods = {"exact_unlearning": {"steps": 20}, CF: {"steps": 20}, "scrub": {**SCRUB, "trials": 5}, "no_unlearning": {}}
+    crew = Crew(plan(methods, deletion_fractions=[0.5], seeds=[0]), "w0", share=0.25)
+    crew.end("w0")
+    for number in range(1, 4):
+        crew.dispatch.arrived(f"w{number}")
+    together = dict(crew.jobs)
+    assert len({name_of_trial(job) for job in together.values()}) >= MOST_LOSERS
+    for name in together:
+        crew.end(name, loses_its_device)
+        crew.die(name)
+    assert not crew.dispatch.hopeless
+    for number in range(4, 100):
+        crew.dispatch.arrived(f"w{number}")
+        if not crew.jobs:
+            break
+        crew.end(f"w{number}", loses_its_device)
+        crew.die(f"w{number}")
+    assert crew.dispatch.hopeless == "workers lose their GPU, whatever they do"
+
+
+def name_of_trial(job) -> str | None:
+    """The method of a trial's job."""
+    return name_of(job.spec.method) if job.kind == "trial" else None
 
 
 def test_a_job_that_ended_well_before_its_worker_lost_the_gpu_counts():
