@@ -26,7 +26,7 @@ CONTENTS = {
         "docs/models",
         "docs/adding-a-method",
     ],
-    "The benchmark": ["docs/protocol", "docs/parity", "docs/published", "docs/fashion-paper", "docs/glossary"],
+    "The benchmark": ["docs/protocol", "docs/parity", "docs/published", "docs/fashion-paper", "docs/map", "docs/glossary"],
     "How it is built": [
         "docs/engine",
         "benchmarks/results/engine",
@@ -37,7 +37,7 @@ CONTENTS = {
     ],
 }
 
-REPORT = "docs/gallery/report.html"
+REPORTS = ("docs/gallery/report.html", "docs/map/report.html")
 
 project = "cu-ray"
 html_title = "cu-ray"
@@ -62,12 +62,13 @@ def with_contents(_app: Any, page: str, text: list[str]) -> None:
 
 
 def add_files(app: Any, problem: Exception | None) -> None:
-    """Let a web server find the front page by itself, and a browser show the gallery's report instead of keeping it."""
+    """Let a web server find the front page by itself, and a browser show the reports instead of keeping them."""
     site = Path(app.outdir)
     if problem is None:
         shutil.copy(site / f"{root_doc}.html", site / "index.html")
-        (site / REPORT).parent.mkdir(exist_ok=True)
-        shutil.copy(Path(app.srcdir) / REPORT, site / REPORT)
+        for report in REPORTS:
+            (site / report).parent.mkdir(exist_ok=True)
+            shutil.copy(Path(app.srcdir) / report, site / report)
 
 
 def setup(app: Any) -> None:

@@ -197,3 +197,12 @@ def test_readme_has_its_two_commands_on_one_line_each():
         done = subprocess.run([sys.executable, str(script), heading], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("\n") == 1
+
+
+def test_the_tables_of_the_map_are_those_of_its_results():
+    command = [sys.executable, str(ROOT / "scripts" / "map_page.py"), str(ROOT / "docs" / "map")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    page = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
+    parts = done.stdout.strip().split("\n\n")
+    assert len(parts) == 3
+    assert all(part in page for part in parts)

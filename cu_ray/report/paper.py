@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cu_ray.report.panels import Figure, Line, Panel, as_text, style_of, ticks
+from cu_ray.report.panels import Figure, Line, Panel, as_text, shift_of, style_of, ticks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
 
 ONE_COLUMN, TWO_COLUMNS, PANEL_HEIGHT = 3.4, 7.0, 1.9  # inches
 DOTS = 300  # an inch, of PNG
 APART = 0.9  # points between the intervals of two methods
+MOST_CHARACTERS = {4: 23, 3: 34}  # above or below a panel, where so many are side by side
 LOOK: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 7,
@@ -27,31 +32,54 @@ LOOK: Any = {
 def save(figure: Figure, folder: Path) -> list[Path]:
     """The files `<name>.pdf` and `<name>.png` of a figure, written. Raises ImportError where matplotlib is not there."""
     import matplotlib as mpl
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Drawing
 
-    columns = min(len(figure.panels), 2 if len(figure.panels) <= 4 else 4)
-    rows = math.ceil(len(figure.panels) / columns)
-    width = ONE_COLUMN if columns == 1 else TWO_COLUMNS
     with mpl.rc_context(LOOK):
-        drawing = Drawing(figsize=(width, PANEL_HEIGHT * rows + 0.4), layout="constrained")
-        FigureCanvasAgg(drawing)
-        places = drawing.subplots(rows, columns, squeeze=False).ravel()
-        handles: dict[str, Any] = {}
-        for place, panel in zip(places, figure.panels, strict=False):
-            handles |= _draw(place, panel)
-        for place in places[len(figure.panels) :]:
-            place.set_axis_off()
-        if len(handles) > 1:
-            shown = min(len(handles), 2 if columns == 1 else 6)  # the longest names of methods beside one another
-            drawing.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=shown)
-        drawing.draw_without_rendering()
-        drawing.set_layout_engine("none")  # laid out once for both files
+        drawing = drawn(figure)
         files = [folder / f"{figure.name}.{kind}" for kind in ("pdf", "png")]
         for file in files:
             metadata = {"CreationDate": None} if file.suffix == ".pdf" else {}
             drawing.savefig(file, dpi=DOTS, metadata=metadata)
     return files
+
+
+def drawn(figure: Figure) -> Drawing:
+    """The figure as matplotlib has it, laid out once for all files. To be called under LOOK."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Drawing
+
+    columns = _num_columns(figure.panels)
+    rows = math.ceil(len(figure.panels) / columns)
+    drawing = Drawing(figsize=(ONE_COLUMN if columns == 1 else TWO_COLUMNS, PANEL_HEIGHT * rows + 0.2), layout="constrained")
+    FigureCanvasAgg(drawing)
+    places = drawing.subplots(rows, columns, squeeze=False).ravel()
+    handles: dict[str, Any] = {}
+    for place, panel in zip(places, figure.panels, strict=False):
+        handles |= _draw(place, panel)
+    for place in places[len(figure.panels) :]:
+        place.set_axis_off()
+    if len(handles) > 1:
+        drawing.set_figheight(drawing.get_figheight() + _legend(drawing, handles) / drawing.dpi)
+    drawing.draw_without_rendering()
+    drawing.set_layout_engine("none")
+    return drawing
+
+
+def _legend(drawing: Drawing, handles: dict[str, Any]) -> float:
+    """The height of the legend below all panels, drawn in as many columns as have room, at most six."""
+    for columns in range(min(len(handles), 6), 0, -1):
+        legend = drawing.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
+        box = legend.get_window_extent()
+        if box.width <= drawing.bbox.width or columns == 1:
+            break
+        legend.remove()
+    return float(box.height)
+
+
+def _num_columns(panels: Sequence[Panel]) -> int:
+    """Two panels side by side; where there are many, as many as have room for what stands above and below them."""
+    widest = max(len(text) for panel in panels for text in (panel.title, panel.x_label))
+    fit = next((columns for columns, most in MOST_CHARACTERS.items() if widest <= most), 2)
+    return min(len(panels), fit if len(panels) > 4 else 2)
 
 
 def _draw(place: Any, panel: Panel) -> dict[str, Any]:
@@ -75,7 +103,7 @@ def _draw(place: Any, panel: Panel) -> dict[str, Any]:
 def _line(place: Any, line: Line, count: int) -> Any:
     from matplotlib.transforms import ScaledTranslation
 
-    shift = (line.style % count - (count - 1) / 2) * APART if line.joined and line.low else 0
+    shift = shift_of(line, count, APART, 9)
     beside = place.transData + ScaledTranslation(shift / 72, 0, place.figure.dpi_scale_trans)
     colour, marker, dashes = style_of(line.style)
     colour = "black" if colour == "ink" else colour

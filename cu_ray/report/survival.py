@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cu_ray.identity import generator_for
 from cu_ray.report.comparison import NUM_RESAMPLES
-from cu_ray.report.gaps import PLACE, scores_under
+from cu_ray.report.gaps import COMPARED, PLACE, scores_under
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Scores = npt.NDArray[np.float64]
 
 PEEKING = "published"
-RULES = (PEEKING, "oracle_validation", "defender")
+RULES = (PEEKING, *COMPARED)
 
 
 def survival(results: Sequence[Results]) -> pd.DataFrame:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from html import escape
 
-from cu_ray.report.panels import COLOURS, Line, Panel, as_text, style_of, ticks
+from cu_ray.report.panels import COLOURS, Line, Panel, as_text, shift_of, style_of, ticks
 
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 10, 10, 38  # margins
 SIZE = 3.6  # half a marker's
+APART = 1.4  # between the intervals of two methods
 
 
 def drawn(panel: Panel, number: int) -> str:
@@ -73,7 +74,7 @@ def _grid(panel: Panel, axes: _Axes) -> list[str]:
 
 
 def _line(line: Line, axes: _Axes, count: int) -> list[str]:
-    shift = (line.style % count - (count - 1) / 2) * 1.4 if line.joined and line.low else 0  # intervals side by side
+    shift = shift_of(line, count, APART, 16)
     places = [(round(axes.x(x) + shift, 1), axes.y(y)) for x, y in zip(line.x, line.y, strict=True)]
     parts = [f'<g class="c{line.style % len(COLOURS)}">']
     if line.joined and len(places) > 1:

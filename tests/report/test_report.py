@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import platform
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib as mpl
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,11 +21,11 @@ from click.testing import CliRunner
 
 from cu_ray.cli import main
 from cu_ray.plugins import name_of
-from cu_ray.report import latex
+from cu_ray.report import latex, paper
 from cu_ray.report.contents import gather
 from cu_ray.report.figures import _front, _importance
 from cu_ray.report.page import short
-from cu_ray.report.panels import as_text, limits, style_of, ticks
+from cu_ray.report.panels import Figure, Line, Panel, as_text, limits, shift_of, style_of, ticks
 from cu_ray.report.results import read
 from tests.report.made import folder
 from tests.sweep.simulator import fails, record_of
@@ -115,6 +118,53 @@ def test_figures_for_print_have_their_fonts_inside_as_truetype(whole):
         content = (whole[0] / "report" / f"{name}.pdf").read_bytes()
         assert b"/FontFile2" in content, name
         assert b"/Type3" not in content, name
+
+
+def many(num_methods, num_panels, *, title, x_label="share of the manipulated set found"):
+    """A figure of curves at three fractions, all with intervals."""
+    x, names = (0.1, 0.5, 1.0), [f"catastrophic_forgetting_{number}" for number in range(num_methods)]
+    lines = tuple(
+        Line(name, style, x, (0.2 + 0.02 * style,) * 3, (0.1,) * 3, (0.7,) * 3, joined=True) for style, name in enumerate(names)
+    )
+    return Figure("many", "", "", (Panel(title, x_label, "acc_corr", lines, limits(x), (0, 1)),) * num_panels)
+
+
+@pytest.mark.parametrize(
+    ("figure", "columns"),
+    [
+        (many(20, 6, title="interclass_confusion 600: acc_retain"), 2),
+        (many(20, 7, title="lfssd: relative_dampening (5%)", x_label="relative_dampening"), 3),
+        (many(2, 5, title="scrub: alpha (17%)", x_label="alpha"), 4),
+        (many(20, 1, title="interclass_confusion 600: acc_retain"), 1),
+    ],
+)
+def test_in_figures_for_print_nothing_lies_on_another_or_is_cut_off(figure, columns):
+    with mpl.rc_context(paper.LOOK):
+        drawing = paper.drawn(figure)
+        renderer = drawing.canvas.get_renderer()
+        places = [place for place in drawing.axes if place.axison]
+        across = [place.get_window_extent(renderer) for place in places]
+        assert len({round(box.x0) for box in across}) == columns
+        texts = [text for place in places for text in (place.title, place.xaxis.label, place.yaxis.label)]
+        texts += [text for place in places for axis in (place.xaxis, place.yaxis) for text in axis.get_ticklabels()]
+        boxes = [text.get_window_extent(renderer) for text in texts] + [drawing.legends[0].get_window_extent(renderer)]
+        for box in boxes:
+            assert 0 <= box.x0 < box.x1 <= drawing.bbox.width
+            assert 0 <= box.y0 < box.y1 <= drawing.bbox.height
+        overlaps = [(a, b) for a, b in itertools.combinations([*boxes, *across], 2) if a.overlaps(b)]
+        assert not overlaps
+        for place, frame in zip(places, across, strict=True):
+            for line in place.lines:
+                assert frame.contains(*line.get_transform().transform(line.get_xydata()[0]))
+
+
+def test_intervals_of_many_methods_stay_near_their_fraction():
+    lines = many(20, 1, title="").panels[0].lines
+    shifts = [shift_of(line, 20, 0.9, 9) for line in lines]
+    assert shifts == pytest.approx([9 * (number / 19 - 0.5) for number in range(20)])
+    assert [shift_of(line, 3, 0.9, 9) for line in lines[:3]] == pytest.approx([-0.9, 0, 0.9])
+    assert shift_of(lines[0], 1, 0.9, 9) == 0
+    assert shift_of(replace(lines[0], low=(), high=()), 20, 0.9, 9) == 0
 
 
 def test_two_results_are_compared_in_the_cells_that_they_share(whole, tmp_path):

@@ -66,12 +66,12 @@ def test_who_was_lucky_loses_score_and_rank(tmp_path):
     assert (ssd["rank, published"], ssd["rank, oracle_validation"]) == ("2 (2 to 2)", "1 (1 to 1), 1 up")
 
 
-def test_the_defender_is_there_where_it_was_asked_for(tmp_path):
+def test_the_owners_rules_are_there_and_the_defender_where_it_was_asked_for(tmp_path):
     without = survival(made(tmp_path / "x"))
-    assert list(dict.fromkeys(without["rule"])) == ["published", "oracle_validation"]
+    assert list(dict.fromkeys(without["rule"])) == ["published", "oracle_validation", "rem_proxy", "potion_stop"]
     results = made(tmp_path / "y", search={"seeds": "each", "defender": True})  # at 0.1 there are too few samples to hold out
     found = survival(results)
-    assert list(dict.fromkeys(found["rule"])) == ["published", "oracle_validation", "defender"]
+    assert list(dict.fromkeys(found["rule"])) == ["published", "oracle_validation", "defender", "rem_proxy", "potion_stop"]
     assert set(found["method"]) == {"no_unlearning", "exact_unlearning", "scrub", "ssd"}
     assert set(found["n"]) == {3}
     page = rendered(gather(results, "oracle_validation"))
