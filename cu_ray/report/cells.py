@@ -15,15 +15,18 @@ if TYPE_CHECKING:
 ALWAYS = ("acc_corr", "acc_retain", "asr", "confusion_rate")  # metrics of every table
 
 
-def cell_names(results: Sequence[Results]) -> dict[tuple[Any, ...], str]:
-    """The name of each cell by its setting: manipulation and size, and what else differs between cells of these results."""
+def cell_names(results: Sequence[Results], *, without: str = "") -> dict[tuple[Any, ...], str]:
+    """The name of each cell by its setting: manipulation and size, and what else differs between cells of these results.
+
+    without: a fact that names leave out, 'detection' for instance; cells that differ in nothing else have the same name.
+    """
     found = {setting for each in results for setting in _settings(each.best) | _settings(each.trials)}
     known = sorted(found, key=lambda setting: (*map(str, setting[:3]), setting[3], *map(str, setting[4:])))
     facts = [_facts(setting) for setting in known]
     varied = [name for name in dict.fromkeys(name for each in facts for name in each) if _varies(name, facts)]
     names = {}
     for setting, own in zip(known, facts, strict=True):
-        more = [f"{name.partition('.')[2] or name}={own[name]}" for name in varied if name in own]
+        more = [f"{name.partition('.')[2] or name}={own[name]}" for name in varied if name in own and name != without]
         names[setting] = " ".join([str(setting[2]), str(setting[3]), *more])
     return names
 
@@ -82,7 +85,8 @@ def _chosen(results: Results, rule: str, names: dict[tuple[Any, ...], str]) -> p
     columns = {"trial_key": "trial_key", "original_key": "original_key", "seed": "seed"}
     metrics = dict.fromkeys((*ALWAYS, *metrics_in(results.trials.columns)))
     columns |= {prefix + metric: metric for metric in metrics if prefix + metric in results.trials}
-    columns |= {name: name for name in ("hyperparameters", "unlearn_seconds", "images_forward", "images_backward")}
+    kept = ("hyperparameters", "detection_precision", "unlearn_seconds", "images_forward", "images_backward")
+    columns |= {name: name for name in kept}
     scores = results.trials[list(columns)].rename(columns=columns)
     rows = picked.merge(scores, left_on="trial_keys", right_on="trial_key").drop(columns="trial_keys")
     return rows.rename(columns={"deletion_fraction": "fraction"}).assign(sweep=results.label)

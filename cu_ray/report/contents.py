@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cu_ray.errors import UserError, did_you_mean
-from cu_ray.report import comparison, figures, plane, survival
+from cu_ray.report import comparison, false_positives, figures, plane, survival
 from cu_ray.report.cells import ALWAYS, baselines, cell_names, chosen
 from cu_ray.report.costs import costs
 from cu_ray.report.gaps import gaps
@@ -72,6 +72,7 @@ def gather(results: Sequence[Results], rule: str) -> Contents:
     made = [
         plane.figure(spots, styles, honest),
         figures.curves(rows, styles),
+        false_positives.figure(results, rows, styles),
         figures.tradeoff(rows, styles),
         figures.cost(rows, styles),
     ]

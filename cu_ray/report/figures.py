@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from cu_ray.report import budgets
 from cu_ray.report.cells import measured
 from cu_ray.report.comparison import bootstrap_interval
-from cu_ray.report.panels import Figure, Line, Panel, limits
+from cu_ray.report.panels import Figure, Line, Panel, limits, line_of_means
 from cu_ray.report.recovery import summaries
 
 if TYPE_CHECKING:
@@ -30,7 +29,10 @@ def curves(rows: pd.DataFrame, styles: dict[str, int]) -> Figure:
     panels = []
     for cell, own in means.groupby("cell", sort=False):
         for metric in metrics:
-            lines = [_curve(str(method), each, metric, styles) for method, each in own.groupby("method", sort=False)]
+            lines = [
+                line_of_means(str(method), styles[str(method)], each.sort_values("fraction"), "fraction", metric)
+                for method, each in own.groupby("method", sort=False)
+            ]
             y_limits = limits(list(means[f"{metric}_mean"]))
             panels.append(Panel(f"{cell}: {metric}", FRACTION, metric, tuple(lines), limits(list(means["fraction"])), y_limits))
     caption = (
@@ -128,18 +130,6 @@ def cost(rows: pd.DataFrame, styles: dict[str, int]) -> Figure:
         "bootstrap interval over cells and seeds."
     )
     return Figure("cost", "Cost against quality", caption, tuple(panels))
-
-
-def _curve(method: str, own: pd.DataFrame, metric: str, styles: dict[str, int]) -> Line:
-    own = own.dropna(subset=[f"{metric}_mean"]).sort_values("fraction")
-    low, high = (
-        tuple(None if math.isnan(value) else value for value in own[f"{metric}_{end}"].astype(float)) for end in ("low", "high")
-    )
-    notes = tuple(
-        f"{method} at {fraction:g}: {mean:.3f}" + (f", {a:.3f} to {b:.3f}" if a is not None else "") + f", n = {n}"
-        for fraction, mean, a, b, n in zip(own["fraction"], own[f"{metric}_mean"], low, high, own[f"{metric}_n"], strict=True)
-    )
-    return Line(method, styles[method], tuple(own["fraction"]), tuple(own[f"{metric}_mean"]), low, high, notes)
 
 
 def _front(points: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:

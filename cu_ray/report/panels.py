@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Limits = tuple[float, float]
 
@@ -53,6 +57,22 @@ class Figure:
     caption: str
     panels: tuple[Panel, ...]
     columns: int = 2
+
+
+def line_of_means(name: str, style: int, means: pd.DataFrame, x: str, metric: str) -> Line:
+    """The means of a metric with their intervals against the column x of the same rows, in their order.
+
+    means: has the columns `<metric>_mean`, `_low`, `_high` and `_n`; rows without a mean are left out.
+    """
+    own = means.dropna(subset=[f"{metric}_mean"])
+    low, high = (
+        tuple(None if math.isnan(each) else each for each in own[f"{metric}_{end}"].astype(float)) for end in ("low", "high")
+    )
+    notes = tuple(
+        f"{name} at {place:g}: {mean:.3f}" + (f", {a:.3f} to {b:.3f}" if a is not None else "") + f", n = {n}"
+        for place, mean, a, b, n in zip(own[x], own[f"{metric}_mean"], low, high, own[f"{metric}_n"], strict=True)
+    )
+    return Line(name, style, tuple(own[x]), tuple(own[f"{metric}_mean"]), low, high, notes)
 
 
 def style_of(place: int) -> tuple[str, str, tuple[int, ...]]:
