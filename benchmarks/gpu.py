@@ -83,9 +83,7 @@ class Sizes:
     repeats: int = 5
     original: tuple[int, int] = (400, 4000)
     points: int = 50
-    packed: dict[str, tuple[int, ...]] = field(
-        default_factory=lambda: {"ResNet-9": (1, 2, 4, 8), "ResNet-9 of width 8": (1, 2, 4, 8, 16)}
-    )
+    packed: dict[str, tuple[int, ...]] = field(default_factory=lambda: {"ResNet-9": (1, 4), "ResNet-9 of width 8": (1, 4, 8, 14)})
     packed_seconds: float = 2.0
     backend: str = "inductor"
 
@@ -394,52 +392,50 @@ def ssd_cell(bench: Bench) -> list[Row]:
     ]
 
 
-def packing(bench: Bench) -> list[Row]:
-    """Trainings side by side in processes of their own, without and with MPS: images a second of all together."""
-    found = []
-    for how in (contextlib.nullcontext, mps) if shutil.which("nvidia-cuda-mps-control") else (contextlib.nullcontext,):
-        with how(), side_by_side(bench) as pipes:
-            rates: dict[tuple[str, int], list[float]] = {}
-            for name, count in [(each, count) for each, counts in bench.sizes.packed.items() for count in counts] * 2:
-                for pipe in pipes[:count]:
-                    pipe.send((name, bench.sizes.packed_seconds))
-                rates.setdefault((name, count), []).append(sum(answered(pipe, 60) for pipe in pipes[:count]))
-        end = ", MPS" if how is mps else ""
-        found += [
-            row(f"{name} training in {count} processes{end}", "images/s in all", each) for (name, count), each in rates.items()
-        ]
-    return found
+def packing(bench: Bench, more: str = "") -> list[Row]:
+    """Trainings side by side in processes of their own: images a second of all together."""
+    rates: dict[tuple[str, int], list[float]] = {}
+    with side_by_side(bench) as pipes:
+        for name, count in [(each, count) for each, counts in bench.sizes.packed.items() for count in counts] * 2:
+            for pipe in pipes[:count]:
+                pipe.send((name, bench.sizes.packed_seconds))
+            rates.setdefault((name, count), []).append(sum(answered(pipe, 30) for pipe in pipes[:count]))
+    return [row(f"{name} training in {count} processes{more}", "images/s in all", each) for (name, count), each in rates.items()]
 
 
-@contextlib.contextmanager
-def mps() -> Iterator[None]:
-    """NVIDIA's Multi-Process Service, by which kernels of several processes run at the same time, for those started within."""
+def packing_with_mps(bench: Bench) -> list[Row]:
+    """The same under NVIDIA's Multi-Process Service, by which kernels of several processes run at the same time."""
     with tempfile.TemporaryDirectory(prefix="mps-") as place:
         told = {"CUDA_MPS_PIPE_DIRECTORY": place, "CUDA_MPS_LOG_DIRECTORY": place}
-        with mock.patch.dict(os.environ, told):
-            subprocess.run(["nvidia-cuda-mps-control", "-d"], check=True, timeout=30)
+        with mock.patch.dict(os.environ, told), subprocess.Popen(["nvidia-cuda-mps-control", "-f"]) as daemon:
             try:
-                yield
+                return packing(bench, ", MPS")
             finally:
-                subprocess.run(["nvidia-cuda-mps-control"], input="quit\n", text=True, check=True, timeout=30)
+                daemon.terminate()
 
 
 @contextlib.contextmanager
 def side_by_side(bench: Bench) -> Iterator[list[Any]]:
-    """Pipes to as many processes as are needed at most, each ready to train."""
+    """Pipes to as many processes as are needed at most, each ready to train. The first compiles what the others then find."""
     context, pipes, processes = multiprocessing.get_context("spawn"), [], []
-    for _ in range(max(max(counts) for counts in bench.sizes.packed.values())):
-        here, there = context.Pipe()
-        process = context.Process(target=packed, args=(there, bench.sizes, str(bench.device)), daemon=True)
-        process.start()
-        pipes.append(here)
-        processes.append(process)
     try:
-        for pipe in pipes:
-            answered(pipe, 100)
+        for number in range(max(max(counts) for counts in bench.sizes.packed.values())):
+            here, there = context.Pipe()
+            process = context.Process(target=packed, args=(there, bench.sizes, str(bench.device)), daemon=True)
+            process.start()
+            there.close()  # so that its end is seen
+            pipes.append(here)
+            processes.append(process)
+            if number == 0:
+                answered(here, 60)
+        for pipe in pipes[1:]:
+            answered(pipe, 60)
         yield pipes
     finally:
+        for pipe in pipes:
+            pipe.close()  # which ends them
         for process in processes:
+            process.join(10)
             process.kill()
             process.join()
 
@@ -461,7 +457,10 @@ def packed(pipe: Any, sizes: Sizes, device: str) -> None:
     bench.synchronise()
     pipe.send("ready")
     while True:
-        name, seconds = pipe.recv()
+        try:
+            name, seconds = pipe.recv()
+        except EOFError:
+            return
         began, steps = time.perf_counter(), 0
         while time.perf_counter() - began < seconds:
             runs[name].run(5)
@@ -486,7 +485,9 @@ def parts(bench: Bench) -> Iterator[tuple[str, float, Callable[[], list[Row]]]]:
     yield "evaluation WRN-28-10", 8, lambda: evaluating(bench, "WRN-28-10", (500,))
     yield "SSD", 40, lambda: ssd_cell(bench)
     yield "compiling ResNet-9", 45, lambda: training(bench, "ResNet-9", ways)
-    yield "packing", 90, lambda: packing(bench)
+    yield "packing", 70, lambda: packing(bench)
+    if bench.device.type == "cuda" and shutil.which("nvidia-cuda-mps-control"):
+        yield "packing with MPS", 70, lambda: packing_with_mps(bench)
     yield "compiling WRN-28-10", 80, lambda: training(bench, "WRN-28-10", ways)
 
 

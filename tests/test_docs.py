@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import inspect
 import re
 import shlex
@@ -206,3 +207,6 @@ def test_the_tables_of_the_map_are_those_of_its_results():
     parts = done.stdout.strip().split("\n\n")
     assert len(parts) == 3
     assert all(part in page for part in parts)
+    report = (ROOT / "docs" / "map" / "report.html").read_text(encoding="utf-8")
+    for table in (ROOT / "docs" / "map" / "tables").iterdir():
+        assert hashlib.sha256(table.read_bytes()).hexdigest() in report, f"the report is not of this {table.name}"

@@ -81,14 +81,14 @@ def style_of(place: int) -> tuple[str, str, tuple[int, ...]]:
     return COLOURS[number], MARKERS[(number + turn) % len(MARKERS)], DASHES[(number + 3 * turn) % len(DASHES)]
 
 
-def shift_of(line: Line, count: int, apart: float, most: float) -> float:
-    """How far right of its place a line of so many is drawn, so that intervals lie side by side and not on one another.
+def shift_of(line: Line, place: int, count: int, apart: float, most: float) -> float:
+    """How far right of its points the line in that place of so many is drawn: intervals lie side by side, not on one another.
 
     apart: from one to the next; most: from the first to the last, at most.
     """
     if not (line.joined and line.low) or count < 2:
         return 0.0
-    return (line.style % count - (count - 1) / 2) * min(apart, most / (count - 1))
+    return (place - (count - 1) / 2) * min(apart, most / (count - 1))
 
 
 def limits(values: Sequence[float], *, log: bool = False) -> Limits:

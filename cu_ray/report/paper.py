@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +15,8 @@ if TYPE_CHECKING:
 
 ONE_COLUMN, TWO_COLUMNS, PANEL_HEIGHT = 3.4, 7.0, 1.9  # inches
 DOTS = 300  # an inch, of PNG
-APART = 0.9  # points between the intervals of two methods
-MOST_CHARACTERS = {4: 23, 3: 34}  # above or below a panel, where so many are side by side
+APART, MOST_APART = 0.9, 9  # points between the intervals of two methods, and of the first and the last
+MOST_CHARACTERS = {4: 23, 3: 34, 2: 55}  # above or below a panel, where so many are side by side
 LOOK: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 7,
@@ -84,7 +85,12 @@ def _num_columns(panels: Sequence[Panel]) -> int:
 
 def _draw(place: Any, panel: Panel) -> dict[str, Any]:
     """The panel, drawn; a handle of each line by its name."""
-    place.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label, xscale="log" if panel.log_x else "linear")
+    place.set(
+        title=textwrap.fill(panel.title, MOST_CHARACTERS[2]),
+        xlabel=panel.x_label,
+        ylabel=panel.y_label,
+        xscale="log" if panel.log_x else "linear",
+    )
     place.set(xlim=panel.x_limits, ylim=panel.y_limits)
     for row, name in enumerate(panel.rows):
         place.annotate(name, (0.01, row), xycoords=place.get_yaxis_transform(), xytext=(0, 4), textcoords="offset points")
@@ -97,13 +103,13 @@ def _draw(place: Any, panel: Panel) -> dict[str, Any]:
     if panel.front:
         x, y = zip(*panel.front, strict=True)
         place.step(x, y, where="post", color="0.4", linewidth=0.8, linestyle=":")
-    return {line.name: _line(place, line, len(panel.lines)) for line in panel.lines}
+    return {line.name: _line(place, line, number, len(panel.lines)) for number, line in enumerate(panel.lines)}
 
 
-def _line(place: Any, line: Line, count: int) -> Any:
+def _line(place: Any, line: Line, number: int, count: int) -> Any:
     from matplotlib.transforms import ScaledTranslation
 
-    shift = shift_of(line, count, APART, 9)
+    shift = shift_of(line, number, count, APART, MOST_APART)
     beside = place.transData + ScaledTranslation(shift / 72, 0, place.figure.dpi_scale_trans)
     colour, marker, dashes = style_of(line.style)
     colour = "black" if colour == "ink" else colour

@@ -43,6 +43,11 @@ class Results:
         return None if (covered >= 1).all() else f"{(covered < 1).sum()} of {len(covered)} rows rest on unfinished searches"
 
     @property
+    def can_be_replayed(self) -> bool:
+        """Whether the sweep itself is in the folder, not its tables alone."""
+        return bool((self.folder / "ledger").files())
+
+    @property
     def name(self) -> str:
         """The folder's own name."""
         return _name(self.folder)

@@ -10,7 +10,7 @@ from cu_ray.report.panels import COLOURS, Line, Panel, as_text, shift_of, style_
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 10, 10, 38  # margins
 SIZE = 3.6  # half a marker's
-APART = 1.4  # between the intervals of two methods
+APART, MOST_APART = 1.4, 16  # between the intervals of two methods, and of the first and the last
 
 
 def drawn(panel: Panel, number: int) -> str:
@@ -19,7 +19,7 @@ def drawn(panel: Panel, number: int) -> str:
     parts = [*_grid(panel, axes), f'<g clip-path="url(#clip{number})">']
     if panel.front:
         parts.append(f'<path class="front" d="{_steps(panel, axes)}"/>')
-    parts += [part for line in panel.lines for part in _line(line, axes, len(panel.lines))]
+    parts += [part for place, line in enumerate(panel.lines) for part in _line(line, axes, place, len(panel.lines))]
     parts.append("</g>")
     frame = f'x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - TOP - BOTTOM}"'
     label = escape(f"{panel.title}: {panel.y_label} against {panel.x_label}")
@@ -73,8 +73,8 @@ def _grid(panel: Panel, axes: _Axes) -> list[str]:
     return [*parts, f'<text class="label" text-anchor="middle" {turned}>{escape(panel.y_label)}</text>']
 
 
-def _line(line: Line, axes: _Axes, count: int) -> list[str]:
-    shift = shift_of(line, count, APART, 16)
+def _line(line: Line, axes: _Axes, place: int, count: int) -> list[str]:
+    shift = shift_of(line, place, count, APART, MOST_APART)
     places = [(round(axes.x(x) + shift, 1), axes.y(y)) for x, y in zip(line.x, line.y, strict=True)]
     parts = [f'<g class="c{line.style % len(COLOURS)}">']
     if line.joined and len(places) > 1:

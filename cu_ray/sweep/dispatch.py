@@ -24,6 +24,7 @@ from cu_ray.types import Record, TrialSpec
 
 MAX_RETRIES = 3  # of a job whose worker died
 MOST_FAILED_STARTS = 5  # of workers, one after another, before it is clear that none will come up
+MOST_LOSSES = 3  # of its device by a kind of job, one after another, before it is tried with fewer neighbours
 MOST_LOSERS = 3  # methods (or originals) that lost their device, one after another, before the device is to blame
 
 
@@ -47,15 +48,23 @@ class Worker:
             self.memos = [memo, *(key for key in self.memos if key != memo)][: KEPT["memos"]]
 
 
+@dataclass
+class Health:
+    """What a run has seen of its GPUs."""
+
+    works: bool = False  # a job has ended well
+    losses: Counter[str] = field(default_factory=Counter)  # of its GPU by each kind, since one of it ended well
+
+
 class Dispatch:
     """Hands the agenda's jobs to workers.
 
     hand: gives a worker its next job, or None to dismiss it; heard: is told of each job that starts (no record) or ends;
     deadline: after it nothing more is handed out; trial_seconds: a worker that dies so long into a job did not crash;
     spare_seconds: a worker without a job for so long, where there are more workers than jobs, is dismissed: its node may go;
-    share: of a GPU, for each worker (None: no GPU). Jobs that do not fit beside others are `set_aside` for a larger share, and so
-    are those of their kind; likewise a job that lost its device beside others, who may be to blame. ran_out: how often each ran
-    out of memory; lost: jobs, by key, that lost their device.
+    share: of a GPU, for each worker (None: no GPU). What does not fit beside others is `set_aside` for a larger share, and so is
+    what keeps losing its device beside others, who may be to blame; all of its kind with it. ran_out: how often each job ran out
+    of memory; health: what was seen of the GPUs at smaller shares.
     """
 
     def __init__(
@@ -69,7 +78,7 @@ class Dispatch:
         spare_seconds: float = math.inf,
         share: float | None = None,
         ran_out: Counter[str] | None = None,
-        lost: set[str] | None = None,
+        health: Health | None = None,
     ) -> None:
         self._agenda, self._hand, self._heard = agenda, hand, heard
         self._deadline, self._trial_seconds, self._share = deadline, trial_seconds, share
@@ -81,11 +90,13 @@ class Dispatch:
         self.set_aside: list[Job] = []
         self._failed_starts = 0
         self.last_death: str | None = None  # why the last worker died, where that is known
-        self._kinds_too_large: set[str] = set()
-        self._lost_once = set[str]() if lost is None else lost
-        self._one_by_one = False  # of those set aside, some lost their device
+        self._kinds_set_aside: set[str] = set()
+        self._health = health or Health()
+        self._lost_once: set[str] = set()  # jobs, by key, that another worker does once more
         self._last_loss = -math.inf  # when a device was lost by a job that began after the loss before it
-        self._losers: set[str] = set()  # methods of such jobs, since one ended well
+        self._fallen: set[str] = set()  # kinds that were part of it
+        self._num_losses = 0  # since a job ended well
+        self._losers: set[str] = set()  # methods of the first jobs that reported them
 
     @property
     def over(self) -> bool:
@@ -99,19 +110,19 @@ class Dispatch:
         """What keeps happening to workers, so that no more come; None where there is hope."""
         if self._failed_starts >= MOST_FAILED_STARTS:
             return "no worker comes up, they die while they start"
-        return "workers lose their GPU, whatever they do" if len(self._losers) >= MOST_LOSERS else None
+        most = 0 if self._alone else MOST_LOSSES * MOST_LOSERS  # who reports a loss first need not be to blame
+        broken = len(self._losers) >= MOST_LOSERS and self._num_losses > most
+        return "workers lose their GPU, whatever they do" if broken else None
 
     @property
-    def share_of_the_rest(self) -> float | None:
-        """The share of a GPU for what is set aside: a whole one where a device was lost, else the next; None without any."""
-        if self._share is None or not self.set_aside:
-            return None
-        return 1.0 if self._one_by_one else next_share(self._share)
+    def _alone(self) -> bool:
+        """Whether no other worker is on a worker's device."""
+        return self._share is None or next_share(self._share) is None
 
     @property
     def num_wanted(self) -> int:
         """How many workers have something to do, as far as is known."""
-        return self._agenda.num_open
+        return self._agenda.num_open - len(self.set_aside)
 
     @property
     def num_workers(self) -> int:
@@ -132,29 +143,46 @@ class Dispatch:
             reason = f"its worker runs another version of cu-ray or of a plug-in ({record.facts.get('host', 'host unknown')})"
             record, file = failed(job, reason), None
         self._ran_out[job.key] += bool(record.facts.get("out_of_memory"))
-        device_lost = bool(record.facts.get("device_lost"))
+        if record.facts.get("device_lost"):
+            self._dismiss(worker)
         if record.ok:
             self._losers.clear()
-        elif device_lost and began > self._last_loss:  # else it went down with a neighbour
-            self._last_loss = time.monotonic()
-            self._losers.add(name_of(job.spec.method) if isinstance(job.spec, TrialSpec) else "an original")
-            self.last_death = record.error
-        if device_lost:
-            self._dismiss(worker)
-        alone = self._share is None or next_share(self._share) is None
-        if device_lost and not record.ok and job.key not in self._lost_once:
-            self._lost_once.add(job.key)  # perhaps by a fault of the GPU, or of a neighbour there
-            if alone:
-                self._agenda.give_back(job)
-            else:
-                self.set_aside.append(job)
-                self._one_by_one = True
-        elif record.facts.get("out_of_memory") and not alone:
-            self.set_aside.append(job)
-            self._kinds_too_large.add(kind_of(job.spec))
+            self._num_losses, self._health.works = 0, True
+            del self._health.losses[kind_of(job.spec)]
+        if record.facts.get("device_lost") and not record.ok:
+            self._without_device(job, record, began)
+        elif record.facts.get("out_of_memory") and not self._alone:
+            self._set_aside(job)
         else:
             self._complete(job, record, file)
         self.go_on()
+
+    def _without_device(self, job: Job, record: Record, began: float) -> None:
+        """A job lost its device: its own fault, that of the GPU, or of a neighbour there, for under MPS all go down together."""
+        kind, losses, self.last_death = kind_of(job.spec), self._health.losses, record.error
+        if began > self._last_loss:  # else it went down with the last
+            self._last_loss, self._fallen = time.monotonic(), set()
+            self._num_losses += 1
+            if losses[kind] < MOST_LOSSES or not self._health.works:  # else it is the kind
+                self._losers.add(name_of(job.spec.method) if isinstance(job.spec, TrialSpec) else "an original")
+            for worker in self._workers.values():
+                if worker.job is None and not worker.dismissed and not self._alone:
+                    self._dismiss(worker)  # it is down too, without knowing
+        if kind not in self._fallen:
+            self._fallen.add(kind)
+            losses[kind] += 1
+        known = losses[kind] >= MOST_LOSSES
+        if known and not self._alone:
+            self._set_aside(job)
+        elif self._alone and (known or job.key in self._lost_once):
+            self._complete(job, record)
+        else:
+            self._lost_once.add(job.key)
+            self._agenda.give_back(job)
+
+    def _set_aside(self, job: Job) -> None:
+        self.set_aside.append(job)
+        self._kinds_set_aside.add(kind_of(job.spec))
 
     def left(self, name: str) -> None:
         """A worker is gone, dismissed or dead: the job that it was at is handed out again, but not for ever."""
@@ -197,7 +225,7 @@ class Dispatch:
 
     def _next(self, worker: Worker) -> Job | None:
         while (job := self._agenda.next((*worker.memos, *worker.originals))) is not None:
-            if not self._kinds_too_large or kind_of(job.spec) not in self._kinds_too_large:
+            if not self._kinds_set_aside or kind_of(job.spec) not in self._kinds_set_aside:
                 return job
             self.set_aside.append(job)
         return None

@@ -23,13 +23,14 @@ from cu_ray.stages.poison import poison
 from cu_ray.store import checksum, open_store
 from cu_ray.sweep import cluster, doctor, frame, hardware, ledger, plan, process, remarks, status, tables, trackers, weights
 from cu_ray.sweep.agenda import Agenda
-from cu_ray.sweep.dispatch import Dispatch
+from cu_ray.sweep.dispatch import Dispatch, Health
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
 from cu_ray.sweep.growth import growth
 from cu_ray.sweep.ready import Job
 from cu_ray.sweep.room import Room, require, shape
 from cu_ray.sweep.session import at_ray, log_of, say
 from cu_ray.sweep.shard import part_of
+from cu_ray.sweep.shares import next_share
 from cu_ray.sweep.tracking import Tracking
 from cu_ray.sweep.vigil import Vigil
 from cu_ray.types import Dataset, Record
@@ -249,7 +250,7 @@ class _Work:
         before = self.estimate()
         self._write_status(before, running=True)
         largest_test_set = max(len(dataset.test) for dataset in self.datasets.values())
-        share, ran_out, lost, grown = self._share(), Counter[str](), set[str](), growth()
+        share, ran_out, health, grown = self._share(), Counter[str](), Health(), growth()
         with (
             Progress(self.console, before, 2 * largest_test_set, frame.file_in(self.sweep.scratch)) as progress,
             Mirror(self.sweep.scratch) as mirror,
@@ -278,7 +279,7 @@ class _Work:
                         spare_seconds=math.inf if grown is None else SPARE_SECONDS,
                         share=share,
                         ran_out=ran_out,
-                        lost=lost,
+                        health=health,
                     )
                     try:
                         crew.work(dispatch, share, grown, now_and_then)
@@ -287,9 +288,9 @@ class _Work:
                     if (what := dispatch.hopeless) is not None:
                         reason = dispatch.last_death or "reason unknown"
                         raise RayStopped(f"{what}: {reason} (see {log_of(self.sweep)}). Nothing is lost.")
-                    share = dispatch.share_of_the_rest
-                    if share is None or time.monotonic() > self.deadline:
+                    if share is None or not dispatch.set_aside or time.monotonic() > self.deadline:
                         break
+                    share = next_share(share)
                     for job in dispatch.set_aside:
                         self.agenda.give_back(job)
             finally:

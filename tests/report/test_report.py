@@ -106,6 +106,14 @@ def test_the_page_has_a_panel_for_each_cell_and_a_row_for_each_result(whole):
     assert "unfinished" not in whole[1].lower().split("<main")[0]
 
 
+def test_only_a_sweep_that_is_there_itself_can_be_replayed(tmp_path):
+    where = folder(tmp_path / "tables-alone")
+    assert "cu-ray replay" not in page_of(where)
+    (where / "ledger").mkdir()
+    (where / "ledger" / "000001.log").write_bytes(b"")
+    assert f"cu-ray replay {where} TRIAL_KEY" in page_of(where)
+
+
 def test_the_csv_tables_say_the_same_as_the_contents(whole):
     contents = gather([read(whole[0])], "oracle_validation")
     written = pd.read_csv(whole[0] / "report" / "results.csv")
@@ -136,6 +144,9 @@ def many(num_methods, num_panels, *, title, x_label="share of the manipulated se
         (many(20, 7, title="lfssd: relative_dampening (5%)", x_label="relative_dampening"), 3),
         (many(2, 5, title="scrub: alpha (17%)", x_label="alpha"), 4),
         (many(20, 1, title="interclass_confusion 600: acc_retain"), 1),
+        (many(9, 3, title="interclass_confusion 600 train.steps=600 detection=spectral_signatures resnet9(width=8): acc"), 2),
+        (many(1, 2, title="backdoor 300"), 2),
+        (many(0, 1, title="backdoor 300"), 1),
     ],
 )
 def test_in_figures_for_print_nothing_lies_on_another_or_is_cut_off(figure, columns):
@@ -147,7 +158,10 @@ def test_in_figures_for_print_nothing_lies_on_another_or_is_cut_off(figure, colu
         assert len({round(box.x0) for box in across}) == columns
         texts = [text for place in places for text in (place.title, place.xaxis.label, place.yaxis.label)]
         texts += [text for place in places for axis in (place.xaxis, place.yaxis) for text in axis.get_ticklabels()]
-        boxes = [text.get_window_extent(renderer) for text in texts] + [drawing.legends[0].get_window_extent(renderer)]
+        boxes = [each.get_window_extent(renderer) for each in (*texts, *drawing.legends)]
+        named = [text.get_text() for legend in drawing.legends for text in legend.get_texts()]
+        lines = [line.name for line in figure.panels[0].lines]
+        assert named == (lines if len(lines) > 1 else [])
         for box in boxes:
             assert 0 <= box.x0 < box.x1 <= drawing.bbox.width
             assert 0 <= box.y0 < box.y1 <= drawing.bbox.height
@@ -155,16 +169,17 @@ def test_in_figures_for_print_nothing_lies_on_another_or_is_cut_off(figure, colu
         assert not overlaps
         for place, frame in zip(places, across, strict=True):
             for line in place.lines:
-                assert frame.contains(*line.get_transform().transform(line.get_xydata()[0]))
+                for point in line.get_transform().transform(line.get_xydata()):
+                    assert frame.contains(*point)
 
 
 def test_intervals_of_many_methods_stay_near_their_fraction():
     lines = many(20, 1, title="").panels[0].lines
-    shifts = [shift_of(line, 20, 0.9, 9) for line in lines]
+    shifts = [shift_of(line, place, 20, 0.9, 9) for place, line in enumerate(lines)]
     assert shifts == pytest.approx([9 * (number / 19 - 0.5) for number in range(20)])
-    assert [shift_of(line, 3, 0.9, 9) for line in lines[:3]] == pytest.approx([-0.9, 0, 0.9])
-    assert shift_of(lines[0], 1, 0.9, 9) == 0
-    assert shift_of(replace(lines[0], low=(), high=()), 20, 0.9, 9) == 0
+    assert [shift_of(lines[7], place, 3, 0.9, 9) for place in range(3)] == pytest.approx([-0.9, 0, 0.9])
+    assert shift_of(lines[0], 0, 1, 0.9, 9) == 0
+    assert shift_of(replace(lines[0], low=(), high=()), 0, 20, 0.9, 9) == 0
 
 
 def test_two_results_are_compared_in_the_cells_that_they_share(whole, tmp_path):
