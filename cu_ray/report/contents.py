@@ -42,6 +42,7 @@ class Contents:
     styles: dict[str, int]  # of each method, in the order of the sweep file
     figures: tuple[Figure, ...]
     spots: tuple[plane.Spot, ...]  # of the plane
+    survival: pd.DataFrame  # scores and ranks under rules that see less and less
     others: tuple[str, ...]  # metrics that not every table has: of plug-ins, or computed by `cu-ray rescore`
 
     @property
@@ -76,9 +77,14 @@ def gather(results: Sequence[Results], rule: str) -> Contents:
         figures.tradeoff(rows, styles),
         figures.cost(rows, styles),
     ]
-    made += [figures.best_of_n(results, names, styles), figures.landscapes(results, names, styles)]
+    survivors = survival.survival(results)
+    made += [
+        survival.figure(survivors, styles),
+        figures.best_of_n(results, names, styles),
+        figures.landscapes(results, names, styles),
+    ]
     drawn = tuple(figure for figure in made if figure.panels)
-    return Contents(tuple(results), rule, rows, means, styles, drawn, tuple(spots), tuple(others))
+    return Contents(tuple(results), rule, rows, means, styles, drawn, tuple(spots), survivors, tuple(others))
 
 
 def rule_of(results: Sequence[Results], wanted: str | None) -> str:
@@ -222,7 +228,7 @@ def spot_rows(contents: Contents) -> list[Row]:
 
 def survival_rows(contents: Contents) -> list[Row]:
     """A row for each method, the best as published first: its score and rank under each rule, and what is lost on the way."""
-    found = survival.survival(contents.results)
+    found = contents.survival
     measured = found.set_index(["method", "rule", "measure"]).to_dict("index")
     rows: list[Row] = []
     for method in dict.fromkeys(found["method"]):

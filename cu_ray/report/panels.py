@@ -46,6 +46,7 @@ class Panel:
     log_x: bool = False
     front: tuple[tuple[float, float], ...] = ()  # of the points that no other beats in both, from left to right
     rows: tuple[str, ...] = ()  # names of 0, 1, ... on the y axis, above what is drawn there, in place of numbers
+    columns: tuple[str, ...] = ()  # names of 0, 1, ... on the x axis, in place of numbers; broken after each _
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from cu_ray.identity import generator_for
 from cu_ray.report.comparison import NUM_RESAMPLES
 from cu_ray.report.gaps import COMPARED, PLACE, scores_under
+from cu_ray.report.panels import Figure, Panel, limits, line_of_means
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +43,32 @@ def survival(results: Sequence[Results]) -> pd.DataFrame:
                 rows.append({"method": method, "rule": rule, "measure": measure, "mean": mean, "low": low, "high": high})
     columns = ["method", "rule", "measure", "mean", "low", "high"]
     return pd.DataFrame(rows, columns=columns).assign(n=sum(map(len, cells)))
+
+
+def figure(found: pd.DataFrame, styles: dict[str, int]) -> Figure:
+    """Score, and what of the published one is lost, of each method under the rules of `survival`; nothing where there is none."""
+    rules = tuple(dict.fromkeys(found["rule"]))
+    panels = [
+        _panel("Score", found[found["measure"] == "score"].assign(low=np.nan, high=np.nan), rules, styles),
+        _panel("Lost of the published score", found[found["measure"] == "lost"], rules, styles),
+    ]
+    caption = (
+        "Means over cells, fractions and seeds, where the same trials are chosen among by rules that see less and less. Lost: "
+        "paired, with 95 % bootstrap intervals over cells and seeds."
+    )
+    return Figure("survival", "What survives when nobody peeks", caption, tuple(panels) if rules else ())
+
+
+def _panel(title: str, rows: pd.DataFrame, rules: tuple[str, ...], styles: dict[str, int]) -> Panel:
+    places = {rule: float(place) for place, rule in enumerate(rules)}
+    own = rows.assign(place=rows["rule"].map(places)).rename(columns={name: f"y_{name}" for name in ("mean", "low", "high", "n")})
+    lines = tuple(
+        line_of_means(str(method), styles.get(str(method), 0), each, "place", "y")
+        for method, each in own.groupby("method", sort=False)
+    )
+    return Panel(
+        title, "rule of choice", "score", lines, limits(list(places.values())), limits(list(own["y_mean"])), columns=rules
+    )
 
 
 def _paired(results: Sequence[Results]) -> pd.DataFrame:

@@ -56,10 +56,13 @@ class _Axes:
 
 def _grid(panel: Panel, axes: _Axes) -> list[str]:
     parts = []
-    for tick in ticks(panel.x_limits, panel.log_x):
+    names = [name.replace("_", "_\n") for name in panel.columns]
+    for number, tick in enumerate(range(len(names)) if names else ticks(panel.x_limits, panel.log_x)):
         x = axes.x(tick)
         parts.append(f'<path class="grid" d="M{x} {TOP}V{HEIGHT - BOTTOM}"/>')
-        parts.append(f'<text class="tick" text-anchor="middle" x="{x}" y="{HEIGHT - BOTTOM + 14}">{as_text(tick)}</text>')
+        for line, text in enumerate((names[number] if names else as_text(tick)).split("\n")):
+            below = HEIGHT - BOTTOM + 14 + 12 * line
+            parts.append(f'<text class="tick" text-anchor="middle" x="{x}" y="{below}">{escape(text)}</text>')
     for row, name in enumerate(panel.rows):
         parts.append(f'<path class="grid" d="M{LEFT} {axes.y(row)}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text class="label" x="{LEFT + 4}" y="{axes.y(row) - 9}">{escape(name)}</text>')
@@ -68,7 +71,8 @@ def _grid(panel: Panel, axes: _Axes) -> list[str]:
         parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')
         parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 5}" y="{y + 3.5}">{as_text(tick)}</text>')
     middle_x, middle_y = (LEFT + WIDTH - RIGHT) / 2, (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<text class="label" text-anchor="middle" x="{middle_x}" y="{HEIGHT - 6}">{escape(panel.x_label)}</text>')
+    if not names:  # which say it, and need the room
+        parts.append(f'<text class="label" text-anchor="middle" x="{middle_x}" y="{HEIGHT - 6}">{escape(panel.x_label)}</text>')
     turned = f'transform="translate(12 {middle_y}) rotate(-90)"'
     return [*parts, f'<text class="label" text-anchor="middle" {turned}>{escape(panel.y_label)}</text>']
 

@@ -76,7 +76,7 @@ def whole(tmp_path_factory):
 
 def test_it_writes_the_page_figures_and_tables(whole):
     files = {path.name for path in (whole[0] / "report").iterdir()}
-    figures = {f"{name}.{kind}" for name in ("curves", "tradeoff", "cost", "best_of_n", "landscapes") for kind in ("pdf", "png")}
+    figures = {f"{name}.{kind}" for name in ("curves", "tradeoff", "cost", "survival", "best_of_n", "landscapes") for kind in ("pdf", "png")}
     assert files == {"report.html", "results.csv", "by_seed.csv", "acc_corr.tex", "acc_retain.tex", "recovered.tex"} | figures
 
 
@@ -122,7 +122,7 @@ def test_the_csv_tables_say_the_same_as_the_contents(whole):
 
 
 def test_figures_for_print_have_their_fonts_inside_as_truetype(whole):
-    for name in ("curves", "tradeoff", "cost", "best_of_n", "landscapes"):
+    for name in ("curves", "tradeoff", "cost", "survival", "best_of_n", "landscapes"):
         content = (whole[0] / "report" / f"{name}.pdf").read_bytes()
         assert b"/FontFile2" in content, name
         assert b"/Type3" not in content, name

@@ -74,8 +74,20 @@ def test_the_owners_rules_are_there_and_the_defender_where_it_was_asked_for(tmp_
     assert list(dict.fromkeys(found["rule"])) == ["published", "oracle_validation", "defender", "rem_proxy", "potion_stop"]
     assert set(found["method"]) == {"no_unlearning", "exact_unlearning", "scrub", "ssd"}
     assert set(found["n"]) == {3}
-    page = rendered(gather(results, "oracle_validation"))
+    contents = gather(results, "oracle_validation")
+    score, lost = next(figure for figure in contents.figures if figure.name == "survival").panels
+    assert score.columns == lost.columns == ("published", "oracle_validation", "defender", "rem_proxy", "potion_stop")
+    known = found.set_index(["measure", "method", "rule"])
+    for measure, panel in (("score", score), ("lost", lost)):
+        assert {line.name for line in panel.lines} == set(found["method"])
+        for line in panel.lines:
+            assert line.x == (0, 1, 2, 3, 4)
+            assert line.y == tuple(known.loc[(measure, line.name, rule), "mean"] for rule in panel.columns)
+    assert {line.low for line in score.lines} == {(None,) * 5}
+    assert lost.lines[0].high == tuple(known.loc[("lost", lost.lines[0].name, rule), "high"] for rule in lost.columns)
+    page = rendered(contents)
     assert "What survives when nobody peeks" in page
+    assert ">validation</text>" in page
     assert "rank, defender" in page
 
 
