@@ -32,6 +32,8 @@ from tests.sweep.simulator import fails, record_of
 
 MALICE = 'RuntimeError: <script>alert(1)</script><img src=x onerror=alert(2)>&amp; "quoted" {{ 7 * 7 }} ' + "x" * 300
 
+FIGURES = ("curves", "tradeoff", "cost", "survival", "best_of_n", "landscapes")
+
 
 def report(*arguments: str):
     return CliRunner().invoke(main, ["report", *arguments])
@@ -76,7 +78,7 @@ def whole(tmp_path_factory):
 
 def test_it_writes_the_page_figures_and_tables(whole):
     files = {path.name for path in (whole[0] / "report").iterdir()}
-    figures = {f"{name}.{kind}" for name in ("curves", "tradeoff", "cost", "survival", "best_of_n", "landscapes") for kind in ("pdf", "png")}
+    figures = {f"{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")}
     assert files == {"report.html", "results.csv", "by_seed.csv", "acc_corr.tex", "acc_retain.tex", "recovered.tex"} | figures
 
 
@@ -122,7 +124,7 @@ def test_the_csv_tables_say_the_same_as_the_contents(whole):
 
 
 def test_figures_for_print_have_their_fonts_inside_as_truetype(whole):
-    for name in ("curves", "tradeoff", "cost", "survival", "best_of_n", "landscapes"):
+    for name in FIGURES:
         content = (whole[0] / "report" / f"{name}.pdf").read_bytes()
         assert b"/FontFile2" in content, name
         assert b"/Type3" not in content, name
