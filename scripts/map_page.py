@@ -1,8 +1,9 @@
-"""The tables of docs/map.md, as Markdown, from the results of sweeps/map.yaml.
+"""The tables of docs/map.md, as Markdown, from the results of sweeps/map.yaml and sweeps/without_peeking.yaml.
 
-    python scripts/map_page.py docs/map
+    python scripts/map_page.py docs/map docs/without_peeking
 
-Three tables: the best method by cell and share found; acc_corr and acc_retain of all methods; what survives when nobody peeks.
+Of the first the best method by cell and share found, acc_corr and acc_retain of all methods, and what survives when nobody
+peeks; the last of the second too.
 """
 
 from __future__ import annotations
@@ -74,10 +75,10 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main(folder: str) -> str:
-    """All three."""
-    contents = gather([read(Path(folder))], RULE)
-    return "\n\n".join(part(contents) for part in (plane, everything, survivors))
+def main(the_map: str, without_peeking: str) -> str:
+    """All four."""
+    first, second = (gather([read(Path(folder))], RULE) for folder in (the_map, without_peeking))
+    return "\n\n".join([plane(first), everything(first), survivors(first), survivors(second)])
 
 
 if __name__ == "__main__":
