@@ -36,7 +36,15 @@ def sizes(*, small: bool) -> Sizes:
     models: dict[str, Any] = {"ResNet-9": ResNet9(), NARROW: ResNet9(width=8)}
     steps = {"ResNet-9": 1, NARROW: 8}
     return replace(
-        Sizes(), train=2048, test=500, manipulated=100, deleted=50, product=2048, models=models, batch=128, steps=steps
+        Sizes(),
+        train=2048,
+        test=500,
+        manipulated=100,
+        deleted=50,
+        product=2048,
+        models=models,
+        batches=dict.fromkeys(models, 128),
+        steps=steps,
     )
 
 

@@ -30,8 +30,8 @@ def measure(given: Sizes, name: str) -> list[figures.Row]:
             products[precision].append(Product(given.product, precision).rate())
             began = time.perf_counter()
             run.run(steps)
-            rates[precision].append(steps * given.batch / (time.perf_counter() - began))
-    what = f"{name}, training, batches of {given.batch}, threads: {torch.get_num_threads()}"
+            rates[precision].append(steps * given.batches[name] / (time.perf_counter() - began))
+    what = f"{name}, training, batches of {given.batches[name]}, threads: {torch.get_num_threads()}"
     return compared(what, rates, products, flops)
 
 

@@ -298,9 +298,10 @@ def test_a_metric_that_cannot_be_computed_is_one_message(here, metric, said):
 
 
 def test_a_sweep_without_evidence_says_how_to_keep_it(here):
+    tables = [pd.read_parquet(here / "tables" / f"{name}.parquet") for name in ("trials", "originals")]
     shutil.rmtree(here / "ledger" / "evidence")
-    said = refused(here)
-    assert "has no evidence of its 32 models. `evidence: true` in the sweep file keeps it; the same `cu-ray sweep`" in said
+    said, keeps = refused(here), "`evidence: true` in the sweep file keeps it; the same `cu-ray sweep`"
+    assert f"has no evidence of its {sum(map(len, tables))} models. {keeps}" in said
 
 
 def test_those_that_have_none_are_counted(here):
