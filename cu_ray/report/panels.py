@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,17 +60,20 @@ class Figure:
     columns: int = 2
 
 
-def line_of_means(name: str, style: int, means: pd.DataFrame, x: str, metric: str) -> Line:
+def line_of_means(
+    name: str, style: int, means: pd.DataFrame, x: str, metric: str, at: Callable[[float], str] = "at {:g}".format
+) -> Line:
     """The means of a metric with their intervals against the column x of the same rows, in their order.
 
-    means: has the columns `<metric>_mean`, `_low`, `_high` and `_n`; rows without a mean are left out.
+    means: has the columns `<metric>_mean`, `_low`, `_high` and `_n`; rows without a mean are left out. at: says
+    in a point's note where it is.
     """
     own = means.dropna(subset=[f"{metric}_mean"])
     low, high = (
         tuple(None if math.isnan(each) else each for each in own[f"{metric}_{end}"].astype(float)) for end in ("low", "high")
     )
     notes = tuple(
-        f"{name} at {place:g}: {mean:.3f}" + (f", {a:.3f} to {b:.3f}" if a is not None else "") + f", n = {n}"
+        f"{name} {at(place)}: {mean:.3f}" + (f", {a:.3f} to {b:.3f}" if a is not None else "") + f", n = {n}"
         for place, mean, a, b, n in zip(own[x], own[f"{metric}_mean"], low, high, own[f"{metric}_n"], strict=True)
     )
     return Line(name, style, tuple(own[x]), tuple(own[f"{metric}_mean"]), low, high, notes)

@@ -63,7 +63,7 @@ def _panel(title: str, rows: pd.DataFrame, rules: tuple[str, ...], styles: dict[
     places = {rule: float(place) for place, rule in enumerate(rules)}
     own = rows.assign(place=rows["rule"].map(places)).rename(columns={name: f"y_{name}" for name in ("mean", "low", "high", "n")})
     lines = tuple(
-        line_of_means(str(method), styles.get(str(method), 0), each, "place", "y")
+        line_of_means(str(method), styles.get(str(method), 0), each, "place", "y", at=lambda place: f"by {rules[int(place)]}")
         for method, each in own.groupby("method", sort=False)
     )
     return Panel(

@@ -41,10 +41,9 @@ def measured_share(
             reason = str(error).strip().splitlines()[-1]
             told = f"measuring on a GPU failed: {reason}. A number as runtime.gpus_per_trial measures nothing."
             raise RayStopped(told) from error
-    to_keep = {
-        key: values for key, values in measures if values["peak_bytes"]
-    }  # without those that lost the GPU: a fault may pass
-    file.write_text(json.dumps(kept | to_keep), encoding="utf-8")
+    # without the measures of those that lost the GPU: a fault may pass
+    kept |= {key: values for key, values in measures if values["peak_bytes"]}
+    file.write_text(json.dumps(kept), encoding="utf-8")
     return share_of(plan, [(spec, Measure(**values)) for spec, (_, values) in zip(specs, measures, strict=True)])
 
 

@@ -78,6 +78,7 @@ def test_the_owners_rules_are_there_and_the_defender_where_it_was_asked_for(tmp_
     score, lost = next(figure for figure in contents.figures if figure.name == "survival").panels
     assert score.columns == lost.columns == ("published", "oracle_validation", "defender", "rem_proxy", "potion_stop")
     known = found.set_index(["measure", "method", "rule"])
+    shown = float(known.loc[("score", "ssd", "defender"), "mean"])
     for measure, panel in (("score", score), ("lost", lost)):
         assert {line.name for line in panel.lines} == set(found["method"])
         for line in panel.lines:
@@ -88,6 +89,7 @@ def test_the_owners_rules_are_there_and_the_defender_where_it_was_asked_for(tmp_
     page = rendered(contents)
     assert "What survives when nobody peeks" in page
     assert ">validation</text>" in page
+    assert f"<title>ssd by defender: {shown:.3f}, n = 3</title>" in page
     assert "rank, defender" in page
 
 
