@@ -18,7 +18,7 @@ from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.canaries import kind_of
 from cu_ray.sweep.ledger import evidence
 from cu_ray.sweep.ready import Job
-from cu_ray.sweep.shares import next_share
+from cu_ray.sweep.shares import next_share, share_for
 from cu_ray.sweep.watchdog import took_too_long
 from cu_ray.types import Record, TrialSpec
 
@@ -118,6 +118,14 @@ class Dispatch:
     def _alone(self) -> bool:
         """Whether no other worker is on a worker's device."""
         return self._share is None or next_share(self._share) is None
+
+    @property
+    def share_for_set_aside(self) -> float | None:
+        """That of what is set aside: the next larger one, or a whole GPU where all of it lost its device. None: nothing is."""
+        if self._share is None or not self.set_aside:
+            return None
+        lost = all(self._health.losses[kind_of(job.spec)] >= MOST_LOSSES for job in self.set_aside)
+        return share_for(1) if lost else next_share(self._share)
 
     @property
     def num_wanted(self) -> int:

@@ -30,7 +30,6 @@ from cu_ray.sweep.ready import Job
 from cu_ray.sweep.room import Room, require, shape
 from cu_ray.sweep.session import at_ray, log_of, say
 from cu_ray.sweep.shard import part_of
-from cu_ray.sweep.shares import next_share
 from cu_ray.sweep.tracking import Tracking
 from cu_ray.sweep.vigil import Vigil
 from cu_ray.types import Dataset, Record
@@ -288,9 +287,9 @@ class _Work:
                     if (what := dispatch.hopeless) is not None:
                         reason = dispatch.last_death or "reason unknown"
                         raise RayStopped(f"{what}: {reason} (see {log_of(self.sweep)}). Nothing is lost.")
-                    if share is None or not dispatch.set_aside or time.monotonic() > self.deadline:
+                    if (larger := dispatch.share_for_set_aside) is None or time.monotonic() > self.deadline:
                         break
-                    share = next_share(share)
+                    share = larger
                     for job in dispatch.set_aside:
                         self.agenda.give_back(job)
             finally:

@@ -19,7 +19,7 @@ from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.plan import memo_group
 from cu_ray.sweep.ready import OTHER, Job, Ready
-from cu_ray.sweep.shares import next_share, trials_in
+from cu_ray.sweep.shares import trials_in
 from cu_ray.types import Record
 from tests.sweep.simulator import SCRUB, SSD_GRID, agenda_of, fails, plan, record_of, run
 
@@ -65,11 +65,12 @@ class Crew:
 
     def at_larger_share(self, *names: str, **how) -> Crew:
         """Those who go on with what is set aside."""
+        share = self.dispatch.share_for_set_aside
         for job in self.dispatch.set_aside:
             self.agenda.give_back(job)
         larger = copy.copy(self)
         larger.jobs, larger.dismissed, larger.started = {}, [], []
-        larger.dispatch = Dispatch(self.agenda, larger.hand, larger.hear, share=next_share(self.dispatch._share), **how)
+        larger.dispatch = Dispatch(self.agenda, larger.hand, larger.hear, share=share, **how)
         for name in names:
             larger.dispatch.arrived(name)
         return larger
@@ -483,7 +484,7 @@ def through_all_shares(crew, health, falls, workers=99):
         tries[share] = Counter(job.key for _, job in crew.started)
         if crew.dispatch.hopeless or not crew.dispatch.set_aside:
             return crew, tries
-        count = min(workers, trials_in(next_share(share)))
+        count = min(workers, trials_in(crew.dispatch.share_for_set_aside))
         crew = crew.at_larger_share(*[f"{share} {place}" for place in range(count)], health=health)
 
 
@@ -516,12 +517,27 @@ def test_who_loses_its_gpu_beside_others_is_tried_again_and_has_failed_only_alon
     assert crew.known.trials.keys() == run(small())[0].trials.keys()
 
 
-def test_a_kind_that_keeps_losing_its_gpu_is_held_back_after_three_losses():
+def test_a_kind_that_keeps_losing_its_gpu_is_held_back_after_three_losses_and_then_has_a_gpu_alone():
     crew = Crew(small(), "w0", share=0.25, health=(health := Health()))
     crew, tries = through_all_shares(crew, health, ssd_alone, workers=1)
     ssd = {key for key, record in crew.known.trials.items() if not record.ok}
     assert len(ssd) >= 4
-    assert [sum(tries[share][key] for key in ssd) for share in (0.25, 0.5, 1.0)] == [MOST_LOSSES, 1, len(ssd)]
+    assert {share: sum(handed[key] for key in ssd) for share, handed in tries.items()} == {0.25: MOST_LOSSES, 1.0: len(ssd)}
+
+
+def test_what_lost_its_gpu_shares_the_next_phase_with_what_ran_out_of_memory():
+    crew = Crew(small(), "w0", share=0.25, health=Health())
+    for number in range(1, 50):
+        if crew.dispatch.over:
+            break
+        name, job = next(iter(crew.jobs.items()))
+        lost = name_of_trial(job) == "ssd"
+        crew.end(name, loses_its_device if lost else out_of_memory("scrub"))
+        if lost:
+            crew.die(name)
+            crew.dispatch.arrived(f"w{number}")
+    assert {name_of_trial(job) for job in crew.dispatch.set_aside} == {"ssd", "scrub"}
+    assert crew.dispatch.share_for_set_aside == 0.5
 
 
 def test_jobs_that_go_down_together_are_one_loss_of_their_kind():
