@@ -44,6 +44,13 @@ class Meter:
         model.register_forward_hook(self.hook)
         return model
 
+    def let_go(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The same model, counted no longer."""
+        for module in model.modules():
+            for place in [place for place, hook in module._forward_hooks.items() if hook is self.hook]:
+                del module._forward_hooks[place]
+        return model
+
     def _count_forward(self, num_images: int) -> None:
         self.cost += Cost(forward=num_images)
 

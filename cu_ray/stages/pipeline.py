@@ -29,6 +29,7 @@ from cu_ray.stages.evidence import OriginalsEvidence
 from cu_ray.stages.poison import OnDevice, detect, nothing_found, poison, upload
 from cu_ray.stages.process import device_is_lost, is_from_signal, state_kept
 from cu_ray.stages.reasons import blamed, is_out_of_memory, reason_of
+from cu_ray.stages.seen import Seen
 from cu_ray.stages.train import build_model, train
 from cu_ray.stages.unlearn import Unlearned, now, unlearn
 from cu_ray.stages.warm import Warm
@@ -44,6 +45,7 @@ class Workbench:
         self._warm = Warm(store, self._device)
         self._last_split: tuple[str, DeletionSplit] | None = None
         self._last_before: tuple[str, float | None] | None = None
+        self._seen = Seen()
         self._evidence: tuple[str, OriginalsEvidence] | None = None  # of the last original
 
     def run_original(self, spec: OriginalSpec) -> Record:
@@ -137,7 +139,8 @@ class Workbench:
             "num_affected": poisoned.num_affected,
         }
         run = copy.deepcopy(model)  # the one that trials share is never run
-        return self._evaluated(run, poisoned, data, nothing_found(poisoned), spec.setting, facts), {}
+        precision = spec.setting.train.precision
+        return self._timed(facts, lambda: evaluate(run, poisoned, data, nothing_found(poisoned), precision)), {}
 
     def _trial_evaluated(self, spec: TrialSpec, facts: dict[str, Any]) -> tuple[Evaluation, dict[str, float]]:
         name = name_of(spec.method)
@@ -156,7 +159,12 @@ class Workbench:
 
     def _evaluated_trial(self, spec: TrialSpec, model: torch.nn.Module, facts: dict[str, Any]) -> Evaluation:
         poisoned, data = self.poisoned(spec.original.setting)
-        evaluation = self._evaluated(model, poisoned, data, self.split(spec), spec.original.setting, facts)
+        original, split, precision = self.original(spec.original)[0], self.split(spec), spec.original.setting.train.precision
+
+        def run() -> Evaluation:
+            return evaluate(model, poisoned, data, split, precision)
+
+        evaluation = self._timed(facts, lambda: self._seen.evaluation(_split_key(spec), model, original, run))
         before = {"deletion_given_before": self._given_before(spec)}
         return dataclasses.replace(evaluation, scores=evaluation.scores | before)
 
@@ -186,17 +194,9 @@ class Workbench:
             self._last_split = key, split
         return self._last_split[1]
 
-    def _evaluated(
-        self,
-        model: torch.nn.Module,
-        poisoned: PoisonedDataset,
-        data: OnDevice,
-        split: Any,
-        setting: Setting,
-        facts: dict[str, Any],
-    ) -> Evaluation:
+    def _timed(self, facts: dict[str, Any], evaluated: Callable[[], Evaluation]) -> Evaluation:
         started = now(self._device)
-        evaluation = evaluate(model, poisoned, data, split, setting.train.precision)
+        evaluation = evaluated()
         facts["eval_seconds"] = now(self._device) - started
         return evaluation
 
@@ -247,7 +247,7 @@ class Workbench:
 
     def _forget(self) -> None:
         self._warm.forget()
-        self._last_split, self._last_before, self._evidence = None, None, None
+        self._last_split, self._last_before, self._evidence, self._seen = None, None, None, Seen()
 
     def _mend_images(self, setting: Setting) -> None:
         """Put back images that were written to, in place: on a CPU all workers of a machine see them in the same memory."""

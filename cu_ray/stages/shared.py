@@ -35,11 +35,11 @@ class Fingerprints:
     @classmethod
     def of(cls, tensors: NamedTensors) -> Fingerprints:
         """The fingerprints of these."""
-        return cls(_of_all(tensors), dict(zip(tensors, _prints(map(_bits, tensors.values())), strict=True)))
+        return cls(prints_of_all(tensors), dict(zip(tensors, _prints(map(_bits, tensors.values())), strict=True)))
 
     def first_changed(self, tensors: NamedTensors) -> str | None:
         """The first name whose tensor has another fingerprint than it had, or has come or gone; None where there is none."""
-        if self.each.keys() == tensors.keys() and self.of_all == _of_all(tensors):
+        if self.each.keys() == tensors.keys() and self.of_all == prints_of_all(tensors):
             return None
         after = Fingerprints.of(tensors).each
         return next((name for name in self.each | after if self.each.get(name) != after.get(name)), None)
@@ -55,7 +55,8 @@ def tensors_of(model: torch.nn.Module) -> NamedTensors:
     return {**state, "modules": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device)}
 
 
-def _of_all(tensors: NamedTensors) -> Prints:
+def prints_of_all(tensors: NamedTensors) -> Prints:
+    """The fingerprints of all together: the small ones as one."""
     bits = [_bits(tensor) for tensor in tensors.values()]
     small = [each for each in bits if len(each) < SMALL]
     return _prints([*([torch.cat(small)] if small else []), *(each for each in bits if len(each) >= SMALL)])

@@ -87,7 +87,7 @@ def unlearn(
     with blamed(name):  # it may have offered another one than it returned
         model = keeper.keep(model)
     return Unlearned(
-        model,
+        task.meter.let_go(model),
         cost=task.meter.cost + task.memo_cost,
         spent=task.meter.cost,
         seconds=seconds + task.memo_seconds,
