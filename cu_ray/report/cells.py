@@ -1,4 +1,7 @@
-"""What is compared with what: a cell is all that methods share but the seed and the deletion fraction."""
+"""What is compared with what: a cell is all that methods share but the seed and the deletion fraction.
+
+Cells that differ in the detection alone have their originals, and so their chance, in common: together they are one `origin`.
+"""
 
 from __future__ import annotations
 
@@ -32,30 +35,45 @@ def cell_names(results: Sequence[Results], *, without: str = "") -> dict[tuple[A
 
 
 def chosen(results: Sequence[Results], rule: str) -> pd.DataFrame:
-    """A row for each trial that the rule chose to be reported: sweep, cell, method, fraction, seed, scores and costs.
+    """A row for each trial that the rule chose to be reported: sweep, cell, origin, method, fraction, seed, scores and costs.
 
-    A method that does not look at the deletion set has the same trial at each fraction. Controls are left out. Where there
-    are several results, a method's name says which it is of.
+    `searched`: whether its hyperparameters were chosen. A method that does not look at the deletion set has the same trial at
+    each fraction. Controls are left out. Where there are several results, a method's name says which it is of.
     """
     import pandas as pd
 
-    names = cell_names(results)
-    parts = [_chosen(each, rule, names) for each in results]
+    names, origins = cell_names(results), cell_names(results, without="detection")
+    parts = [_chosen(each, rule, names, origins) for each in results]
     if len(results) > 1:
         parts = [part.assign(method=part["method"] + f" ({each.label})") for part, each in zip(parts, results, strict=True)]
     return pd.concat(parts, ignore_index=True)
+
+
+def comparable(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of chosen trials on those seeds of each sweep and cell that searched methods are reported on, if there are any.
+
+    With `search.seeds: first` what needs no search is reported on the seed of the search too, where others may not be.
+    """
+    import pandas as pd
+
+    by = ["sweep", "cell", "seed"]
+    reported = pd.MultiIndex.from_frame(rows.loc[rows["searched"], by].drop_duplicates())
+    searched_in = reported.droplevel("seed").unique()
+    places = pd.MultiIndex.from_frame(rows[by])
+    return rows[places.isin(reported) | ~places.droplevel("seed").isin(searched_in)]
 
 
 def baselines(results: Sequence[Results], rule: str) -> pd.DataFrame:
     """A row for each sweep, cell and seed: acc_corr and acc_retain without unlearning, and acc_corr of retraining.
 
     `num_affected` is the number of test images behind acc_corr, null in tables that do not say it. Retraining is exact
-    unlearning of all layers at fraction 1; of several the one of the most steps.
+    unlearning of all layers without the whole manipulated set and nothing else, by whatever detection; of several the one of
+    the most steps.
     """
     import pandas as pd
 
-    names = cell_names(results)
-    return pd.concat([_baselines(each, prefix_of(rule), names) for each in results], ignore_index=True)
+    names, origins = cell_names(results), cell_names(results, without="detection")
+    return pd.concat([_baselines(each, prefix_of(rule), names, origins) for each in results], ignore_index=True)
 
 
 def with_cells(frame: pd.DataFrame, names: dict[tuple[Any, ...], str]) -> pd.DataFrame:
@@ -78,9 +96,11 @@ def measured(trials: pd.DataFrame) -> pd.DataFrame:
     return trials[(trials["status"] == "ok") & ~trials["held_out"] & (trials["unlearning_seed"] == 0) & trials["control"].isna()]
 
 
-def _chosen(results: Results, rule: str, names: dict[tuple[Any, ...], str]) -> pd.DataFrame:
+def _chosen(results: Results, rule: str, names: dict[tuple[Any, ...], str], origins: dict[tuple[Any, ...], str]) -> pd.DataFrame:
     best = results.best[(results.best["rule"] == rule) & results.best["control"].isna()]
-    picked = with_cells(best, names)[["cell", "method", "deletion_fraction", "trial_keys"]].explode("trial_keys").dropna()
+    best = with_cells(with_cells(best, origins).rename(columns={"cell": "origin"}), names)
+    best = best.assign(searched=best["search_objective"].notna())
+    picked = best[["cell", "origin", "searched", "method", "deletion_fraction", "trial_keys"]].explode("trial_keys").dropna()
     prefix = prefix_of(rule)
     columns = {"trial_key": "trial_key", "original_key": "original_key", "seed": "seed"}
     metrics = dict.fromkeys((*ALWAYS, *metrics_in(results.trials.columns)))
@@ -92,15 +112,19 @@ def _chosen(results: Results, rule: str, names: dict[tuple[Any, ...], str]) -> p
     return rows.rename(columns={"deletion_fraction": "fraction"}).assign(sweep=results.label)
 
 
-def _baselines(results: Results, prefix: str, names: dict[tuple[Any, ...], str]) -> pd.DataFrame:
-    corr, retain, by = f"{prefix}acc_corr", f"{prefix}acc_retain", ["cell", "seed"]
-    trials = with_cells(measured(results.trials), names)
-    none = trials[trials["method"] == "no_unlearning"].drop_duplicates(by)
-    retrained = trials[(trials["method"] == "exact_unlearning") & (trials["deletion_size"] == trials["manipulation_size"])]
+def _baselines(
+    results: Results, prefix: str, names: dict[tuple[Any, ...], str], origins: dict[tuple[Any, ...], str]
+) -> pd.DataFrame:
+    corr, retain, by = f"{prefix}acc_corr", f"{prefix}acc_retain", ["origin", "seed"]
+    trials = with_cells(with_cells(measured(results.trials), origins).rename(columns={"cell": "origin"}), names)
+    none = trials[trials["method"] == "no_unlearning"].drop_duplicates(["cell", "seed"])
+    all_found = (trials["deletion_size"] == trials["manipulation_size"]) & (trials["detection_precision"].fillna(1) == 1)
+    retrained = trials[(trials["method"] == "exact_unlearning") & all_found]
     if "hp_k" in retrained:
-        retrained = retrained[retrained["hp_k"].isna()].sort_values("hp_steps", ascending=False).drop_duplicates(by)
-    rows = none[[*by, "original_key", corr, retain]].rename(columns={corr: "none", retain: "none_retain"})
-    rows = rows.merge(retrained[[*by, corr]].rename(columns={corr: "retrained"}), on=by, how="left")
+        retrained = retrained[retrained["hp_k"].isna()].sort_values("hp_steps", ascending=False)
+    retrained = retrained.drop_duplicates(by)[[*by, corr]].rename(columns={corr: "retrained"})
+    rows = none[["cell", *by, "original_key", corr, retain]].rename(columns={corr: "none", retain: "none_retain"})
+    rows = rows.merge(retrained, on=by, how="left").drop(columns="origin")
     images = results.originals.reindex(columns=["original_key", "num_affected"]).drop_duplicates("original_key")
     return rows.merge(images, on="original_key", how="left").assign(sweep=results.label)
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cu_ray.identity import generator_for
+from cu_ray.report.statistics import summarise
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import pandas as pd
 
 LEVEL = 0.05
@@ -94,32 +96,83 @@ def average_ranks(scores: pd.DataFrame) -> dict[str, float]:
     return dict(zip(map(str, scores.columns), map(float, ranks.mean(axis=0)), strict=True))
 
 
+def common(scores: pd.DataFrame) -> pd.DataFrame:
+    """The rows that all columns (methods) have, of the columns that have at least half as many rows as the fullest.
+
+    One trial that failed costs a place; a method that lacks most places is not compared, and the others keep them.
+    """
+    counts = scores.notna().sum()
+    shared: pd.DataFrame = scores[counts.index[(counts > 0) & (2 * counts >= counts.max())]].dropna()
+    return shared
+
+
 def best_and_significant(scores: pd.DataFrame) -> tuple[str | None, bool]:
-    """The column (method) of the highest mean over the rows (seeds); whether it beats each other at 5 %, corrected by Holm."""
-    means = scores.mean().dropna()
-    if not len(means):
+    """The column (method) of the highest mean over the rows (seeds) in `common`; whether it beats each other at 5 %, by Holm."""
+    shared = common(scores)
+    if shared.empty:
         return None, False
-    best = str(means.idxmax())
-    others = [str(name) for name in means.index if name != best]
-    corrected = holm([paired_t(list((scores[best] - scores[other]).dropna())) for other in others])
+    best = str(shared.mean().idxmax())
+    others = [str(name) for name in shared if name != best]
+    corrected = holm([paired_t(list(shared[best] - shared[other])) for other in others])
     return best, bool(others) and all(p is not None and p < LEVEL for p in corrected)
 
 
 def bootstrap_interval(values: Sequence[Sequence[float]], purpose: str) -> tuple[float, float] | None:
     """95 % interval of the mean over cells of the means over seeds: cells are drawn anew, and in each its seeds.
 
-    values: by cell, by seed. None for a single value in all, or a single cell with one seed. The draws are a function of the
-    purpose alone.
+    values: by cell, by seed. Quantiles by `tails` of the number of cells; of a single cell the interval over its seeds by
+    Student's t; None for a single value in all. The draws are a function of the purpose alone.
     """
     cells = [np.asarray(cell, dtype=float) for cell in values if len(cell)]
     if sum(map(len, cells)) < 2:
         return None
-    rng = generator_for("bootstrap", purpose)
-    means = np.stack([cell[rng.integers(len(cell), size=(NUM_RESAMPLES, len(cells), len(cell)))].mean(axis=2) for cell in cells])
-    drawn = rng.integers(len(cells), size=(NUM_RESAMPLES, len(cells)))
-    totals = means[drawn, np.arange(NUM_RESAMPLES)[:, None], np.arange(len(cells))[None, :]].mean(axis=1)
-    low, high = np.quantile(totals, [0.025, 0.975])
+    if len(cells) == 1:
+        alone = summarise(list(cells[0]))
+        assert alone.low is not None
+        assert alone.high is not None
+        return alone.low, alone.high
+    low, high = np.quantile(resamples(list(map(len, cells)), purpose) @ np.concatenate(cells), tails(len(cells)))
     return float(low), float(high)
+
+
+def by_origin(rows: pd.DataFrame, column: str) -> list[list[float]]:
+    """The means of a column by origin and seed: a list for each origin, as `bootstrap_interval` takes them."""
+    means = rows.groupby(["origin", "seed"], sort=False)[column].mean()
+    return [list(own) for _, own in means.groupby(level="origin", sort=False)]
+
+
+def mean_over(cells: Sequence[Sequence[float]]) -> float:
+    """The mean over cells of the means over their seeds."""
+    return float(np.mean([np.mean(cell) for cell in cells]))
+
+
+def resamples(num_seeds: Sequence[int], purpose: str) -> npt.NDArray[np.float64]:
+    """[NUM_RESAMPLES, all seeds of all cells]: what each value weighs in a mean over cells drawn anew, with seeds drawn anew.
+
+    num_seeds: of each cell.
+    """
+    rng, sizes = generator_for("bootstrap", purpose), np.asarray(num_seeds)
+    cells, total = len(sizes), int(sizes.sum())
+    drawn = rng.integers(cells, size=(NUM_RESAMPLES, cells))[:, :, None]
+    place = np.arange(sizes.max())[None, None, :]
+    seeds = (rng.random((NUM_RESAMPLES, cells, int(sizes.max()))) * sizes[drawn]).astype(int)
+    at = np.arange(NUM_RESAMPLES)[:, None, None] * total + (np.cumsum(sizes) - sizes)[drawn] + seeds
+    weights = np.where(place < sizes[drawn], 1 / (cells * sizes[drawn]), 0.0)
+    summed = np.bincount(at.ravel(), weights.ravel(), minlength=NUM_RESAMPLES * total)
+    return np.asarray(summed, dtype=np.float64).reshape(NUM_RESAMPLES, total)
+
+
+def tails(count: int) -> tuple[float, float]:
+    """The quantiles of a bootstrap over so many that make a 95 % interval: further out, the fewer they are.
+
+    Plain ones are too narrow, as Student's t is wider than the normal distribution, and as n / (n - 1) is lacking in the
+    variance of what was drawn from (expanded percentiles: Hesterberg 2015, The American Statistician 69(4)).
+    """
+    import scipy.special
+
+    reach = (count / (count - 1)) ** 0.5 * scipy.special.stdtrit(count - 1, 0.975)
+    below = float(scipy.special.ndtr(-reach))
+    return below, 1 - below
 
 
 def _pairs(scores: pd.DataFrame, test: object) -> list[Pair]:

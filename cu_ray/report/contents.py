@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from cu_ray.errors import UserError, did_you_mean
 from cu_ray.report import comparison, false_positives, figures, plane, survival
-from cu_ray.report.cells import ALWAYS, baselines, cell_names, chosen
+from cu_ray.report.cells import ALWAYS, baselines, cell_names, chosen, comparable
 from cu_ray.report.costs import costs
 from cu_ray.report.gaps import gaps
 from cu_ray.report.panels import Figure
-from cu_ray.report.recovery import areas, smallest_fraction, summaries, with_recovery
+from cu_ray.report.recovery import MOST, areas, smallest_fraction, summaries, with_recovery
 from cu_ray.report.terminal import metrics_in
 from cu_ray.selection import RULES
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 SCORES = (*ALWAYS, "recovered", "lost")
+PLACE = ["origin", "cell", "fraction", "seed"]
 OTHER_COLUMNS = ("cell", "method", "fraction", "seconds", "n")  # of the table of all results
 MOST_REASONS = 30
 
@@ -38,6 +39,8 @@ class Contents:
     results: tuple[Results, ...]
     rule: str
     rows: pd.DataFrame  # of trials that the rule chose, with the recovered share
+    shared: pd.DataFrame  # those of them on seeds that methods are compared on
+    scores: pd.DataFrame  # of each method (column) at the places (origin, cell, fraction, seed) that all compared methods have
     means: pd.DataFrame  # over seeds
     styles: dict[str, int]  # of each method, in the order of the sweep file
     figures: tuple[Figure, ...]
@@ -67,15 +70,18 @@ def gather(results: Sequence[Results], rule: str) -> Contents:
     rows = rows.sort_values("cell", key=lambda cells: cells.map(order), kind="stable")
     metrics = dict.fromkeys(name for each in results for name in metrics_in(each.trials.columns))
     others = [name for name in metrics if name not in ALWAYS]
+    shared = comparable(rows)
+    scores = _common_scores(shared)
     means = summaries(rows, ["cell", "method", "fraction"], [*SCORES, *others, "unlearn_seconds"])
     honest = "oracle_validation" if RULES[rule].peeks else rule
-    spots = plane.spots(rows if honest == rule else chosen(results, honest), plane.regularities(names))
+    honestly = shared if honest == rule else comparable(chosen(results, honest))
+    spots = plane.spots(honestly, plane.regularities(names))
     made = [
         plane.figure(spots, styles, honest),
         figures.curves(rows, styles),
         false_positives.figure(results, rows, styles),
-        figures.tradeoff(rows, styles),
-        figures.cost(rows, styles),
+        figures.tradeoff(shared, styles),
+        figures.cost(_at(scores, shared), styles),
     ]
     survivors = survival.survival(results)
     made += [
@@ -84,7 +90,7 @@ def gather(results: Sequence[Results], rule: str) -> Contents:
         figures.landscapes(results, names, styles),
     ]
     drawn = tuple(figure for figure in made if figure.panels)
-    return Contents(tuple(results), rule, rows, means, styles, drawn, tuple(spots), survivors, tuple(others))
+    return Contents(tuple(results), rule, rows, shared, scores, means, styles, drawn, tuple(spots), survivors, tuple(others))
 
 
 def rule_of(results: Sequence[Results], wanted: str | None) -> str:
@@ -131,12 +137,14 @@ def missing(results: Results, rule: str) -> list[str]:
                 else "no trial is done and has a score"
             )
             lines.append(f"{method} has no result: {why}")
-        elif (short := own["n"] < own["n"].max()).any():
-            lines.append(f"{method}: fewer than {own['n'].max()} seeds in {short.sum()} of {len(own)} rows")
+        elif (short := own["n"] < (planned := _planned(own))).any():
+            lines.append(f"{method}: fewer than {planned.max()} seeds in {short.sum()} of {len(own)} rows")
         if (open_ := own["num_points"] < own["num_points_planned"]).any():
             lines.append(f"{method}: {int(open_.sum())} of {len(own)} searches have fewer points than planned")
     if len(best) and best["n"].max() == 1:
-        lines.append("one seed: there is no spread and no interval anywhere")
+        lines.append("one seed: nothing says how much is chance, and intervals are over cells alone")
+    if unknown := _without_reference(results, rule):
+        lines.append(f"no recovered share for {unknown}: it needs exact_unlearning of all layers at fraction 1 on that seed")
     if results.num_not_rescored:
         lines.append(
             f"{results.num_not_rescored} trials lack the metrics of `cu-ray rescore`, which computes them where evidence was kept"
@@ -144,6 +152,19 @@ def missing(results: Results, rule: str) -> list[str]:
     if num_stale := int(results.trials["stale"].eq(True).sum()):
         lines.append(f"{num_stale} trials were made by other versions of the code than the one installed")
     return lines
+
+
+def _planned(best: pd.DataFrame) -> pd.Series:
+    """How many seeds each row was to have; in tables that do not say it as many as the fullest."""
+    return best["n_planned"] if "n_planned" in best else best["n"].clip(lower=best["n"].max())
+
+
+def _without_reference(results: Results, rule: str) -> str:
+    """Of how many originals that are reported no retraining is there, in words."""
+    reported = chosen([results], rule)[["cell", "seed"]].drop_duplicates()
+    known = baselines([results], rule).dropna(subset=["retrained"])[["cell", "seed"]]
+    lacking = len(reported) - len(reported.merge(known))
+    return f"{lacking} of {len(reported)} originals" if lacking else ""
 
 
 def recovery_rows(contents: Contents) -> list[Row]:
@@ -158,32 +179,44 @@ def recovery_rows(contents: Contents) -> list[Row]:
         row: Row = {"cell": cell, "method": method}
         for column, found_areas in means.items():
             row[f"area {column}"] = _interval_of(found_areas[cell, method], "area")
-        row["90 % from"] = smallest_fraction(list(own["fraction"]), list(own["recovered_mean"]))
+        row["90 % from"] = _ninety(own, contents.rows[(contents.rows["cell"] == cell) & (contents.rows["method"] == method)])
+        row["n"] = int(own["acc_retain_n"].max())
         found.append(row)
     return found
 
 
+def _ninety(means: pd.DataFrame, rows: pd.DataFrame) -> str | None:
+    """'0.4 (4 of 5 seeds)': the smallest fraction at which the mean recovered share reaches 0.9, and how many seeds do there."""
+    known = means.dropna(subset=["recovered_mean"])
+    if not len(known):
+        return None
+    fraction = smallest_fraction(list(known["fraction"]), list(known["recovered_mean"]))
+    if fraction is None:
+        return "never"
+    shares = rows.loc[rows["fraction"] == fraction, "recovered"].dropna()
+    return f"{fraction:g} ({(shares >= MOST).sum()} of {len(shares)} seeds)"
+
+
 def rank_rows(contents: Contents) -> list[Row]:
-    """A row for each method: mean score over cells and fractions, average rank over cells."""
-    scores = _by(contents, "cell")
-    ranks = comparison.average_ranks(scores)
-    rows: list[Row] = []
-    for method in contents.styles:
-        if method in scores and scores[method].notna().any():
-            values = scores[method].dropna()
-            rows.append(
-                {"method": method, "cells": len(values), "score": float(values.mean()), "average rank": ranks.get(method)}
-            )
-    return sorted(rows, key=lambda row: -row["score"])
+    """A row for each method: mean score over cells and fractions, average rank over cells; none where most places are missing."""
+    by_cell = contents.scores.groupby(level="origin", sort=False).mean()
+    ranks, compared = comparison.average_ranks(by_cell), {"cells": len(by_cell), "n": len(contents.scores)}
+    rows: list[Row] = [
+        {"method": method, "score": float(by_cell[method].mean()), "average rank": ranks[method], **compared}
+        for method in contents.styles
+        if method in ranks
+    ]
+    left_out = [method for method in contents.styles if method not in ranks]
+    others = [{"method": method, "score": None, "average rank": None, "cells": None, "n": None} for method in left_out]
+    return [*sorted(rows, key=lambda row: -row["score"]), *others]
 
 
 def pair_rows(contents: Contents) -> list[Row]:
     """A row for each pair of methods, the smallest corrected p first: over cells, or over seeds where cells are too few."""
-    scores, test = _by(contents, "cell"), comparison.over_cells
+    level, unit, test = "origin", "cells", comparison.over_cells
     if few_cells(contents):
-        scores, test = _by(contents, "seed"), comparison.over_seeds
-    unit = "seeds" if few_cells(contents) else "cells"
-    pairs = test(scores)
+        level, unit, test = "seed", "seeds", comparison.over_seeds
+    pairs = test(contents.scores.groupby(level=level, sort=False).mean())
     rows = [
         {"method": p.one, "against": p.other, unit: p.n, "difference": p.difference, "p": p.p, "p, Holm": p.corrected}
         for p in pairs
@@ -192,8 +225,9 @@ def pair_rows(contents: Contents) -> list[Row]:
 
 
 def few_cells(contents: Contents) -> bool:
-    """Whether there are fewer cells than a signed rank test needs to come below 0.05."""
-    return bool(contents.rows["cell"].nunique() < 6)
+    """Whether there are fewer cells than a signed rank test needs to come below 0.05, corrected for all pairs of methods."""
+    cells, methods = contents.scores.index.get_level_values("origin").nunique(), len(contents.scores.columns)
+    return bool(methods * (methods - 1) / 2**cells >= comparison.LEVEL)
 
 
 def gap_rows(contents: Contents) -> list[Row]:
@@ -204,6 +238,7 @@ def gap_rows(contents: Contents) -> list[Row]:
             "method": row["method"],
             "rule": row["rule"],
             "behind oracle": _Interval(row["gap"], row["low"], row["high"], row["n"]),
+            "n": row["n"],
             "pool": "drawn for one rule: flatters it" if row["flattered"] else "drawn for no rule",
         }
         for row in found.to_dict("records")
@@ -212,6 +247,7 @@ def gap_rows(contents: Contents) -> list[Row]:
 
 def spot_rows(contents: Contents) -> list[Row]:
     """A row for each spot of the plane, the most regular corruption first."""
+    gaps_there = any(spot.left_out for spot in contents.spots)
     return [
         {
             "cell": spot.cell,
@@ -221,6 +257,8 @@ def spot_rows(contents: Contents) -> list[Row]:
             "next": spot.second,
             "ahead by": _Interval(spot.ahead.mean, spot.ahead.low, spot.ahead.high, spot.ahead.n),
             "of all others": "yes" if spot.clear else "not beyond the noise of seeds",
+            "n": spot.score.n,
+            **({"lacking a seed": ", ".join(spot.left_out)} if gaps_there else {}),
         }
         for spot in sorted(contents.spots, key=lambda spot: -spot.regularity)
     ]
@@ -240,7 +278,7 @@ def survival_rows(contents: Contents) -> list[Row]:
             row[f"rank, {rule}"] = _rank(rank["mean"], rank["low"], rank["high"], before)
             if rule != survival.PEEKING:
                 row[f"lost, {rule}"] = _Interval(lost["mean"], _known(lost["low"]), _known(lost["high"]), lost["n"])
-        rows.append(row)
+        rows.append(row | {"n": measured[method, survival.PEEKING, "score"]["n"]})
     return sorted(rows, key=lambda row: -row[survival.PEEKING].mean)
 
 
@@ -332,10 +370,16 @@ def _known(value: Any) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
-def _by(contents: Contents, unit: str) -> pd.DataFrame:
-    """The score of each method (column) in each cell or of each seed (row): mean of acc_corr and acc_retain over all else."""
-    rows = contents.rows.assign(score=(contents.rows["acc_corr"] + contents.rows["acc_retain"]) / 2)
-    return rows.pivot_table(index=unit, columns="method", values="score", aggfunc="mean", sort=False)
+def _common_scores(rows: pd.DataFrame) -> pd.DataFrame:
+    scored = rows.assign(score=(rows["acc_corr"] + rows["acc_retain"]) / 2)
+    return comparison.common(scored.pivot_table(index=PLACE, columns="method", values="score", aggfunc="mean", sort=False))
+
+
+def _at(scores: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows at the places of the scores; all where there are none."""
+    import pandas as pd
+
+    return rows[pd.MultiIndex.from_frame(rows[PLACE]).isin(scores.index)] if len(scores) else rows
 
 
 def _listed(values: Any) -> str:

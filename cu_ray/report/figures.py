@@ -9,7 +9,7 @@ import numpy as np
 
 from cu_ray.report import budgets
 from cu_ray.report.cells import measured
-from cu_ray.report.comparison import bootstrap_interval
+from cu_ray.report.comparison import bootstrap_interval, by_origin, mean_over
 from cu_ray.report.panels import Figure, Line, Panel, limits, line_of_means
 from cu_ray.report.recovery import summaries
 
@@ -114,20 +114,18 @@ def cost(rows: pd.DataFrame, styles: dict[str, int]) -> Figure:
     for column, label in (("images", "images forward + 2 x images backward"), ("unlearn_seconds", "seconds of unlearning")):
         lines = []
         for method, own in scored.dropna(subset=[column]).groupby("method", sort=False):
-            by_seed = own.groupby(["cell", "seed"])["score"].mean()
-            cells = [list(cell) for _, cell in by_seed.groupby(level="cell")]
+            cells = by_origin(own, "score")
             low, high = bootstrap_interval(cells, f"cost {method}") or (None, None)
-            height = float(np.mean([np.mean(cell) for cell in cells]))
-            lines.append(
-                Line(str(method), styles[str(method)], (float(own[column].mean()),), (height,), (low,), (high,), joined=False)
-            )
+            taken, height = float(own[column].mean()), mean_over(cells)
+            note = f"{method}: {height:.3f}" + ("" if low is None else f", {low:.3f} to {high:.3f}") + f", n = {len(own)}"
+            lines.append(Line(str(method), styles[str(method)], (taken,), (height,), (low,), (high,), (note,), joined=False))
         if lines:
             y = [value for line in lines for value in (*line.y, *line.low, *line.high) if value is not None]
             x_limits = limits([0, *(line.x[0] for line in lines)])
             panels.append(Panel(f"Score against {label}", label, "score", tuple(lines), x_limits, limits(y)))
     caption = (
         "What one trial takes alone, mean over all; score: mean of acc_corr and acc_retain over cells and fractions, with a 95 % "
-        "bootstrap interval over cells and seeds."
+        "interval over cells and seeds, where most methods have a result."
     )
     return Figure("cost", "Cost against quality", caption, tuple(panels))
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cu_ray.report.cells import chosen
-from cu_ray.report.comparison import bootstrap_interval
+from cu_ray.report.comparison import bootstrap_interval, by_origin, mean_over
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cu_ray.report.results import Results
 
 COMPARED = ("oracle_validation", "defender", "rem_proxy", "potion_stop")  # with `oracle`: all report on the report half
-PLACE = ["cell", "method", "fraction", "seed"]
+PLACE = ["origin", "cell", "method", "fraction", "seed"]
 
 
 def gaps(results: Sequence[Results]) -> pd.DataFrame:
@@ -37,11 +37,9 @@ def gaps(results: Sequence[Results]) -> pd.DataFrame:
             gap=joined["score"] - joined["score_rule"], plain=joined["method"].str.replace(r" \(.*\)$", "", regex=True)
         )
         for method, own in joined[joined["plain"].isin(searched)].groupby("method", sort=False):
-            by_seed = own.groupby(["cell", "seed"])["gap"].mean()
-            cells = [list(cell) for _, cell in by_seed.groupby(level="cell")]
-            interval = bootstrap_interval(cells, f"gap {method} {rule}") or (None, None)
-            gap = sum(sum(cell) / len(cell) for cell in cells) / len(cells)
-            row = {"method": method, "rule": rule, "gap": gap, "low": interval[0], "high": interval[1], "n": len(own)}
+            cells = by_origin(own, "gap")
+            low, high = bootstrap_interval(cells, f"gap {method} {rule}") or (None, None)
+            row = {"method": method, "rule": rule, "gap": mean_over(cells), "low": low, "high": high, "n": len(own)}
             rows.append({**row, "flattered": own["plain"].iloc[0] in flattered})
     return pd.DataFrame(rows, columns=["method", "rule", "gap", "low", "high", "n", "flattered"])
 

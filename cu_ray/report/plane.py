@@ -30,6 +30,7 @@ class Spot:
     second: str
     ahead: Summary
     clear: bool  # ahead of every other method beyond the noise of seeds
+    left_out: tuple[str, ...] = ()  # methods that lack a seed
 
 
 def regularities(names: dict[tuple[Any, ...], str]) -> dict[str, int]:
@@ -41,20 +42,22 @@ def regularities(names: dict[tuple[Any, ...], str]) -> dict[str, int]:
 def spots(rows: pd.DataFrame, regularity: dict[str, int]) -> list[Spot]:
     """The spots of the plane, the least regular cells first. A method that lacks one of a spot's seeds is not compared there.
 
-    rows: of trials that a selection rule chose.
+    rows: of trials that a selection rule chose, `comparable`.
     """
     rows = rows.assign(score=(rows["acc_corr"] + rows["acc_retain"]) / 2).dropna(subset=["score"])
     found = []
     places: Any = rows[rows["cell"].isin(regularity)].groupby(["cell", "fraction"], sort=False)
     for (cell, fraction), own in places:
-        by_seed = own.pivot_table(index="seed", columns="method", values="score", aggfunc="mean", sort=False).dropna(axis=1)
+        every = own.pivot_table(index="seed", columns="method", values="score", aggfunc="mean", sort=False)
+        by_seed = every.dropna(axis=1)
+        left_out = tuple(map(str, every.columns.difference(by_seed.columns, sort=False)))
         if len(by_seed.columns) < 2:
             continue
         best, second = by_seed.mean().sort_values(ascending=False, kind="stable").index[:2]
         ahead = summarise(list(by_seed[best] - by_seed[second]))
         clear = best_and_significant(by_seed)[1]
         score = summarise(list(by_seed[best]))
-        found.append(Spot(cell, regularity[cell], float(fraction), str(best), score, str(second), ahead, clear))
+        found.append(Spot(cell, regularity[cell], float(fraction), str(best), score, str(second), ahead, clear, left_out))
     return sorted(found, key=lambda spot: spot.regularity)
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LEAST_HARM = 0.05  # of accuracy: a share of less says nothing
+MOST = 0.9  # a recovered share that counts as corrected
 LEAST_ERRORS = 3  # standard errors of the harm
 
 
@@ -69,7 +70,7 @@ def areas(rows: pd.DataFrame, column: str) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["cell", "method", "seed", "area"])
 
 
-def smallest_fraction(fractions: Sequence[float], recovered: Sequence[float], level: float = 0.9) -> float | None:
+def smallest_fraction(fractions: Sequence[float], recovered: Sequence[float], level: float = MOST) -> float | None:
     """The smallest of these deletion fractions at which the recovered share reaches the level; None where none does."""
     reached = [fraction for fraction, share in zip(fractions, recovered, strict=True) if share >= level]
     return min(reached, default=None)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from cu_ray.identity import generator_for
-from cu_ray.report.comparison import NUM_RESAMPLES
+from cu_ray.report.comparison import resamples, tails
 from cu_ray.report.gaps import COMPARED, PLACE, scores_under
 from cu_ray.report.panels import Figure, Panel, limits, line_of_means
 
@@ -29,7 +28,8 @@ def survival(results: Sequence[Results]) -> pd.DataFrame:
 
     Scores are means over cells of means over all else, at the places (cell, fraction, seed) where all rules have chosen; methods
     that lack one of these are left out, and so are rules under which no search has a choice. 95 % intervals: a bootstrap over
-    cells and seeds, the same draws for all. Published scores are on the whole test set, the others on its report half.
+    cells and seeds, the same draws for all; Student's t for one cell. Published scores are on the whole test set, the others on
+    its report half.
     """
     import pandas as pd
 
@@ -95,7 +95,7 @@ def _by_cell(wide: pd.DataFrame) -> tuple[list[str], list[Scores]]:
     methods = [str(name) for name in places.index[places == places.max()]]
     columns: list[tuple[str, str]] = [(str(rule), method) for rule in wide for method in methods]
     whole = pd.DataFrame(wide.unstack("method"))[columns].dropna()
-    by_cell = whole.groupby(["cell", "seed"], sort=False).mean().groupby(level="cell", sort=False)
+    by_cell = whole.groupby(["origin", "seed"], sort=False).mean().groupby(level="origin", sort=False)
     return methods, [own.to_numpy(dtype=float).reshape(len(own), -1, len(methods)) for _, own in by_cell]
 
 
@@ -105,23 +105,31 @@ def _plain(frame: pd.Series | pd.DataFrame) -> pd.Index:
 
 
 def _measures(cells: Sequence[Scores]) -> dict[str, tuple[Scores, Scores, Scores]]:
-    """Score, rank and loss [rules, methods] and the ends of their intervals, from the scores [seeds, rules, methods] by cell."""
+    """Score, rank and loss [rules, methods] and the ends of their intervals, from the scores [seeds, rules, methods] by cell.
+
+    Intervals as those of `bootstrap_interval`, the same draws for all; ranks over the seeds of a single cell are drawn too.
+    """
     import scipy.stats
 
-    drawn = _drawn(cells)
-    found = {"score": drawn, "rank": scipy.stats.rankdata(-drawn, axis=2), "lost": drawn[:, :1] - drawn}
-    alone = sum(map(len, cells)) < 2
-    unknown = np.full_like(drawn[0], np.nan)
-    return {
-        name: (each[0], unknown, unknown) if alone else (each[0], *np.quantile(each[1:], [0.025, 0.975], axis=0))
-        for name, each in found.items()
-    }
-
-
-def _drawn(cells: Sequence[Scores]) -> Scores:
-    """Means [1 + resamples, rules, methods]: first over all cells and their seeds, then over cells and seeds that were drawn."""
-    rng = generator_for("bootstrap", "survival")
+    values = np.concatenate(list(cells))
     whole = np.stack([cell.mean(axis=0) for cell in cells]).mean(axis=0)
-    by_cell = np.stack([cell[rng.integers(len(cell), size=(NUM_RESAMPLES, len(cell)))].mean(axis=1) for cell in cells])
-    chosen = rng.integers(len(cells), size=(NUM_RESAMPLES, len(cells)))
-    return np.concatenate([whole[None], by_cell[chosen, np.arange(NUM_RESAMPLES)[:, None]].mean(axis=1)])
+    found = {"score": whole, "rank": scipy.stats.rankdata(-whole, axis=1), "lost": whole[:1] - whole}
+    if len(values) < 2:
+        unknown = np.full_like(whole, np.nan)
+        return {name: (each, unknown, unknown) for name, each in found.items()}
+    drawn = np.tensordot(resamples(list(map(len, cells)), "survival"), values, 1)
+    resampled = {"score": drawn, "rank": scipy.stats.rankdata(-drawn, axis=2), "lost": drawn[:, :1] - drawn}
+    ends = tails(len(cells) if len(cells) > 1 else len(values))
+    intervals = {name: tuple(np.quantile(each, ends, axis=0)) for name, each in resampled.items()}
+    if len(cells) == 1:
+        intervals |= {"score": _by_student(values), "lost": _by_student(values[:, :1] - values)}
+    return {name: (each, *intervals[name]) for name, each in found.items()}
+
+
+def _by_student(values: Scores) -> tuple[Scores, Scores]:
+    """The ends of the 95 % interval of the mean over the first axis."""
+    import scipy.special
+
+    count, mean = len(values), values.mean(axis=0)
+    reach = scipy.special.stdtrit(count - 1, 0.975) * values.std(axis=0, ddof=1) / count**0.5
+    return mean - reach, mean + reach

@@ -173,6 +173,7 @@ def _best_schema() -> pa.Schema:
             "hyperparameters": pa.list_(pa.string()),
             "at_edge": pa.list_(pa.string()),
             "n": pa.int64(),
+            "n_planned": pa.int64(),
             "seeds": pa.list_(pa.int64()),
             **metrics,
             "unlearn_seconds_mean": pa.float64(),
@@ -331,6 +332,7 @@ def _best_rows(plan: Plan, search_key: str, studies: list[StudySpec], known: Kno
         "search_objective": first.search.objective if first.method.has_choice else None,
         "pool_adaptive": first.flattered,
     }
+    num_planned = sum(len(study.report_settings) for study in studies)
     rows = []
     for rule_name, rule in RULES.items():
         best = [(study, best_point(study, points[study.key], known.trials, rule_name)) for study in studies]
@@ -357,7 +359,7 @@ def _best_rows(plan: Plan, search_key: str, studies: list[StudySpec], known: Kno
             ]
             records = [known.trials[spec.key] for spec in specs if spec.key in known.trials and known.trials[spec.key].ok]
             sizes = {"deletion_fraction": fraction, "deletion_size": first.size(fraction)}
-            rows.append(by_choice | sizes | _over_seeds(records, rule.reports))
+            rows.append(by_choice | sizes | {"n_planned": num_planned} | _over_seeds(records, rule.reports))
     return rows
 
 

@@ -16,10 +16,13 @@ from cu_ray.report.comparison import (
     average_ranks,
     best_and_significant,
     bootstrap_interval,
+    common,
     holm,
     over_cells,
     over_seeds,
     paired_t,
+    resamples,
+    tails,
     wilcoxon,
 )
 
@@ -111,23 +114,60 @@ def test_the_best_is_bold_only_where_it_beats_each_other():
     assert best_and_significant(pd.DataFrame({"a": [math.nan]})) == (None, False)
 
 
+def test_what_is_compared_is_what_all_have_but_for_those_who_lack_most():
+    nan = math.nan
+    scores = pd.DataFrame({"a": [0.1, 0.2, 0.3, 0.4], "b": [0.5, nan, 0.5, 0.5], "c": [0.9, nan, nan, nan], "d": [nan] * 4})
+    pd.testing.assert_frame_equal(common(scores), pd.DataFrame({"a": [0.1, 0.3, 0.4], "b": [0.5] * 3}, index=[0, 2, 3]))
+    assert best_and_significant(scores)[0] == "b", "c was lucky in the one place that it has"
+    assert not len(common(pd.DataFrame({"a": [0.1, nan], "b": [nan, 0.1]}))), "nothing in common"
+
+
 def test_the_bootstrap_over_cells_of_one_seed_has_the_spread_of_the_mean():
     values = [[float(value)] for value in range(30)]
     low, high = bootstrap_interval(values, "test")
-    error = np.std(range(30)) / math.sqrt(30)
+    error = np.std(range(30), ddof=1) / math.sqrt(30)
     assert (low + high) / 2 == pytest.approx(14.5, abs=0.3 * error)
-    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert high - low == pytest.approx(2 * 2.045 * error, rel=0.1)  # Student's t, 29 degrees of freedom
 
 
-def test_the_bootstrap_of_one_cell_has_the_spread_of_its_seeds():
-    low, high = bootstrap_interval([list(map(float, range(20)))], "test")
-    assert high - low == pytest.approx(2 * 1.96 * np.std(range(20)) / math.sqrt(20), rel=0.1)
+def test_a_single_cell_has_the_interval_of_student():
+    low, high = bootstrap_interval([[0.1, 0.2, 0.6]], "test")
+    assert (low + high) / 2 == pytest.approx(0.3)
+    assert high - low == pytest.approx(2 * 4.302652729911275 * np.std([0.1, 0.2, 0.6], ddof=1) / math.sqrt(3))
+
+
+def test_tails_go_further_out_the_fewer_there_are():
+    assert tails(10**6) == pytest.approx((0.025, 0.975), abs=1e-4)
+    reach = -scipy.stats.norm.ppf(tails(5)[0])
+    assert reach == pytest.approx(2.7764451051977987 * math.sqrt(5 / 4))
+    assert sum(tails(3)) == 1
+
+
+def test_resamples_weigh_cells_alike_and_seeds_within_them():
+    weights = resamples([1, 3, 2], "test")
+    assert weights.sum(axis=1) == pytest.approx(np.ones(len(weights)))
+    cells = [weights[:, :1].sum(axis=1), weights[:, 1:4].sum(axis=1), weights[:, 4:].sum(axis=1)]
+    for cell in cells:
+        assert set(np.round(3 * cell, 9)) == {0, 1, 2, 3}, "how often it was drawn"
+        assert cell.mean() == pytest.approx(1 / 3, abs=0.02)
+    assert weights[:, 1:4].mean(axis=0) == pytest.approx([1 / 9] * 3, abs=0.01)
+    assert set(np.round(weights[cells[1] == weights[:, 1]][:, 2:4].ravel(), 9)) == {0}, "one seed may be drawn thrice"
+
+
+@pytest.mark.parametrize(("cells", "seeds"), [(1, 2), (1, 3), (1, 5), (6, 3), (12, 5)])
+def test_intervals_hold_the_truth_about_as_often_as_they_say(cells, seeds):
+    rng, tries, held = np.random.default_rng(cells + seeds), 400, 0
+    for number in range(tries):
+        between = rng.normal(0, 0.1, size=(cells, 1)) if cells > 1 else 0.0
+        low, high = bootstrap_interval((between + rng.normal(0, 0.05, size=(cells, seeds))).tolist(), str(number % 7))
+        held += low <= 0 <= high
+    assert 0.92 <= held / tries <= 0.995
 
 
 def test_the_bootstrap_counts_cells_and_seeds_and_is_a_function_of_its_purpose():
     values = [[0.0, 0.2], [0.5, 0.9], [0.3, 0.4]]
     assert bootstrap_interval(values, "a") == bootstrap_interval(values, "a") != bootstrap_interval(values, "b")
-    assert bootstrap_interval([[0.5] * 2] * 3, "a") == (0.5, 0.5)
+    assert bootstrap_interval([[0.5] * 2] * 3, "a") == pytest.approx((0.5, 0.5), abs=1e-12)
     low, high = bootstrap_interval([[0.4, 0.6], [0.3, 0.7]], "a")  # cells of one mean: the spread is of seeds alone
     assert low < 0.5 < high
     assert bootstrap_interval([[0.5]], "a") is None

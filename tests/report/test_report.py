@@ -260,7 +260,7 @@ def test_one_seed_has_no_interval_anywhere(tmp_path):
     where = folder(tmp_path / "one", seeds=[0])
     page = page_of(where)
     assert 'class="interval"' not in page
-    assert "one seed: there is no spread" in page
+    assert "one seed: nothing says how much is chance" in page
     assert "pm" not in (where / "report" / "acc_corr.tex").read_text()
     assert pd.read_csv(where / "report" / "results.csv")["acc_corr_low"].isna().all()
 

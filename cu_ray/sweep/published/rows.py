@@ -155,6 +155,7 @@ def _best_row(size: int, pool: list[Row], rule: str) -> Row:
         "hyperparameters": [row["hyperparameters"] for row in chosen],
         "at_edge": [],
         "n": len(chosen),
+        "n_planned": 1,
         "seeds": [SEED for _ in chosen],
         "trial_keys": [row["trial_key"] for row in chosen],
         **{f"{name}_mean": row.get(name) for row in chosen for name in names("metrics")},
