@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import optuna
-import scipy.stats
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState, create_trial
 
@@ -132,6 +131,8 @@ def _generations(results: Sequence[Result], lag: int) -> list[int]:
 
 def _sobol(study: StudySpec, index: int) -> dict[str, Any]:
     """Point `index` of a scrambled Sobol sequence; Optuna's QMC sampler would count its points by when they are asked for."""
+    import scipy.stats  # half a second
+
     engine = scipy.stats.qmc.Sobol(len(study.method.space), rng=seed_for("sobol", study.sampling_key))
     if index:  # 0 is refused
         engine.fast_forward(index)
