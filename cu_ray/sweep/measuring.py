@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 
 from cu_ray.errors import RayStopped
@@ -65,7 +67,17 @@ def _measure(
     probe, measures = make_probe(), []
     for spec in specs:
         key = canary_key(spec, probe.name)
-        measures.append((key, kept.get(key) or measure(spec, ray.get(shared[setting_of(spec).content_hash]), probe).to_json()))
+        known = kept.get(key) or measure(spec, ray.get(shared[setting_of(spec).content_hash]), probe).to_json()
+        measures.append((key, known | {"mps": mps_is_on()}))
         if probe.lost():
             break
     return measures
+
+
+def mps_is_on() -> bool:
+    """Whether NVIDIA's Multi-Process Service runs on this machine, where CUDA looks for it."""
+    place = Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))  # noqa: S108 (CUDA's own)
+    try:
+        return bool(psutil.pid_exists(int((place / "nvidia-cuda-mps-control.pid").read_text())))
+    except (OSError, ValueError):
+        return False

@@ -16,7 +16,8 @@ from cu_ray.types import OriginalSpec
 
 Measured = Sequence[tuple[Spec, Measure]]
 
-MOST_TRIALS = 8  # on one GPU: more of them do not make it do more
+MOST_TRIALS = 8  # on one GPU, where they take turns: more of them do not make it do more
+MOST_WITH_MPS = 14  # where their kernels run at the same time: docs/speed.md
 CONTEXT_BYTES = 512 << 20  # what CUDA takes for each process, outside any tensor
 RESERVE = 0.1  # of a GPU's memory, left free: fragments, and what a canary did not see
 UNITS = 10_000  # of a GPU: Ray counts in these
@@ -43,15 +44,17 @@ class Share:
 
 
 def share_of(plan: Plan, measured: Measured) -> Share:
-    """The share by which as many of the hungriest trials fit into the smallest GPU as there is room for, at most 8, at least 1.
+    """The share by which as many of the hungriest trials fit into the smallest GPU as there is room for.
 
-    measured: at least one canary; those of a run are measured on each kind of GPU that it has.
+    At least 1, at most 8, or 14 under NVIDIA's Multi-Process Service. measured: at least one canary; those of a run are measured
+    on each kind of GPU that it has.
     """
     kept = kept_bytes(plan, measured)
     spec, most = max(measured, key=lambda each: _work_bytes(each[1]))
     need = CONTEXT_BYTES + kept + _work_bytes(most)
     gpu_bytes = min(measure.device_bytes for _, measure in measured)
-    trials = min(MOST_TRIALS, max(1, usable_bytes(gpu_bytes) // need))
+    most_trials = MOST_WITH_MPS if all(measure.mps for _, measure in measured) else MOST_TRIALS
+    trials = min(most_trials, max(1, usable_bytes(gpu_bytes) // need))
     return Share(share_for(trials), _told(spec), need, gpu_bytes)
 
 

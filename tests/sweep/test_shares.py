@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from cu_ray.stages.canary import Measure
 from cu_ray.sweep import shares
 from cu_ray.sweep.canaries import canaries
+from cu_ray.sweep.measuring import mps_is_on
 from cu_ray.sweep.shares import CONTEXT_BYTES, MOST_TRIALS, RESERVE, kept_bytes, next_share, share_for, share_of
 from cu_ray.types import OriginalSpec
 from tests.sweep.simulator import SCRUB, SSD_GRID, plan
@@ -70,6 +72,25 @@ def test_the_hungriest_decides_and_the_smallest_gpu():
     assert share_of(PLAN, measured(taking(15))).gpus == 0.25
     assert share_of(PLAN, measured(original=taking(15))).gpus == 0.25
     assert share_of(PLAN, measured(taking(15), ssd=replace(SMALL, device_bytes=40 * GIB))).gpus == 0.5
+
+
+def test_under_mps_more_of_them_go_onto_a_gpu_where_memory_allows():
+    mps = replace(SMALL, mps=True)
+    assert share_of(PLAN, measured(mps, original=mps, ssd=mps)).gpus == share_for(14) == 0.0714
+    assert share_of(PLAN, measured(mps, original=mps)).gpus == 0.125, "not on every GPU"
+    hungry = taking(15, mps=True)
+    assert share_of(PLAN, measured(hungry, original=mps, ssd=mps)).gpus == 0.25
+
+
+@pytest.mark.parametrize(
+    ("content", "on"),
+    [(str(os.getpid()), True), (f"{os.getpid()}\n", True), (str(2**22 + 1), False), ("", False), ("gone", False), (None, False)],
+)
+def test_mps_is_on_where_its_process_is_alive(tmp_path, monkeypatch, content, on):
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+    if content is not None:
+        (tmp_path / "nvidia-cuda-mps-control.pid").write_text(content)
+    assert mps_is_on() is on
 
 
 def test_what_is_said():
