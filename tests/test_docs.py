@@ -45,15 +45,39 @@ def test_every_sweep_file_of_the_repository_is_sound(file):
     assert config.load(file).name == "_".join(file.relative_to(ROOT / "sweeps").with_suffix("").parts)
 
 
-def test_the_example_method_meets_the_contract_and_can_be_tried(tmp_path):
-    (tmp_path / "fancy.py").write_text(block("docs/adding-a-method.md", "python"))
-    (tmp_path / "test_fancy.py").write_text(
-        "from cu_ray.testing import MethodConformance\nfrom fancy import Fancy\n\n\n"
-        "class TestFancy(MethodConformance):\n    plugin = Fancy\n    settings = {'steps': 5}\n"
-    )
-    tested = subprocess.run([sys.executable, "-m", "pytest", "-q", str(tmp_path)], cwd=tmp_path, capture_output=True, text=True)
+ADDING = "docs/adding-a-method.md"
+
+
+@pytest.fixture
+def with_fancy(tmp_path):
+    """A folder with the example method."""
+    (tmp_path / "fancy.py").write_text(block(ADDING, "python"))
+    return tmp_path
+
+
+def test_the_example_method_is_short_and_meets_the_contract(with_fancy):
+    assert len(block(ADDING, "python").splitlines()) < 40
+    (with_fancy / "test_fancy.py").write_text(block(ADDING, "python", 1))
+    command = [sys.executable, "-m", "pytest", "-q", str(with_fancy)]
+    tested = subprocess.run(command, cwd=with_fancy, capture_output=True, text=True)
     assert tested.returncode == 0, tested.stdout
     assert " passed" in tested.stdout
+
+
+def test_the_example_method_comes_from_its_file_to_its_line_in_the_figure(with_fancy):
+    """The page's own sweep file and commands; the model narrower, fewer steps and points."""
+    sweep = block(ADDING, "yaml")
+    for whole, less in (("width: 8", "width: 2"), ("steps: 300", "steps: 12"), ("trials: 8", "trials: 2")):
+        assert whole in sweep
+        sweep = sweep.replace(whole, less)
+    (with_fancy / "mine.yaml").write_text(sweep)
+    (trying,), (sweeping, reporting) = (block(ADDING, "bash", number).splitlines() for number in range(2))
+    for line in (f"{trying} --set steps=2 --sweep mine.yaml", sweeping, reporting):
+        done = sweeps.command(with_fancy, *line.split()[1:])
+        assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
+    page = (with_fancy / "results" / "mine" / "report" / "report.html").read_text(encoding="utf-8")
+    curves = page.split('<section id="curves">')[1].split("</section>")[0]
+    assert len(re.findall(r"<title>fancy:Fancy at (0.1|1): ", curves)) == 2 * 2, "two fractions, two metrics"
 
 
 @pytest.mark.parametrize("kind", ["methods", "manipulations", "detections", "datasets", "models"])

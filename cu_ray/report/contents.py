@@ -131,11 +131,12 @@ def missing(results: Results, rule: str) -> list[str]:
         tried = results.trials[results.trials["method"] == method]
         failed = tried[tried["status"] != "ok"]
         if (own["n"] == 0).all():
-            why = (
-                f"all {len(tried)} trials failed"
-                if len(tried) and len(failed) == len(tried)
-                else "no trial is done and has a score"
-            )
+            elsewhere = results.best[(results.best["method"] == method) & (results.best["n"] > 0)]["rule"]
+            why = "no trial is done and has a score"
+            if len(tried) and len(failed) == len(tried):
+                why = f"all {len(tried)} trials failed"
+            elif len(elsewhere):
+                why = f"{rule} cannot choose among its trials, {', '.join(dict.fromkeys(elsewhere))} can"
             lines.append(f"{method} has no result: {why}")
         elif (short := own["n"] < (planned := _planned(own))).any():
             lines.append(f"{method}: fewer than {planned.max()} seeds in {short.sum()} of {len(own)} rows")
@@ -313,7 +314,12 @@ def failure_rows(results: Results) -> list[Row]:
         {"method": method, "status": status, "reason": reason, "trials": len(keys), "one of them": keys.iloc[0][:16]}
         for (method, status, reason), keys in grouped
     ]
-    return sorted(rows, key=lambda row: -row["trials"])[:MOST_REASONS]
+    rows = sorted(rows, key=lambda row: -row["trials"])
+    if rest := rows[MOST_REASONS:]:
+        count = sum(row["trials"] for row in rest)
+        others = {"method": "others", "status": "", "reason": f"{len(rest)} more reasons: see trials.parquet", "trials": count}
+        rows = [*rows[:MOST_REASONS], {**others, "one of them": ""}]
+    return rows
 
 
 def result_rows(contents: Contents) -> list[Row]:

@@ -204,3 +204,20 @@ def test_the_fraction_that_recovers_says_at_how_many_seeds(tmp_path):
     none = by_method(recovery_rows(gathered(tmp_path / "y", methods={"no_unlearning": {}, "ssd": METHODS["ssd"]})))
     assert none["ssd"]["90 % from"] is None
     assert content.MOST == 0.9
+
+
+def test_a_rule_that_cannot_choose_is_not_a_sweep_without_scores(tmp_path):
+    lines = missing(read(folder(tmp_path / "x")), "defender")
+    why = "defender cannot choose among its trials, published, oracle, oracle_validation, rem_proxy, potion_stop can"
+    assert [line for line in lines if line.startswith("ssd")] == [f"ssd has no result: {why}"]
+
+
+def test_reasons_that_are_not_shown_are_counted(tmp_path):
+    def outcome(job):
+        return fails(job, error=f"RuntimeError: {job.key}") if not isinstance(job.spec, OriginalSpec) else record_of(job)
+
+    rows = content.failure_rows(read(folder(tmp_path / "x", outcome=outcome)))
+    assert len(rows) == content.MOST_REASONS + 1
+    count = rows[-1]["trials"]
+    assert rows[-1]["reason"] == f"{count} more reasons: see trials.parquet"
+    assert count > 1
