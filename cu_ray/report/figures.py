@@ -64,21 +64,24 @@ def tradeoff(rows: pd.DataFrame, styles: dict[str, int]) -> Figure:
 
 def best_of_n(results: Sequence[Results], names: dict[tuple[Any, ...], str], styles: dict[str, int]) -> Figure:
     """The score of the best of n points of a search against n, a line a method that was searched."""
-    panels = []
+    panels, adaptive = [], []
     for each in results:
-        found = budgets.curves(each, names)
-        lines = [
-            Line(str(method), _style(str(method), each, styles), tuple(own["n"]), tuple(own["score"]))
-            for method, own in found.groupby("method", sort=False)
-            if len(own) > 1
-        ]
+        lines = []
+        for method, own in budgets.curves(each, names).groupby("method", sort=False):
+            if len(own) < 2:
+                continue
+            notes = tuple(f"{method} after {row.n}: {row.score:.3f}" for row in own.itertuples())
+            style = _style(str(method), each, styles)
+            lines.append(Line(str(method), style, tuple(own["n"]), tuple(own["score"]), notes=notes))
+            adaptive += [str(method)] if own["adaptive"].any() else []
         if lines:
             x, y = [value for line in lines for value in line.x], [value for line in lines for value in line.y]
             panels.append(Panel(each.label, "points tried", "score of the best", tuple(lines), limits(x), limits(y)))
     caption = (
         "Score: mean of acc_corr and acc_retain on the report half, the best chosen on the selection half; mean over searches. "
-        "Exact expectation for grid, random and quasi-random points; for adaptive samplers the one path that was taken."
-    )
+        "A failed point is one of those tried. Exact expectation for grid, random and quasi-random points; for adaptive samplers "
+        "the one path that was taken."
+    ) + (f" One path: {', '.join(adaptive)}." if adaptive else "")
     return Figure("best_of_n", "How good after how many trials", caption, tuple(panels))
 
 
@@ -86,7 +89,7 @@ def landscapes(results: Sequence[Results], names: dict[tuple[Any, ...], str], st
     """For each searched number of each method, how far points fall behind the best of their search."""
     panels = []
     for each in results:
-        trials = measured(each.trials).dropna(subset=["study_key", "val_acc_corr", "val_acc_retain"])
+        trials = measured(budgets.searched_on(each)).dropna(subset=["val_acc_corr", "val_acc_retain"])
         score = (trials["val_acc_corr"] + trials["val_acc_retain"]) / 2
         behind = score - score.groupby([trials["study_key"], trials["seed"], trials["deletion_size"]]).transform("max")
         for method, own in trials.assign(behind=behind).groupby("method", sort=False):
