@@ -70,10 +70,10 @@ def best_of_n(results: Sequence[Results], names: dict[tuple[Any, ...], str], sty
         for method, own in budgets.curves(each, names).groupby("method", sort=False):
             if len(own) < 2:
                 continue
-            notes = tuple(f"{method} after {row.n}: {row.score:.3f}" for row in own.itertuples())
-            style = _style(str(method), each, styles)
-            lines.append(Line(str(method), style, tuple(own["n"]), tuple(own["score"]), notes=notes))
-            adaptive += [str(method)] if own["adaptive"].any() else []
+            name = _name(method, each, results)
+            notes = tuple(f"{name} after {row.n}: {row.score:.3f}" for row in own.itertuples())
+            lines.append(Line(name, styles.get(name, 0), tuple(own["n"]), tuple(own["score"]), notes=notes))
+            adaptive += [name] if own["adaptive"].any() else []
         if lines:
             x, y = [value for line in lines for value in line.x], [value for line in lines for value in line.y]
             panels.append(Panel(each.label, "points tried", "score of the best", tuple(lines), limits(x), limits(y)))
@@ -93,11 +93,11 @@ def landscapes(results: Sequence[Results], names: dict[tuple[Any, ...], str], st
         score = (trials["val_acc_corr"] + trials["val_acc_retain"]) / 2
         behind = score - score.groupby([trials["study_key"], trials["seed"], trials["deletion_size"]]).transform("max")
         for method, own in trials.assign(behind=behind).groupby("method", sort=False):
+            name = _name(method, each, results)
             for column in _searched(own):
-                lines = (_landscape(str(method), own, column, _style(str(method), each, styles)),)
+                lines = (_landscape(name, own, column, styles.get(name, 0)),)
                 log = _is_log(lines[0].x)
-                more = f" ({each.label})" if len(results) > 1 else ""
-                title = f"{method}{more}: {column.removeprefix('hp_')} ({_importance(own, column):.0%})"
+                title = f"{name}: {column.removeprefix('hp_')} ({_importance(own, column):.0%})"
                 spans = limits(lines[0].x, log=log), limits([*lines[0].y, 0])
                 panels.append(Panel(title, column.removeprefix("hp_"), "behind the best", lines, *spans, log_x=log))
     caption = (
@@ -150,7 +150,7 @@ def _searched(trials: pd.DataFrame) -> list[str]:
     return [str(name) for name in numbers if trials[name].nunique() >= 3]
 
 
-def _landscape(method: str, own: pd.DataFrame, column: str, style: int) -> Line:
+def _landscape(name: str, own: pd.DataFrame, column: str, style: int) -> Line:
     points = own.dropna(subset=[column]).sort_values(column)
     if len(points) > MOST_POINTS:
         parts = (
@@ -159,8 +159,8 @@ def _landscape(method: str, own: pd.DataFrame, column: str, style: int) -> Line:
             else list(points.groupby(column).indices.values())
         )
         means = [points.iloc[part][[column, "behind"]].astype(float).mean() for part in parts]
-        return Line(method, style, tuple(each[column] for each in means), tuple(each["behind"] for each in means))
-    return Line(method, style, tuple(points[column].astype(float)), tuple(points["behind"]), joined=False)
+        return Line(name, style, tuple(each[column] for each in means), tuple(each["behind"] for each in means))
+    return Line(name, style, tuple(points[column].astype(float)), tuple(points["behind"]), joined=False)
 
 
 def _importance(own: pd.DataFrame, column: str) -> float:
@@ -185,5 +185,6 @@ def _is_log(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) > 20
 
 
-def _style(method: str, results: Results, styles: dict[str, int]) -> int:
-    return styles.get(method, styles.get(f"{method} ({results.label})", 0))
+def _name(method: object, own: Results, results: Sequence[Results]) -> str:
+    """The method's name, which says whose it is where there are several results."""
+    return f"{method} ({own.label})" if len(results) > 1 else str(method)
