@@ -15,6 +15,7 @@ Limits = tuple[float, float]
 # distinct for all eyes (Okabe and Ito, without the yellow), and in grey by their markers and dashes
 COLOURS = ("ink", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6d46")
 MARKERS = "osD^vPX*"
+FILLS = ("full", "open", "half")
 DASHES = ((), (6, 2), (2, 2), (6, 2, 2, 2), (10, 3), (1, 3), (4, 4), (8, 2, 2, 2, 2, 2))
 
 
@@ -83,6 +84,11 @@ def style_of(place: int) -> tuple[str, str, tuple[int, ...]]:
     """Colour, marker and dashes of the method in that place; beyond eight methods the combinations shift."""
     turn, number = divmod(place, len(COLOURS))
     return COLOURS[number], MARKERS[(number + turn) % len(MARKERS)], DASHES[(number + 3 * turn) % len(DASHES)]
+
+
+def fill_of(place: int) -> str:
+    """How the marker of the method in that place is filled: with its marker it is that of no other among the first 24."""
+    return FILLS[place // len(MARKERS) % len(FILLS)]
 
 
 def shift_of(line: Line, place: int, count: int, apart: float, most: float) -> float:

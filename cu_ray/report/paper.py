@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cu_ray.report.panels import Figure, Line, Panel, as_text, shift_of, style_of, ticks
+from cu_ray.report.panels import Figure, Line, Panel, as_text, fill_of, shift_of, style_of, ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -111,7 +111,7 @@ def _line(place: Any, line: Line, number: int, count: int) -> Any:
 
     shift = shift_of(line, number, count, APART, MOST_APART)
     beside = place.transData + ScaledTranslation(shift / 72, 0, place.figure.dpi_scale_trans)
-    colour, marker, dashes = style_of(line.style)
+    (colour, marker, dashes), fill = style_of(line.style), fill_of(line.style)
     colour = "black" if colour == "ink" else colour
     dashed = (0, tuple(each / 2 for each in dashes)) if dashes else "-"
     looks = {
@@ -119,6 +119,10 @@ def _line(place: Any, line: Line, number: int, count: int) -> Any:
         "marker": marker,
         "linestyle": dashed if line.joined else "none",
         "label": line.name,
+        "fillstyle": "left" if fill == "half" else "full",
+        "markerfacecolor": "white" if fill == "open" else colour,
+        "markerfacecoloralt": "white",
+        **({} if fill == "full" else {"markersize": 4, "markeredgewidth": 0.5}),
         "transform": beside,
     }
     for x, low, high in zip(line.x, line.low, line.high, strict=False):
