@@ -10,7 +10,7 @@ import numpy as np
 from cu_ray.report import budgets
 from cu_ray.report.cells import measured
 from cu_ray.report.comparison import bootstrap_interval
-from cu_ray.report.panels import Figure, Line, Panel, limits, line_of_means
+from cu_ray.report.panels import Figure, Line, Panel, Points, limits, line_of_means, told
 from cu_ray.report.recovery import summaries
 
 if TYPE_CHECKING:
@@ -43,22 +43,26 @@ def curves(rows: pd.DataFrame, styles: dict[str, int]) -> Figure:
 
 
 def tradeoff(rows: pd.DataFrame, styles: dict[str, int]) -> Figure:
-    """acc_corr against acc_retain: a panel a cell, a point a method and fraction, and the Pareto front."""
-    means = rows.groupby(["cell", "method", "fraction"], sort=False)[["acc_corr", "acc_retain"]].mean().dropna().reset_index()
+    """acc_corr against acc_retain: a panel a cell, a point a method and fraction, and the Pareto front of each fraction."""
+    means = summaries(rows, ["cell", "method", "fraction"], ["acc_corr", "acc_retain"])
+    means = means.assign(x=means["acc_retain_mean"], y=means["acc_corr_mean"]).dropna(subset=["x", "y"])
     panels = []
     for cell, own in means.groupby("cell", sort=False):
         lines = []
         for method, each in own.groupby("method", sort=False):
-            x, y = tuple(each["acc_retain"]), tuple(each["acc_corr"])
+            parts = each["fraction"], told(each, "acc_corr"), told(each, "acc_retain")
             notes = tuple(
-                f"{method} at {row.fraction:g}: acc_corr {row.acc_corr:.3f}, acc_retain {row.acc_retain:.3f}"
-                for row in each.itertuples()
+                f"{method} at {at:g}: acc_corr {corr}; acc_retain {retain}" for at, corr, retain in zip(*parts, strict=True)
             )
-            lines.append(Line(str(method), styles[str(method)], x, y, notes=notes, joined=False))
-        front = _front(list(zip(own["acc_retain"], own["acc_corr"], strict=True)))
-        spans = limits(list(own["acc_retain"])), limits(list(own["acc_corr"]))
-        panels.append(Panel(str(cell), "acc_retain", "acc_corr", tuple(lines), *spans, front=front))
-    caption = "A point a method and deletion fraction, mean over seeds; the line: points that no other beats in both accuracies."
+            lines.append(Line(str(method), styles[str(method)], tuple(each["x"]), tuple(each["y"]), notes=notes, joined=False))
+        found = [(f"{at:g}", _front(list(zip(each["x"], each["y"], strict=True)))) for at, each in own.groupby("fraction")]
+        fronts = tuple((text, front) for text, front in found if len(front) > 1)
+        spans = limits(list(own["x"])), limits(list(own["y"]))
+        panels.append(Panel(str(cell), "acc_retain", "acc_corr", tuple(lines), *spans, fronts=fronts))
+    caption = (
+        "A point a method and deletion fraction, mean over seeds. A line a fraction, which stands at its left end: points that "
+        "no other of that fraction beats in both accuracies."
+    )
     return Figure("tradeoff", "What correction costs elsewhere", caption, tuple(panels))
 
 
@@ -135,7 +139,7 @@ def cost(rows: pd.DataFrame, styles: dict[str, int]) -> Figure:
     return Figure("cost", "Cost against quality", caption, tuple(panels))
 
 
-def _front(points: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+def _front(points: list[tuple[float, float]]) -> Points:
     """Those that no other is at least as good as in both and better in one, from left to right."""
     front: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda point: (-point[0], -point[1])):
