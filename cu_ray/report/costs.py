@@ -17,7 +17,7 @@ def costs(results: Results) -> pd.DataFrame:
 
     `seconds` are of unlearning (or training) and evaluating, memos shared between trials paid once. `gpu_hours` are these
     seconds times the share of a GPU that the trial had; null where none had one. A trial that has failed counts as a trial; its
-    time is not known.
+    time is not known, nor is that of what was imported. What is known of none is null.
     """
     import pandas as pd
 
@@ -26,7 +26,7 @@ def costs(results: Results) -> pd.DataFrame:
         failed=trials["status"] != "ok",
         forward=trials["images_forward_spent"],
         backward=trials["images_backward_spent"],
-        seconds=trials["unlearn_seconds_spent"].fillna(0) + trials["eval_seconds"].fillna(0),
+        seconds=trials[["unlearn_seconds_spent", "eval_seconds"]].sum(axis=1, min_count=1),
     )
     originals = results.originals
     originals = originals.assign(
@@ -34,7 +34,7 @@ def costs(results: Results) -> pd.DataFrame:
         failed=originals["status"] != "ok",
         forward=float("nan"),
         backward=float("nan"),
-        seconds=originals["train_seconds"].fillna(0) + originals["eval_seconds"].fillna(0),
+        seconds=originals[["train_seconds", "eval_seconds"]].sum(axis=1, min_count=1),
     )
     columns = ["method", "failed", "forward", "backward", "seconds", "gpu_share"]
     rows = pd.concat([originals[columns], trials[columns]]).assign(

@@ -10,7 +10,7 @@ import numpy as np
 from cu_ray.report import budgets
 from cu_ray.report.cells import measured
 from cu_ray.report.comparison import bootstrap_interval, by_origin, mean_over
-from cu_ray.report.panels import Figure, Line, Panel, limits, line_of_means
+from cu_ray.report.panels import Figure, Line, Panel, Points, limits, line_of_means, told
 from cu_ray.report.recovery import summaries
 
 if TYPE_CHECKING:
@@ -43,42 +43,49 @@ def curves(rows: pd.DataFrame, styles: dict[str, int]) -> Figure:
 
 
 def tradeoff(rows: pd.DataFrame, styles: dict[str, int]) -> Figure:
-    """acc_corr against acc_retain: a panel a cell, a point a method and fraction, and the Pareto front."""
-    means = rows.groupby(["cell", "method", "fraction"], sort=False)[["acc_corr", "acc_retain"]].mean().dropna().reset_index()
+    """acc_corr against acc_retain: a panel a cell, a point a method and fraction, and the Pareto front of each fraction."""
+    means = summaries(rows, ["cell", "method", "fraction"], ["acc_corr", "acc_retain"])
+    means = means.assign(x=means["acc_retain_mean"], y=means["acc_corr_mean"]).dropna(subset=["x", "y"])
     panels = []
     for cell, own in means.groupby("cell", sort=False):
         lines = []
         for method, each in own.groupby("method", sort=False):
-            x, y = tuple(each["acc_retain"]), tuple(each["acc_corr"])
+            parts = each["fraction"], told(each, "acc_corr"), told(each, "acc_retain")
             notes = tuple(
-                f"{method} at {row.fraction:g}: acc_corr {row.acc_corr:.3f}, acc_retain {row.acc_retain:.3f}"
-                for row in each.itertuples()
+                f"{method} at {at:g}: acc_corr {corr}; acc_retain {retain}" for at, corr, retain in zip(*parts, strict=True)
             )
-            lines.append(Line(str(method), styles[str(method)], x, y, notes=notes, joined=False))
-        front = _front(list(zip(own["acc_retain"], own["acc_corr"], strict=True)))
-        spans = limits(list(own["acc_retain"])), limits(list(own["acc_corr"]))
-        panels.append(Panel(str(cell), "acc_retain", "acc_corr", tuple(lines), *spans, front=front))
-    caption = "A point a method and deletion fraction, mean over seeds; the line: points that no other beats in both accuracies."
+            lines.append(Line(str(method), styles[str(method)], tuple(each["x"]), tuple(each["y"]), notes=notes, joined=False))
+        found = [(f"{at:g}", _front(list(zip(each["x"], each["y"], strict=True)))) for at, each in own.groupby("fraction")]
+        fronts = tuple((text, front) for text, front in found if len(front) > 1)
+        spans = limits(list(own["x"])), limits(list(own["y"]))
+        panels.append(Panel(str(cell), "acc_retain", "acc_corr", tuple(lines), *spans, fronts=fronts))
+    caption = (
+        "A point a method and deletion fraction, mean over seeds. A line a fraction, which stands at its left end: points that "
+        "no other of that fraction beats in both accuracies."
+    )
     return Figure("tradeoff", "What correction costs elsewhere", caption, tuple(panels))
 
 
 def best_of_n(results: Sequence[Results], names: dict[tuple[Any, ...], str], styles: dict[str, int]) -> Figure:
     """The score of the best of n points of a search against n, a line a method that was searched."""
-    panels = []
+    panels, adaptive = [], []
     for each in results:
-        found = budgets.curves(each, names)
-        lines = [
-            Line(str(method), _style(str(method), each, styles), tuple(own["n"]), tuple(own["score"]))
-            for method, own in found.groupby("method", sort=False)
-            if len(own) > 1
-        ]
+        lines = []
+        for method, own in budgets.curves(each, names).groupby("method", sort=False):
+            if len(own) < 2:
+                continue
+            name = _name(method, each, results)
+            notes = tuple(f"{name} after {row.n}: {row.score:.3f}" for row in own.itertuples())
+            lines.append(Line(name, styles.get(name, 0), tuple(own["n"]), tuple(own["score"]), notes=notes))
+            adaptive += [name] if own["adaptive"].any() else []
         if lines:
             x, y = [value for line in lines for value in line.x], [value for line in lines for value in line.y]
             panels.append(Panel(each.label, "points tried", "score of the best", tuple(lines), limits(x), limits(y)))
     caption = (
         "Score: mean of acc_corr and acc_retain on the report half, the best chosen on the selection half; mean over searches. "
-        "Exact expectation for grid, random and quasi-random points; for adaptive samplers the one path that was taken."
-    )
+        "A failed point is one of those tried. Exact expectation for grid, random and quasi-random points; for adaptive samplers "
+        "the one path that was taken."
+    ) + (f" One path: {', '.join(adaptive)}." if adaptive else "")
     return Figure("best_of_n", "How good after how many trials", caption, tuple(panels))
 
 
@@ -86,15 +93,15 @@ def landscapes(results: Sequence[Results], names: dict[tuple[Any, ...], str], st
     """For each searched number of each method, how far points fall behind the best of their search."""
     panels = []
     for each in results:
-        trials = measured(each.trials).dropna(subset=["study_key", "val_acc_corr", "val_acc_retain"])
+        trials = measured(budgets.searched_on(each)).dropna(subset=["val_acc_corr", "val_acc_retain"])
         score = (trials["val_acc_corr"] + trials["val_acc_retain"]) / 2
         behind = score - score.groupby([trials["study_key"], trials["seed"], trials["deletion_size"]]).transform("max")
         for method, own in trials.assign(behind=behind).groupby("method", sort=False):
+            name = _name(method, each, results)
             for column in _searched(own):
-                lines = (_landscape(str(method), own, column, _style(str(method), each, styles)),)
+                lines = (_landscape(name, own, column, styles.get(name, 0)),)
                 log = _is_log(lines[0].x)
-                more = f" ({each.label})" if len(results) > 1 else ""
-                title = f"{method}{more}: {column.removeprefix('hp_')} ({_importance(own, column):.0%})"
+                title = f"{name}: {column.removeprefix('hp_')} ({_importance(own, column):.0%})"
                 spans = limits(lines[0].x, log=log), limits([*lines[0].y, 0])
                 panels.append(Panel(title, column.removeprefix("hp_"), "behind the best", lines, *spans, log_x=log))
     caption = (
@@ -130,7 +137,7 @@ def cost(rows: pd.DataFrame, styles: dict[str, int]) -> Figure:
     return Figure("cost", "Cost against quality", caption, tuple(panels))
 
 
-def _front(points: list[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+def _front(points: list[tuple[float, float]]) -> Points:
     """Those that no other is at least as good as in both and better in one, from left to right."""
     front: list[tuple[float, float]] = []
     for x, y in sorted(points, key=lambda point: (-point[0], -point[1])):
@@ -145,7 +152,7 @@ def _searched(trials: pd.DataFrame) -> list[str]:
     return [str(name) for name in numbers if trials[name].nunique() >= 3]
 
 
-def _landscape(method: str, own: pd.DataFrame, column: str, style: int) -> Line:
+def _landscape(name: str, own: pd.DataFrame, column: str, style: int) -> Line:
     points = own.dropna(subset=[column]).sort_values(column)
     if len(points) > MOST_POINTS:
         parts = (
@@ -154,8 +161,8 @@ def _landscape(method: str, own: pd.DataFrame, column: str, style: int) -> Line:
             else list(points.groupby(column).indices.values())
         )
         means = [points.iloc[part][[column, "behind"]].astype(float).mean() for part in parts]
-        return Line(method, style, tuple(each[column] for each in means), tuple(each["behind"] for each in means))
-    return Line(method, style, tuple(points[column].astype(float)), tuple(points["behind"]), joined=False)
+        return Line(name, style, tuple(each[column] for each in means), tuple(each["behind"] for each in means))
+    return Line(name, style, tuple(points[column].astype(float)), tuple(points["behind"]), joined=False)
 
 
 def _importance(own: pd.DataFrame, column: str) -> float:
@@ -180,5 +187,6 @@ def _is_log(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) > 20
 
 
-def _style(method: str, results: Results, styles: dict[str, int]) -> int:
-    return styles.get(method, styles.get(f"{method} ({results.label})", 0))
+def _name(method: object, own: Results, results: Sequence[Results]) -> str:
+    """The method's name, which says whose it is where there are several results."""
+    return f"{method} ({own.label})" if len(results) > 1 else str(method)

@@ -11,10 +11,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Limits = tuple[float, float]
+Points = tuple[tuple[float, float], ...]
 
 # distinct for all eyes (Okabe and Ito, without the yellow), and in grey by their markers and dashes
 COLOURS = ("ink", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#8c6d46")
 MARKERS = "osD^vPX*"
+FILLS = ("full", "open", "half")
 DASHES = ((), (6, 2), (2, 2), (6, 2, 2, 2), (10, 3), (1, 3), (4, 4), (8, 2, 2, 2, 2, 2))
 
 
@@ -44,7 +46,7 @@ class Panel:
     x_limits: Limits
     y_limits: Limits
     log_x: bool = False
-    front: tuple[tuple[float, float], ...] = ()  # of the points that no other beats in both, from left to right
+    fronts: tuple[tuple[str, Points], ...] = ()  # each with its text: points that no other beats in both, from left to right
     rows: tuple[str, ...] = ()  # names of 0, 1, ... on the y axis, above what is drawn there, in place of numbers
     columns: tuple[str, ...] = ()  # names of 0, 1, ... on the x axis, in place of numbers; broken after each _
 
@@ -72,17 +74,27 @@ def line_of_means(
     low, high = (
         tuple(None if math.isnan(each) else each for each in own[f"{metric}_{end}"].astype(float)) for end in ("low", "high")
     )
-    notes = tuple(
-        f"{name} {at(place)}: {mean:.3f}" + (f", {a:.3f} to {b:.3f}" if a is not None else "") + f", n = {n}"
-        for place, mean, a, b, n in zip(own[x], own[f"{metric}_mean"], low, high, own[f"{metric}_n"], strict=True)
-    )
+    notes = tuple(f"{name} {at(place)}: {text}" for place, text in zip(own[x], told(own, metric), strict=True))
     return Line(name, style, tuple(own[x]), tuple(own[f"{metric}_mean"]), low, high, notes)
+
+
+def told(means: pd.DataFrame, metric: str) -> list[str]:
+    """Of each row the mean of a metric with its interval, where it has one, and of how many values it is."""
+    parts = zip(*(means[f"{metric}_{part}"] for part in ("mean", "low", "high", "n")), strict=True)
+    return [
+        f"{mean:.3f}" + ("" if math.isnan(low) else f", {low:.3f} to {high:.3f}") + f", n = {n}" for mean, low, high, n in parts
+    ]
 
 
 def style_of(place: int) -> tuple[str, str, tuple[int, ...]]:
     """Colour, marker and dashes of the method in that place; beyond eight methods the combinations shift."""
     turn, number = divmod(place, len(COLOURS))
     return COLOURS[number], MARKERS[(number + turn) % len(MARKERS)], DASHES[(number + 3 * turn) % len(DASHES)]
+
+
+def fill_of(place: int) -> str:
+    """How the marker of the method in that place is filled: with its marker it is that of no other among the first 24."""
+    return FILLS[place // len(MARKERS) % len(FILLS)]
 
 
 def shift_of(line: Line, place: int, count: int, apart: float, most: float) -> float:
@@ -93,6 +105,16 @@ def shift_of(line: Line, place: int, count: int, apart: float, most: float) -> f
     if not (line.joined and line.low) or count < 2:
         return 0.0
     return (place - (count - 1) / 2) * min(apart, most / (count - 1))
+
+
+def fronts_apart(panel: Panel) -> list[tuple[str, Points, int]]:
+    """The fronts with their texts and how far right of the frame these begin, in characters: beside others at their height."""
+    reach = 0.06 * (panel.y_limits[1] - panel.y_limits[0])
+    found: list[tuple[str, Points, int]] = []
+    for text, points in panel.fronts:
+        beside = [(other, left) for other, others, left in found if abs(others[0][1] - points[0][1]) < reach]
+        found.append((text, points, max((left + len(other) + 1 for other, left in beside), default=0)))
+    return found
 
 
 def limits(values: Sequence[float], *, log: bool = False) -> Limits:

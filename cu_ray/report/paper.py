@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cu_ray.report.panels import Figure, Line, Panel, as_text, shift_of, style_of, ticks
+from cu_ray.report.panels import Figure, Line, Panel, as_text, fill_of, fronts_apart, shift_of, style_of, ticks
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -100,9 +100,12 @@ def _draw(place: Any, panel: Panel) -> dict[str, Any]:
         axis.set_ticks(marks, names[axis] or [as_text(mark) for mark in marks])
         axis.set_ticks([], minor=True)
     place.grid(linewidth=0.3, alpha=0.5)
-    if panel.front:
-        x, y = zip(*panel.front, strict=True)
-        place.step(x, y, where="post", color="0.4", linewidth=0.8, linestyle=":")
+    for text, points, left in fronts_apart(panel):
+        x, y = zip(*points, strict=True)
+        stairs = (panel.x_limits[0], *x, x[-1]), (y[0], *y, panel.y_limits[0])
+        place.step(*stairs, where="pre", color="0.4", linewidth=0.8, linestyle=":")
+        beside = {"xytext": (2 + 3.2 * left, 1.5), "textcoords": "offset points", "fontsize": 5, "color": "0.4"}
+        place.annotate(text, (0, y[0]), xycoords=place.get_yaxis_transform(), **beside)
     return {line.name: _line(place, line, number, len(panel.lines)) for number, line in enumerate(panel.lines)}
 
 
@@ -111,7 +114,7 @@ def _line(place: Any, line: Line, number: int, count: int) -> Any:
 
     shift = shift_of(line, number, count, APART, MOST_APART)
     beside = place.transData + ScaledTranslation(shift / 72, 0, place.figure.dpi_scale_trans)
-    colour, marker, dashes = style_of(line.style)
+    (colour, marker, dashes), fill = style_of(line.style), fill_of(line.style)
     colour = "black" if colour == "ink" else colour
     dashed = (0, tuple(each / 2 for each in dashes)) if dashes else "-"
     looks = {
@@ -119,6 +122,10 @@ def _line(place: Any, line: Line, number: int, count: int) -> Any:
         "marker": marker,
         "linestyle": dashed if line.joined else "none",
         "label": line.name,
+        "fillstyle": "left" if fill == "half" else "full",
+        "markerfacecolor": "white" if fill == "open" else colour,
+        "markerfacecoloralt": "white",
+        **({} if fill == "full" else {"markersize": 4, "markeredgewidth": 0.5}),
         "transform": beside,
     }
     for x, low, high in zip(line.x, line.low, line.high, strict=False):

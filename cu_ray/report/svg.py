@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from html import escape
 
-from cu_ray.report.panels import COLOURS, Line, Panel, as_text, shift_of, style_of, ticks
+from cu_ray.report.panels import COLOURS, Line, Panel, Points, as_text, fill_of, fronts_apart, shift_of, style_of, ticks
 
 WIDTH, HEIGHT = 360, 250
 LEFT, RIGHT, TOP, BOTTOM = 56, 10, 10, 38  # margins
@@ -17,8 +17,10 @@ def drawn(panel: Panel, number: int) -> str:
     """The SVG element of a panel; `number` tells it from others on the page."""
     axes = _Axes(panel)
     parts = [*_grid(panel, axes), f'<g clip-path="url(#clip{number})">']
-    if panel.front:
-        parts.append(f'<path class="front" d="{_steps(panel, axes)}"/>')
+    for text, points, left in fronts_apart(panel):
+        parts.append(f'<path class="front" d="{_steps(points, axes)}"/>')
+        beside = f'x="{LEFT + 3 + 5.7 * left:.1f}" y="{axes.y(points[0][1]) - 3:.1f}"'
+        parts.append(f'<text class="small" {beside}>{escape(text)}</text>')
     parts += [part for place, line in enumerate(panel.lines) for part in _line(line, axes, place, len(panel.lines))]
     parts.append("</g>")
     frame = f'x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - TOP - BOTTOM}"'
@@ -94,9 +96,9 @@ def _line(line: Line, axes: _Axes, place: int, count: int) -> list[str]:
     return [*parts, "</g>"]
 
 
-def _steps(panel: Panel, axes: _Axes) -> str:
+def _steps(points: Points, axes: _Axes) -> str:
     """The front as stairs: what is left of and below it is beaten."""
-    places = [(axes.x(x), axes.y(y)) for x, y in panel.front]
+    places = [(axes.x(x), axes.y(y)) for x, y in points]
     path = f"M{LEFT} {places[0][1]}H{places[0][0]}"
     for x, y in places[1:]:
         path += f"V{y}H{x}"
@@ -108,7 +110,7 @@ def _dash(style: int) -> str:
 
 
 def _marker(style: int, x: float, y: float, size: float = SIZE, note: str = "") -> str:
-    shape = style_of(style)[1]
+    shape, fill = style_of(style)[1], fill_of(style)
     r = size * {"o": 1, "s": 0.9, "D": 1.25, "^": 1.2, "v": 1.2, "P": 1.2, "X": 1.1, "*": 1.4}[shape]
     corners = {
         "s": [(-r, -r), (r, -r), (r, r), (-r, r)],
@@ -126,10 +128,18 @@ def _marker(style: int, x: float, y: float, size: float = SIZE, note: str = "") 
         ],
     }
     title = f"<title>{escape(note)}</title>" if note else ""
+    looks = "point" if fill == "full" else "point open"
     if shape == "o":
-        return f'<circle class="point" cx="{x}" cy="{y}" r="{r:.1f}">{title}</circle>'
-    path = "L".join(f"{x + dx:.1f} {y + dy:.1f}" for dx, dy in corners[shape])
-    return f'<path class="point" d="M{path}Z">{title}</path>'
+        whole = f'<circle class="{looks}" cx="{x}" cy="{y}" r="{r:.1f}">{title}</circle>'
+        left = f"M{x} {y - r:.1f}A{r:.1f} {r:.1f} 0 0 0 {x} {y + r:.1f}Z"
+    else:
+        whole = f'<path class="{looks}" d="{_outline(x, y, corners[shape])}">{title}</path>'
+        left = _outline(x, y, [(min(dx, 0), dy) for dx, dy in corners[shape]])  # no side crosses the middle aslant
+    return whole + (f'<path class="half" d="{left}"/>' if fill == "half" else "")
+
+
+def _outline(x: float, y: float, corners: list[tuple[float, float]]) -> str:
+    return f"M{'L'.join(f'{x + dx:.1f} {y + dy:.1f}' for dx, dy in corners)}Z"
 
 
 def _cross(r: float, angle: float) -> list[tuple[float, float]]:

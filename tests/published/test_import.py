@@ -20,6 +20,7 @@ from cu_ray.places import Folder
 from cu_ray.plugins import describe, name_of
 from cu_ray.report import results
 from cu_ray.report.cells import cell_names, chosen
+from cu_ray.report.costs import costs
 from cu_ray.sweep import tables
 from cu_ray.sweep.published import rows
 from tests.published import logs
@@ -171,6 +172,13 @@ def test_table_report_explain_and_diff_take_it(published, tmp_path, monkeypatch)
     both = results.read_all([tmp_path / "results" / "theirs", tmp_path / "results" / "ours"])
     assert len(cell_names(both)) == 2
     assert set(chosen(both, "published")["sweep"]) == {"theirs", "ours"}
+
+
+def test_what_the_logs_do_not_say_of_costs_is_null(published, tmp_path):
+    taken(published, tmp_path)
+    found = costs(results.read(tmp_path / "results" / "theirs"))
+    assert found["trials"].sum() == 1 + 17
+    assert found[["forward", "backward", "seconds", "gpu_hours"]].isna().all(axis=None)
 
 
 def test_the_page_runs_as_printed(published, tmp_path, monkeypatch):
