@@ -132,12 +132,12 @@ class Keeper:
     """Keeps the last model offered, or a copy of the one that did best on the test set (`keep: best_on_test`)."""
 
     def __init__(self, keep: str, poisoned: PoisonedDataset, data: OnDevice, precision: str) -> None:
-        self._keep, self._poisoned, self._data, self._precision = keep, poisoned, data, precision
+        self.looks, self._poisoned, self._data, self._precision = keep != "last", poisoned, data, precision
         self._best: tuple[float, dict[str, torch.Tensor]] | None = None
 
     def offer(self, model: torch.nn.Module) -> None:
         """Look at a model at the end of an epoch."""
-        if self._keep == "last":
+        if not self.looks:
             return
         score = self._score(model)
         if self._best is None or score > self._best[0]:

@@ -204,6 +204,8 @@ class Task:
 
     def offer(self, model: torch.nn.Module) -> None:
         """Show the model at the end of an epoch. Looking at it is no part of what the method costs."""
+        if not self._keeper.looks:  # for the clock waits for the device
+            return
         cost, started = self.meter.cost, now(self.device)
         self._keeper.offer(model)
         self.meter.cost = cost

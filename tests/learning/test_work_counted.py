@@ -14,6 +14,7 @@ from cu_ray.learning.importance import squared_gradient_importance
 from cu_ray.learning.sgd import Sgd
 from cu_ray.methods.ssd import Ssd
 from cu_ray.stages import pipeline
+from cu_ray.stages import unlearn as unlearning
 from cu_ray.stages.pipeline import Workbench
 from cu_ray.types import Cost, Sizes
 from tests.learning.recording import DATASET, METHODS, trained, unlearned
@@ -98,6 +99,14 @@ def test_a_method_back_propagates_what_it_trains_and_nothing_else(name, cost, mo
     expected = (models * CONVOLUTIONS * STEPS, trained_convolutions * STEPS, to_inputs * STEPS)
     assert counted(*CONVOLVED) == expected
     assert counted(LOOK) == (epochs,)
+
+
+def test_the_clock_for_which_the_host_waits_is_read_at_both_ends_of_a_method_and_not_in_between(monkeypatch):
+    reads, now = [], unlearning.now
+    monkeypatch.setattr(unlearning, "now", lambda device: reads.append(device) or now(device))
+    unlearned(METHODS["CF-k"], CountedSgd)
+    assert CountedSgd.epochs == 6
+    assert len(reads) == 2
 
 
 @pytest.mark.parametrize("name", METHODS)
