@@ -224,17 +224,30 @@ def test_readme_has_its_two_commands_on_one_line_each():
         assert done.stdout.count("\n") == 1
 
 
+def printed(script: str, *arguments: Path) -> list[str]:
+    """What a script of the repository prints, its tables apart."""
+    command = [sys.executable, str(ROOT / "scripts" / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip().split("\n\n")
+
+
 def test_the_tables_of_the_map_are_those_of_its_results():
-    command = [
-        sys.executable,
-        str(ROOT / "scripts" / "map_page.py"),
-        *(str(ROOT / "docs" / each) for each in ("map", "without_peeking")),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    parts = printed("map_page.py", ROOT / "docs" / "map", ROOT / "docs" / "without_peeking")
     page = (ROOT / "docs" / "map.md").read_text(encoding="utf-8")
-    parts = done.stdout.strip().split("\n\n")
     assert len(parts) == 4
     assert all(part in page for part in parts)
-    report = (ROOT / "docs" / "map" / "report.html").read_text(encoding="utf-8")
-    for table in (ROOT / "docs" / "map" / "tables").iterdir():
-        assert hashlib.sha256(table.read_bytes()).hexdigest() in report, f"the report is not of this {table.name}"
+
+
+def test_the_tables_of_the_published_grid_in_miniature_are_those_of_its_results(tmp_path):
+    results = (ROOT / "docs" / "fashion_paper", ROOT / "docs" / "fashion_noise")
+    parts = printed("paper_checklist.py", *results, tmp_path / "fashion-paper")
+    page = (ROOT / "docs" / "fashion-paper.md").read_text(encoding="utf-8")
+    assert len(parts) == 4
+    assert all(part in page for part in parts)
+    assert (tmp_path / "fashion-paper.csv").read_bytes() == (ROOT / "docs" / "fashion-paper.csv").read_bytes()
+
+
+@pytest.mark.parametrize(("report", "results"), [("map", "map"), ("gallery", "fashion_paper")])
+def test_a_report_on_the_site_is_of_the_tables_beside_it(report, results):
+    page = (ROOT / "docs" / report / "report.html").read_text(encoding="utf-8")
+    for table in (ROOT / "docs" / results / "tables").iterdir():
+        assert hashlib.sha256(table.read_bytes()).hexdigest() in page, f"the report is not of this {table.name}"
