@@ -3,6 +3,7 @@
     python benchmarks/engine.py --trials 1000 --studies 20
     python benchmarks/engine.py --trials 400 --studies 20 --seconds 0.5        # how busy the workers are
     python benchmarks/engine.py --all --out benchmarks/results/engine.json     # every row of benchmarks/results/engine.md
+    python benchmarks/engine.py --small                                        # a row at toy size: that it runs, no figures
 
 Plan, ledger, TPE, tables, Optuna journal, Ray and Tune are those of `cu-ray sweep`; only what a worker does with a job is not.
 """
@@ -35,6 +36,7 @@ ROWS: list[tuple[int, int, float]] = [
     (400, 20, 0.5),
     (20, 10, 5.0),
 ]
+SMALL_ROWS = [(4, 2, 0.0)]
 
 
 def sweep_file(folder: Path, trials: int, studies: int) -> Path:
@@ -67,6 +69,7 @@ def measure(trials: int, studies: int, seconds: float, workers: int) -> dict[str
     from cu_ray.sweep import crew, ledger, runner
     from cu_ray.sweep.desk import Packed
     from cu_ray.sweep.dispatch import Dispatch
+    from cu_ray.sweep.ledger import evidence
     from cu_ray.sweep.trainable import StageTrainable
     from cu_ray.types import OriginalSpec, Record, TrialSpec
     from tests.sweep.simulator import record_of
@@ -91,9 +94,9 @@ def measure(trials: int, studies: int, seconds: float, workers: int) -> dict[str
     class Counts(Dispatch):
         """A dispatch that remembers what was done, also what was done twice."""
 
-        def ended(self, name: str, record: Record) -> None:
+        def ended(self, name: str, record: Record, file: evidence.File | None = None) -> None:
             ended.append(record.key)
-            super().ended(name, record)
+            super().ended(name, record, file)
 
     crew.StageTrainable = Waits  # type: ignore[misc]
     runner.Dispatch = Counts  # type: ignore[misc]
@@ -234,6 +237,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "driver_cpu_ms_a_trial": "driver CPU ms a trial",
         "gap_ms": "gap ms",
         "busy": "share busy",
+        "start_and_end_s": "start and end s",
         "planning_s": "planning s",
         "nothing_to_do_s": "nothing to do s",
         "driver_peak_mb": "driver MB",
@@ -257,12 +261,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.0, help="what a trial takes")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--all", action="store_true", help="every row, each in a process of its own")
+    parser.add_argument("--small", action="store_true", help="as --all does it, one row at toy size: that it runs, no figures")
     parser.add_argument("--out", type=Path, help="JSON here, a table beside it")
     given = parser.parse_args()
-    if not given.all:
+    if not given.all and not given.small:
         print(json.dumps(measure(given.trials, given.studies, given.seconds, given.workers)))
         return
-    rows = [apart(row, given.workers) for row in ROWS]
+    rows = [apart(row, given.workers) for row in (SMALL_ROWS if given.small else ROWS)]
     print(table(rows))
     if given.out:
         given.out.parent.mkdir(parents=True, exist_ok=True)

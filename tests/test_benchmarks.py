@@ -38,6 +38,15 @@ def test_a_benchmark_gives_figures_and_says_what_they_were_measured_on(name, tmp
     assert all(row["what"] in table for row in result["rows"])
 
 
+def test_the_engine_is_measured_and_all_that_is_measured_is_shown(tmp_path):
+    result, table, said = run("engine", tmp_path, "--workers", "1")
+    (row,) = result["rows"]
+    assert (row["trials"], row["studies"], row["workers"]) == (4, 2, 1)
+    assert all(row[name] > 0 for name in ("wall_ms_a_trial", "start_and_end_s", "driver_cpu_ms_a_trial", "inodes"))
+    assert "| start and end s |" in table
+    assert said.strip() in table
+
+
 def test_the_cell_is_done_round_by_round_and_each_once(tmp_path):
     kept = ("--folder", str(tmp_path / "kept"), "--sides", "shared")
     nothing, _, said = run("cell", tmp_path, *kept, "--minutes", "0")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from cu_ray.lazy import torch
-from cu_ray.methods._dampening import BatchSize, Dampening, dampen, percentile_threshold
+from cu_ray.methods._dampening import BatchSize, Dampening, dampen, finite_ratios, percentile_threshold
 from cu_ray.types import UnlearningTask
 
 
@@ -20,6 +20,6 @@ class Assd(Dampening):
 
     def apply(self, task: UnlearningTask, deletion_P: torch.Tensor, retain_P: torch.Tensor) -> None:
         """Once, by the percentile of the deletion set's share."""
-        alpha = percentile_threshold(deletion_P, retain_P, len(task.deletion) / len(task.everything))
+        alpha = percentile_threshold(finite_ratios(deletion_P, retain_P), len(task.deletion) / len(task.everything))
         selected = dampen(task.original, deletion_P, retain_P, alpha, 1.0)
         task.note(selection_weight=alpha, selected_share=selected)

@@ -35,9 +35,7 @@ class Salun(Method):
         saliency_P = task.remember("saliency", self.saliency)["saliency"]
         moved_P = torch.zeros_like(saliency_P, dtype=torch.bool)
         moved_P[saliency_P.argsort(descending=True, stable=True)[: round(self.share * len(saliency_P))]] = True
-        parameters = list(model.parameters())
-        moved = moved_P.split([parameter.numel() for parameter in parameters])
-        kept = [parameter.detach().clone() for parameter in parameters]
+        hold = holder(list(model.parameters()), moved_P)
         sgd = task.sgd(model.train(), steps=self.steps, lr=self.lr)
 
         def relabelled(batch: Batch) -> Batch:
@@ -52,9 +50,7 @@ class Salun(Method):
                 if sgd.num_steps >= self.steps:
                     break
                 sgd.step(labelled(batch), cross_entropy)
-                with torch.no_grad():
-                    for parameter, where, before in zip(parameters, moved, kept, strict=True):
-                        parameter.copy_(torch.where(where.view_as(parameter), parameter, before))
+                hold()
 
         while not sgd.done:
             one_pass(task.deletion, relabelled)
@@ -75,6 +71,26 @@ class Salun(Method):
         """A pass over the deletion set for the saliency, then every image of every step, forward and backward."""
         images = in_turns((sizes.deletion, sizes.retain), self.steps, sizes.batch_size)
         return Cost(sizes.deletion + images, sizes.deletion + images)
+
+
+def holder(parameters: list[torch.nn.Parameter], moved_P: torch.Tensor) -> Callable[[], None]:
+    """What puts the parameters back to their values of now, but for those that are to move [P, bool], in their order.
+
+    On their bits as integers, all together: (new - old) * moved + old is exact there, as integers count modulo 2 to the 32
+    (or 64), also for nan, inf and the two zeros.
+    """
+    integers = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+    bits = [parameter.detach().view(integers[parameter.element_size()]) for parameter in parameters]
+    before = [each.clone() for each in bits]
+    parts = moved_P.split([each.numel() for each in bits])
+    moved = [torch.empty_like(each).copy_(part.view_as(each)) for each, part in zip(bits, parts, strict=True)]
+
+    def hold() -> None:
+        torch._foreach_sub_(bits, before)
+        torch._foreach_mul_(bits, moved)
+        torch._foreach_add_(bits, before)
+
+    return hold
 
 
 def in_turns(passes: tuple[int, ...], steps: int, batch_size: int) -> int:

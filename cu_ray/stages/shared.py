@@ -33,16 +33,41 @@ class Fingerprints:
     each: dict[str, list[int]]
 
     @classmethod
-    def of(cls, tensors: NamedTensors) -> Fingerprints:
+    def of(cls, tensors: NamedTensors, look: Look | None = None) -> Fingerprints:
         """The fingerprints of these."""
-        return cls(prints_of_all(tensors), dict(zip(tensors, _prints(map(_bits, tensors.values())), strict=True)))
+        look = look or Look()
+        return cls(prints_of_all(tensors, look), dict(zip(tensors, look.prints(tensors.values()), strict=True)))
 
-    def first_changed(self, tensors: NamedTensors) -> str | None:
+    def first_changed(self, tensors: NamedTensors, look: Look | None = None) -> str | None:
         """The first name whose tensor has another fingerprint than it had, or has come or gone; None where there is none."""
-        if self.each.keys() == tensors.keys() and self.of_all == prints_of_all(tensors):
+        look = look or Look()
+        if self.each.keys() == tensors.keys() and self.of_all == prints_of_all(tensors, look):
             return None
-        after = Fingerprints.of(tensors).each
+        after = Fingerprints.of(tensors, look).each
         return next((name for name in self.each | after if self.each.get(name) != after.get(name)), None)
+
+
+class Look:
+    """One look at tensors, each on the device where it lies; large memory that several of them share is read once."""
+
+    def __init__(self) -> None:
+        self._read: dict[tuple[torch.device, int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def prints(self, tensors: Iterable[torch.Tensor]) -> Prints:
+        """The fingerprint of each; the host waits once for each device."""
+        numbers = [self._print(each) for each in tensors]
+        devices = dict.fromkeys(each.device for each in numbers)
+        found = {device: iter(torch.stack([each for each in numbers if each.device == device]).tolist()) for device in devices}
+        return [next(found[each.device]) for each in numbers]
+
+    def _print(self, tensor: torch.Tensor) -> torch.Tensor:
+        bits = _bits(tensor)
+        if len(bits) < SMALL or not tensor.is_contiguous():  # else they may be a copy
+            return _fingerprint(bits)
+        place = (bits.device, bits.data_ptr(), len(bits))
+        if place not in self._read:
+            self._read[place] = bits, _fingerprint(bits)  # the bits are kept, so that nothing else comes to lie there
+        return self._read[place][1]
 
 
 def tensors_of(model: torch.nn.Module) -> NamedTensors:
@@ -51,25 +76,23 @@ def tensors_of(model: torch.nn.Module) -> NamedTensors:
     modules = [(name, type(module).__qualname__, _attributes(module)) for name, module in model.named_modules()]
     parameters = [(name, each.requires_grad, len(each._backward_hooks or ())) for name, each in model.named_parameters()]
     text = repr((modules, parameters, [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in state.items()]))
-    device = next((tensor.device for tensor in state.values()), None)
-    return {**state, "modules": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8).to(device)}
+    return {**state, "modules": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
 
 
-def prints_of_all(tensors: NamedTensors) -> Prints:
+def prints_of_all(tensors: NamedTensors, look: Look | None = None) -> Prints:
     """The fingerprints of all together: the small ones as one."""
-    bits = [_bits(tensor) for tensor in tensors.values()]
-    small = [each for each in bits if len(each) < SMALL]
-    return _prints([*([torch.cat(small)] if small else []), *(each for each in bits if len(each) >= SMALL)])
+    large: list[torch.Tensor] = []
+    small: dict[torch.device, list[torch.Tensor]] = {}
+    for tensor in tensors.values():
+        if tensor.nbytes >= SMALL:
+            large.append(tensor)
+        else:
+            small.setdefault(tensor.device, []).append(_bits(tensor))
+    return (look or Look()).prints([*map(torch.cat, small.values()), *large])
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().reshape(-1).view(torch.uint8)
-
-
-def _prints(bits: Iterable[torch.Tensor]) -> Prints:
-    numbers = [_fingerprint(each) for each in bits]
-    found: Prints = torch.stack(numbers).tolist() if numbers else []
-    return found
+    return tensor.detach().reshape(-1).contiguous().view(torch.uint8)
 
 
 def _fingerprint(bits: torch.Tensor) -> torch.Tensor:

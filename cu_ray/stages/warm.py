@@ -11,7 +11,7 @@ from cu_ray.errors import ContractBroken
 from cu_ray.lazy import torch
 from cu_ray.learning.batches import as_tensor
 from cu_ray.stages.poison import OnDevice
-from cu_ray.stages.shared import Fingerprints, tensors_of
+from cu_ray.stages.shared import Fingerprints, Look, tensors_of
 from cu_ray.stages.unlearn import Memo
 from cu_ray.types import Cost, NamedTensors, PoisonedDataset, Store
 
@@ -46,7 +46,8 @@ class Warm:
 
     def require_untouched(self) -> None:
         """Raise ContractBroken where something was written to since it is here."""
-        name = self.data.first_changed() or self.originals.first_changed() or self._memos.first_changed()
+        look = Look()
+        name = self.data.first_changed(look) or self.originals.first_changed(look) or self._memos.first_changed(look)
         if name is not None:
             raise ContractBroken(f"wrote into {name}: what trials share is read-only")
 
@@ -102,10 +103,10 @@ class Recent(Generic[Value]):
         """The value, or None."""
         return self._values[key][0] if key in self._values else None
 
-    def first_changed(self) -> str | None:
+    def first_changed(self, look: Look) -> str | None:
         """The name of a tensor that is not as it was when its value was made, or None."""
         for value, prints in self._values.values():
-            name = prints.first_changed(self._tensors(value))
+            name = prints.first_changed(self._tensors(value), look)
             if name is not None:
                 return name
         return None
@@ -127,7 +128,7 @@ def _tensors_of_data(data: Data) -> NamedTensors:
     }
     return {
         **{f"the {name}": tensor for name, tensor in on_device.tensors().items()},
-        **{f"the {name}": as_tensor(array).to(on_device.device) for name, array in rows.items()},
+        **{f"the {name}": as_tensor(array) for name, array in rows.items()},
     }
 
 

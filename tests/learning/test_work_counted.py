@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ from cu_ray.methods.ssd import Ssd
 from cu_ray.stages import pipeline
 from cu_ray.stages import unlearn as unlearning
 from cu_ray.stages.pipeline import Workbench
+from cu_ray.stages.unlearn import _changed_share
 from cu_ray.types import Cost, Sizes
 from tests.learning.recording import DATASET, METHODS, trained, unlearned
 from tests.protocol.tiny import RECIPE, MemoryStore, trial_spec
@@ -129,6 +131,17 @@ def test_importances_are_one_pass_forward_and_backward_in_few_operations_and_no_
     batches, counts = 4, operations.counts
     assert [counts[name] for name in CONVOLVED] == [CONVOLUTIONS * batches, CONVOLUTIONS * batches, 7 * batches]
     assert (counts["_foreach_addcmul_"], counts[LOOK]) == (batches, 0)
+
+
+def test_what_a_method_changed_is_counted_in_one_look():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other[0].weight[1, 1:] += 1
+        other[1].bias.fill_(torch.nan)
+    with Operations() as operations:
+        assert _changed_share(model, other) == 4 / 26
+    assert operations.counts[LOOK] == 1
 
 
 def test_many_trials_on_one_worker_upload_the_data_once_and_compute_importances_once(monkeypatch):

@@ -12,7 +12,7 @@ from cu_ray.methods.cognac import Cognac
 from cu_ray.methods.gradient_ascent import GradientAscent
 from cu_ray.methods.npo import Npo, negative_preference
 from cu_ray.methods.relabelling import Relabelling
-from cu_ray.methods.salun import Salun, in_turns
+from cu_ray.methods.salun import Salun, holder, in_turns
 from tests.protocol import fakes, reference
 
 DELETION, RETAIN = fakes.some_batches(20, [3, 2], in_deletion=True), fakes.some_batches(21, [4, 4, 3], in_deletion=False)
@@ -148,6 +148,28 @@ def test_salun_moves_the_most_salient_parameters_and_holds_the_others(share):
     task, model = run(Salun(share=share, lr=0.05, steps=7))
     fakes.assert_close(fakes.snapshot(model), expected[-1])
     assert task.memo_calls == [("saliency", {})]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("moved_P", [torch.arange(128) % 3 == 0, torch.arange(128) % 3 != 0, torch.ones(128) == 1])
+def test_held_weights_are_what_they_were_and_moved_ones_what_they_became_to_the_bit(moved_P, dtype):
+    odd = torch.tensor(
+        [0.0, -0.0, math.inf, -math.inf, math.nan, torch.finfo(dtype).max, torch.finfo(dtype).tiny, -0.1], dtype=dtype
+    )
+    before, after = odd.repeat(8), odd.repeat_interleave(8)
+    parameters = [torch.nn.Parameter(before.clone()), torch.nn.Parameter(before.view(2, 2, 4, 4).clone())]
+    parameters[1].data = parameters[1].data.to(memory_format=torch.channels_last)
+    hold = holder(parameters, moved_P)
+    for _ in range(2):
+        for parameter in parameters:
+            parameter.data.copy_(after.view_as(parameter))
+        hold()
+        for parameter, moved in zip(parameters, moved_P.split(64), strict=True):
+            assert torch.equal(bits(parameter.detach()).flatten(), torch.where(moved, bits(after), bits(before)))
+
+
+def bits(tensor):
+    return tensor.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])
 
 
 def test_salun_counts_the_images_of_its_turns():

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from cu_ray import plugins
 from cu_ray.errors import AssumptionFailed
 from cu_ray.methods import _dampening
-from cu_ray.methods._dampening import percentile_threshold
+from cu_ray.methods._dampening import finite_ratios, percentile_threshold
 from cu_ray.methods.assd import Assd
 from cu_ray.methods.assd_ptn import AssdPtn
 from cu_ray.methods.lfssd import Lfssd
@@ -149,12 +153,38 @@ def test_lfssd_dampens_as_ssd_does_with_the_squared_norm(alpha, ratio):
 def test_what_has_no_ratio_is_left_out_of_the_percentile_only(share):
     deletion = torch.tensor([0.0, 1.0, 1.0, 2.0, 3.0, 8.0, 9.0], dtype=torch.float64)
     retain = torch.tensor([0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
-    assert percentile_threshold(deletion, retain, share) == pytest.approx(percentile([1, 2, 3, 8, 9], share))
+    ratios = finite_ratios(deletion, retain)
+    assert ratios.tolist() == [1, 2, 3, 8, 9]
+    assert percentile_threshold(ratios, share) == pytest.approx(percentile([1, 2, 3, 8, 9], share))
+
+
+@given(
+    arrays(
+        st.sampled_from([np.float32, np.float64]),
+        st.integers(1, 300),
+        elements=st.floats(0, 2.0**100, width=32) | st.sampled_from([1.0, 3.0]),
+    ),
+    st.floats(0, 1e19) | st.sampled_from([0.0, 0.01, 0.3]),
+)
+def test_a_percentile_by_rank_is_that_of_numpy_to_the_bit(ratios, share):
+    expected = float(np.percentile(ratios, 100 - math.log1p(100 * share)))
+    assert percentile_threshold(np.sort(ratios), share) == expected
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_percentiles_of_a_whole_search_are_those_of_numpy_to_the_bit(seed):
+    """On importances of so many parameters that places between ranks have many digits."""
+    deletion, retain = torch.rand(2, 1 + 10 ** (seed + 2), generator=torch.Generator().manual_seed(seed)) ** 4
+    retain[::9], deletion[::6] = 0, 0
+    plain = (deletion / retain).numpy()
+    plain, ratios = plain[np.isfinite(plain)], finite_ratios(deletion, retain)
+    for share in [0.05 / 25 * 1.1**number for number in range(0, 500, 5 + 45 * (seed == 4))]:
+        assert percentile_threshold(ratios, share) == float(np.percentile(plain, 100 - math.log1p(100 * share)))
 
 
 def test_no_ratio_at_all_is_an_assumption_that_fails():
     with pytest.raises(AssumptionFailed, match="gradient on the retain set is 0"):
-        percentile_threshold(torch.ones(3), torch.zeros(3), 0.1)
+        finite_ratios(torch.ones(3), torch.zeros(3))
 
 
 @pytest.mark.parametrize("cls", [Ssd, Lfssd, Assd, AssdPtn, Potion])

@@ -154,6 +154,19 @@ def test_the_selection_share_takes_the_quantile_of_the_ratios(share):
     assert int((ratios > alpha).sum()) == pytest.approx(share * 1001, abs=1.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("share", [0.001, 0.2, 0.5, 1.0])
+@pytest.mark.parametrize("unknown", [0, 100])
+def test_the_threshold_is_the_ratio_at_its_rank_to_the_bit_with_nan_as_the_largest(unknown, share, dtype):
+    deletion, retain = torch.rand(2, 30_001, generator=torch.Generator().manual_seed(6), dtype=dtype) ** 4
+    retain[::400], deletion[::6], deletion[1:unknown] = 0, 0, torch.nan
+    ratios = torch.where(deletion == 0, 0, deletion / retain).sort().values
+    expected = ratios[int((1 - share) * 30_000)]
+    if expected.isinf():
+        expected = ratios[-1] if unknown else ratios[~ratios.isinf()][-1]
+    np.testing.assert_array_equal(selection_threshold(deletion, retain, share), float(expected))
+
+
 def test_parameters_that_matter_to_neither_set_count_as_ratio_zero_and_only_to_deletion_as_infinite():
     deletion, retain = torch.tensor([0.0, 0.0, 1.0, 2.0, 3.0]), torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0])
     thresholds = [selection_threshold(deletion, retain, share) for share in (1.0, 0.75, 0.5, 0.25)]
