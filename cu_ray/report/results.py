@@ -15,7 +15,6 @@ from cu_ray.report.terminal import RESCORED, metrics_in, read_table
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1  # of the tables: raised when a column changes its meaning
 SETTING = ("dataset", "model", "manipulation", "manipulation_size", "manipulation_settings", "train", "detection")
 
 
@@ -89,17 +88,12 @@ def _name(folder: Place) -> str:
 
 
 def _table(tables: Place, name: str) -> pd.DataFrame:
-    path = tables / f"{name}.parquet"
     try:
-        table = read_table(tables, name)
+        frame: pd.DataFrame = read_table(tables, name).to_pandas()
     except OSError as problem:
-        raise UserError(f"{path} cannot be read: {in_one_line(problem)}. `cu-ray sweep` writes it anew") from None
-    said = (table.schema.metadata or {}).get(b"cu_ray_schema", b"").decode(errors="replace")
-    if not said.isdigit():
-        raise UserError(f"{path} is no table of cu-ray: its metadata have no cu_ray_schema")
-    if int(said) > SCHEMA_VERSION:
-        raise UserError(f"{path} has schema {said}; this cu-ray knows up to {SCHEMA_VERSION}: install the one that wrote it")
-    frame: pd.DataFrame = table.to_pandas()
+        raise UserError(
+            f"{tables / f'{name}.parquet'} cannot be read: {in_one_line(problem)}. `cu-ray sweep` writes it anew"
+        ) from None
     return frame
 
 

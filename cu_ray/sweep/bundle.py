@@ -67,6 +67,7 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
     """
     folder = at(where)
     known, facts = ledger.read(folder / "ledger"), status.read(folder)
+    chosen = _chosen(folder) if models else []
     name = at(lasting(folder)).name
     target = _Target(Folder(to or Path(f"{name}-bundle")))
     for table in ("trials", "originals", "best", "curves"):
@@ -80,10 +81,9 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
         target.write(f"evidence/{key}.parquet", ledger.evidence.read(folder / "ledger", key))
     missing = [key for key in known.originals if known.originals[key].ok and not _copied(key, store, target)]
     target.write("code.json", json.dumps(known.code, indent=1, sort_keys=True).encode())
-    if models:
-        for key in _chosen(folder):
-            made = foreground.export(folder, key, target.place / "models" / key[:16])
-            target.take_in(f"models/{key[:16]}", made.folder)
+    for key in chosen:
+        made = foreground.export(folder, key, target.place / "models" / key[:16])
+        target.take_in(f"models/{key[:16]}", made.folder)
     target.write("CITATION.cff", _citation(name).encode())
     lost = f" ({len(missing)} are in the store no more)" if missing else ""
     target.write("README.txt", README.format(name=name, version=__version__, missing=lost, sums=SUMS).encode())
