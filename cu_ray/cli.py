@@ -28,6 +28,7 @@ from cu_ray.places import Folder, Place, at
 from cu_ray.selection import RULES
 
 WATCHED_EVERY = 30  # seconds
+MOST_FACTS = 30  # in which two results differ, a line each
 QUICKSTART = """
 name: try
 dataset: fashion_mnist_small
@@ -420,6 +421,7 @@ def _alive(process: int, host: str) -> bool:
 @click.option("--latex", type=click.Choice(["acc_corr", "acc_retain", "recovered"]), help="one metric as a LaTeX table")
 def table(folder: Place, rule: str | None, latex: str | None) -> None:
     """Print the table of the sweep in FOLDER (results/NAME)."""
+    from cu_ray.report.results import unfinished_in
     from cu_ray.report.terminal import best_table
 
     if latex is not None:
@@ -428,6 +430,8 @@ def table(folder: Place, rule: str | None, latex: str | None) -> None:
         print(table_of(folder, rule, latex), end="")
         return
     console().print(best_table(folder / "tables", rule))
+    if (said := unfinished_in(folder)) is not None:
+        console().print(f"Note: unfinished: {said}.")
 
 
 @main.command()
@@ -466,17 +470,22 @@ def explain(folder: Place, trial_key: str) -> None:
 @main.command()
 @click.argument("one", type=PLACE)
 @click.argument("other", type=PLACE)
-@click.option("--rule", default="oracle_validation", show_default=True, help=f"the selection rule: {', '.join(RULES)}")
-def diff(one: Place, other: Place, rule: str) -> None:
+@click.option("--rule", help=f"the selection rule  [default: that of the search]: {', '.join(RULES)}")
+def diff(one: Place, other: Place, rule: str | None) -> None:
     """Say what differs between the sweeps in ONE and OTHER, and whether scores do beyond the noise of seeds: exit code 1."""
-    from cu_ray.report import difference, results
+    from cu_ray.report import contents, difference, results
+    from cu_ray.sweep import ledger
 
-    if rule not in RULES:
-        raise UserError(f"{rule!r} is no selection rule. {did_you_mean(rule, RULES)}")
     (here, there), out = results.read_all([one, other]), console()
-    for name, said in difference.facts(here, there).items():
+    rule = contents.rule_of([here, there], rule)
+    facts = difference.facts(here, there, [ledger.read(each.folder / "ledger").code for each in (here, there)])
+    for name, said in list(facts.items())[:MOST_FACTS]:
         out.print(Text(f"{name}: {said[0]} | {said[1]}"), soft_wrap=True)
-    rows = difference.scores(here, there, rule)
+    if len(facts) > MOST_FACTS:
+        out.print(f"... and {len(facts) - MOST_FACTS} more")
+    shared, rows = difference.num_shared(here, there, rule), difference.scores(here, there, rule)
+    for label, cells in difference.alone(here, there, rule).items():
+        out.print(Text(f"Only in {label}: {'; '.join(cells)}"), soft_wrap=True)
     if rows:
         listing = Table("cell", "method", "fraction", "metric", "n", "difference", "p, Holm", box=None)
         for row in rows:
@@ -484,8 +493,9 @@ def diff(one: Place, other: Place, rule: str) -> None:
             shown = [f"{row['fraction']:g}", row["metric"], str(row["n"]), f"{row['difference']:+.4f}", p]
             listing.add_row(Text(row["cell"]), Text(row["method"]), *shown)
         out.print(listing)
-    shared, beyond = difference.num_shared(here, there, rule), sum(row["beyond"] for row in rows)
-    out.print(f"{shared} scores in common; {len(rows)} means differ, {beyond} of them beyond the noise of seeds (*).")
+    beyond = sum(row["beyond"] for row in rows)
+    counts = f"{shared} scores in common; {len(rows)} means differ, {beyond} of them beyond the noise of seeds (*)."
+    out.print(f"Chosen by {rule}: {counts}")
     sys.exit(bool(beyond))
 
 
@@ -606,7 +616,7 @@ def export(
 @main.command()
 @click.argument("folder", type=PLACE)
 @click.option("--to", type=click.Path(path_type=Path), help="the folder to write  [default: NAME-bundle]")
-@click.option("--models", is_flag=True, help="also the corrected models that the search's rule chose, made again")
+@click.option("--models", is_flag=True, help="also the corrected models that the search's rule chose, one a seed, made again")
 def bundle(folder: Place, to: Path | None, models: bool) -> None:
     """Write the sweep in FOLDER (results/NAME) as one folder to archive: tables, sets, originals, citation, checksums."""
     from cu_ray.sweep.bundle import SUMS
@@ -614,6 +624,8 @@ def bundle(folder: Place, to: Path | None, models: bool) -> None:
 
     made, out = write(folder, to, models=models), console()
     out.print(f"{made.folder}: {made.num_files} files; `sha256sum -c {SUMS}` there checks them.", soft_wrap=True)
+    if made.unfinished is not None:
+        out.print(f"Note: unfinished: {made.unfinished}.")
     if made.missing:
         out.print(f"{len(made.missing)} originals are in the store no more, and not in the bundle.")
     out.print("CITATION.cff has one place to edit: who ran it.")

@@ -107,7 +107,8 @@ def test_a_control_is_never_taken_however_good_it_is(simulated, tmp_path):
     assert {row["control"] for row in simulated.best} == {None, "never_manipulated", "trigger_only"}
     better = [{**row, "score": 2.0} if row["control"] else row for row in simulated.best]
     (tmp_path / "tables").mkdir()
-    pq.write_table(pa.Table.from_pylist(better), tmp_path / "tables" / "best.parquet")
+    schema = pq.read_schema(simulated.folder / "tables" / "best.parquet")
+    pq.write_table(pa.Table.from_pylist(better, schema), tmp_path / "tables" / "best.parquet")
     assert chosen(tmp_path, None, None, None) == expected(simulated.best, rule="oracle")
 
 

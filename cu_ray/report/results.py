@@ -15,7 +15,6 @@ from cu_ray.report.terminal import RESCORED, metrics_in, read_table
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1  # of the tables: raised when a column changes its meaning
 SETTING = ("dataset", "model", "manipulation", "manipulation_size", "manipulation_settings", "train", "detection")
 
 
@@ -37,10 +36,7 @@ class Results:
     @property
     def unfinished(self) -> str | None:
         """How much is not there yet, in words; None where all is done."""
-        if self.status is not None and self.status["trials_done"] < self.status["trials"]:
-            return f"{self.status['trials_done']:,} of {self.status['trials']:,} trials are done"
-        covered = self.best["coverage"].dropna()
-        return None if (covered >= 1).all() else f"{(covered < 1).sum()} of {len(covered)} rows rest on unfinished searches"
+        return _unfinished(self.status, list(self.best["coverage"].dropna()))
 
     @property
     def can_be_replayed(self) -> bool:
@@ -73,6 +69,25 @@ def read_all(given: Sequence[Place | Path | str]) -> list[Results]:
     return [read(folder, str(folder) if several else name) for folder, name in zip(folders, names, strict=True)]
 
 
+def unfinished_in(folder: Place) -> str | None:
+    """How much is not there yet in a folder, in words, read off its status and `best.parquet` alone; None where all is done."""
+    coverage = read_table(folder / "tables", "best")["coverage"].to_pylist()
+    return _unfinished(_status(folder), [each for each in coverage if each is not None])
+
+
+def unfinished_lines(results: Sequence[Results]) -> list[str]:
+    """How much is not there yet, a line for each that is unfinished."""
+    several = len(results) > 1
+    return [f"{each.label}: {each.unfinished}" if several else each.unfinished for each in results if each.unfinished]
+
+
+def _unfinished(status: dict[str, Any] | None, coverage: list[float]) -> str | None:
+    if status is not None and status["trials_done"] < status["trials"]:
+        return f"{status['trials_done']:,} of {status['trials']:,} trials are done"
+    few = sum(share < 1 for share in coverage)
+    return f"{few} of {len(coverage)} rows rest on unfinished searches" if few else None
+
+
 def _with_rescored(trials: pd.DataFrame, rescored: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """The trials with the metrics that they have not themselves, and how many of those with scores lack these."""
     lacking = [name for name in metrics_in(rescored.columns) if name not in trials or trials[name].isna().all()]
@@ -89,17 +104,12 @@ def _name(folder: Place) -> str:
 
 
 def _table(tables: Place, name: str) -> pd.DataFrame:
-    path = tables / f"{name}.parquet"
     try:
-        table = read_table(tables, name)
+        frame: pd.DataFrame = read_table(tables, name).to_pandas()
     except OSError as problem:
-        raise UserError(f"{path} cannot be read: {in_one_line(problem)}. `cu-ray sweep` writes it anew") from None
-    said = (table.schema.metadata or {}).get(b"cu_ray_schema", b"").decode(errors="replace")
-    if not said.isdigit():
-        raise UserError(f"{path} is no table of cu-ray: its metadata have no cu_ray_schema")
-    if int(said) > SCHEMA_VERSION:
-        raise UserError(f"{path} has schema {said}; this cu-ray knows up to {SCHEMA_VERSION}: install the one that wrote it")
-    frame: pd.DataFrame = table.to_pandas()
+        raise UserError(
+            f"{tables / f'{name}.parquet'} cannot be read: {in_one_line(problem)}. `cu-ray sweep` writes it anew"
+        ) from None
     return frame
 
 

@@ -15,28 +15,37 @@ from cu_ray.errors import UserError, did_you_mean, in_one_line
 from cu_ray.places import Place, at, owned_by_arrow
 from cu_ray.report.statistics import summarise
 
+SCHEMA_VERSION = 1  # of the tables: raised when a column changes its meaning
 RESCORED = "rescored"  # the table that `cu-ray rescore` writes
 COSTS = ("unlearn_seconds", "images_forward", "images_backward")  # means in `best` that are no metrics
 
 
 def rows_of(tables: Place | Path, name: str = "best") -> list[dict[str, Any]]:
-    """The rows of a table. Raises UserError where there is none."""
+    """The rows of a table. Raises UserError as `read_table` does."""
     rows: list[dict[str, Any]] = read_table(tables, name).to_pylist()
     return rows
 
 
 def read_table(tables: Place | Path, name: str) -> pa.Table:
-    """A table as it is in its file. Raises UserError where there is none, or a damaged one."""
+    """A table as it is in its file. Raises UserError for none, a damaged one, one of a newer cu-ray or of another program."""
     place, file = at(tables), f"{name}.parquet"
     try:
         content = place.read(file)
     except FileNotFoundError:
         raise UserError(f"there is no {place / file}: is this in the folder of a sweep (results/NAME) that has run?") from None
     try:
-        return pq.ParquetFile(pa.BufferReader(owned_by_arrow(content))).read(use_threads=False)
+        table = pq.ParquetFile(pa.BufferReader(owned_by_arrow(content))).read(use_threads=False)
     except (OSError, pa.ArrowInvalid) as problem:
         command = "rescore" if name == RESCORED else "sweep"
         raise UserError(f"{place / file} cannot be read: {in_one_line(problem)}. `cu-ray {command}` writes it anew") from None
+    said = (table.schema.metadata or {}).get(b"cu_ray_schema", b"").decode(errors="replace")
+    if not said.isdigit():
+        raise UserError(f"{place / file} is no table of cu-ray: its metadata have no cu_ray_schema")
+    if int(said) > SCHEMA_VERSION:
+        raise UserError(
+            f"{place / file} has schema {said}; this cu-ray knows up to {SCHEMA_VERSION}: install the one that wrote it"
+        )
+    return table
 
 
 def best_rows(tables: Place | Path, rule: str | None) -> list[dict[str, Any]]:

@@ -16,8 +16,7 @@ from cu_ray import __version__, plugins
 from cu_ray.errors import UserError, did_you_mean, in_one_line
 from cu_ray.metrics import Metric, Outcome
 from cu_ray.places import Place
-from cu_ray.report.results import SCHEMA_VERSION
-from cu_ray.report.terminal import RESCORED
+from cu_ray.report.terminal import RESCORED, SCHEMA_VERSION
 from cu_ray.stages.measure import halves, outcome_of
 from cu_ray.stages.poison import selection_half
 from cu_ray.sweep import ledger

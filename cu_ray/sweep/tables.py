@@ -16,8 +16,8 @@ from cu_ray import __version__
 from cu_ray.errors import UserError
 from cu_ray.places import Place, at
 from cu_ray.plugins import FieldFact, describe, facts, find, name_of, names
-from cu_ray.report.results import SCHEMA_VERSION
 from cu_ray.report.statistics import summarise
+from cu_ray.report.terminal import SCHEMA_VERSION
 from cu_ray.selection import RULES
 from cu_ray.sweep.agenda import best_point, point_score
 from cu_ray.sweep.ledger import Known

@@ -7,8 +7,12 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+import cu_ray
+from cu_ray.cli import main
 from cu_ray.errors import UserError
+from cu_ray.places import Folder
 from cu_ray.plugins import name_of
 from cu_ray.report.cells import cell_names, chosen
 from cu_ray.report.costs import ORIGINALS, costs
@@ -36,6 +40,40 @@ def test_a_table_of_a_newer_schema_or_of_another_program_is_said(tmp_path, said,
     pq.write_table(pq.read_table(path).replace_schema_metadata(said and {"cu_ray_schema": said}), path)
     with pytest.raises(UserError, match=message):
         read(tmp_path / "one")
+
+
+@pytest.fixture(params=[("2", "has schema 2; this cu-ray knows up to 1"), (None, "no table of cu-ray")])
+def strange(request, tmp_path):
+    """A folder whose table of the best is of a newer schema, or another program's, and what is to be said of it."""
+    said, message = request.param
+    path = folder(tmp_path / "one") / "tables" / "best.parquet"
+    whole = pq.read_table(path) if said else pa.table({"method": ["ssd"], "n": [1]})
+    pq.write_table(whole.replace_schema_metadata(said and {"cu_ray_schema": said}), path)
+    facts = {"running": False, "process": 1, "host": "here", "storage": str(tmp_path / "store"), "device": "cpu"}
+    facts |= dict.fromkeys(("trials", "trials_done", "trials_failed", "originals", "originals_done", "studies"), 1)
+    (tmp_path / "one" / "status.json").write_text(json.dumps(facts))
+    return tmp_path / "one", message
+
+
+@pytest.mark.parametrize(
+    "command", [["table"], ["table", "--latex", "acc_corr"], ["report"], ["export"], ["bundle", "--to", "b", "--models"]]
+)
+def test_no_command_shows_such_a_table_as_if_it_were_understood(strange, command, monkeypatch):
+    where, message = strange
+    monkeypatch.chdir(where.parent)
+    done = CliRunner().invoke(main, [command[0], str(where), *command[1:]])
+    assert done.exit_code == 2, done.output
+    assert f"cu-ray: {where / 'tables' / 'best.parquet'} " in done.output and message in done.output
+    assert len(done.output.splitlines()) == 1
+    assert not (where.parent / "b").exists()
+
+
+def test_nor_do_results_from_python(strange):
+    where, message = strange
+    with pytest.raises(UserError, match=message):
+        cu_ray.Results.read(where)
+    with pytest.raises(UserError, match=message):
+        cu_ray.Results(Folder(where)).best  # noqa: B018 (it is read when it is asked for)
 
 
 def test_a_sweep_that_is_not_done_says_how_far_it_is(tmp_path):
