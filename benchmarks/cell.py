@@ -15,24 +15,27 @@ deletion set, one original model, whose weights are trained before and given to 
     warm        ... in one process
     shared      ... SSD's importances computed once; cu-ray then has two workers, and Ray
 
-What is done is kept in --folder, run by run, so that the benchmark can be cut into calls. It ends with an error where the sides
-do not do the same: images forward and backward of each run; SSD without augmentation; scores within the noise of seeds.
+What is done is kept in --folder, run by run, so that the benchmark can be cut into calls; SIGTERM ends what it started, too. It
+ends with an error where the sides do not do the same: images forward and backward of each run; SSD without augmentation; scores
+within the noise of seeds.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +43,7 @@ import figures
 from alone import Cell, facts
 from cell_checks import DEVIATIONS, difference_of_ssd, out_of_noise, require_same_work
 from cell_given import describe, prepare
-from cell_tables import SIDES, ladder, parts, rows
+from cell_tables import SIDES, ladder, machine, parts, rows
 
 from cu_ray.identity import key_of
 from cu_ray.sweep import ledger
@@ -48,22 +51,47 @@ from cu_ray.sweep import ledger
 HERE = Path(__file__).parent
 UNCUT = ("cu-ray", "warm", "shared")  # one process each: begun in the first quarter of the minutes
 CORES = os.cpu_count() or 1
-Round = dict[str, Any]  # side, repeat, runs by number (with the seconds of each), seconds of the whole where it is one piece
+Round = dict[str, Any]  # side, repeat, runs by number (with the seconds of each), seconds of the whole, what the machine did
 
 
 # -------------------------------------------------------------------------------------------------------------- the sides
+
+
+class Children:
+    """The processes that this one waits for: SIGTERM ends them, too."""
+
+    def __init__(self) -> None:
+        self._running, self._ended = set[subprocess.Popen[str]](), False
+
+    def run(self, command: list[str], **given: Any) -> tuple[int, str]:
+        """Its exit status, and what it said."""
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **given) as child:
+            self._running.add(child)
+            if self._ended:  # while it was started
+                child.terminate()
+            said, _ = child.communicate()
+            self._running.remove(child)
+        return child.returncode, said
+
+    def end(self, number: int, frame: Any) -> None:
+        """A handler of signals."""
+        self._ended = True
+        for child in list(self._running):
+            child.terminate()
+        raise SystemExit(128 + number)
+
+
+CHILDREN = Children()
 
 
 def timed(*command: str) -> float:
     """How long a process takes, from before its start to after its end."""
     paths = os.pathsep.join([str(figures.ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, cwd=figures.ROOT
-    )
+    status, said = CHILDREN.run([sys.executable, *command], env={**os.environ, "PYTHONPATH": paths}, cwd=figures.ROOT)
     seconds = time.perf_counter() - began
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
+    if status != 0:
+        raise RuntimeError(f"{' '.join(command)}: {said[-4000:]}")
     return seconds
 
 
@@ -154,6 +182,23 @@ def side(name: str, folder: Path, cell: Cell, repeat: int) -> Callable[[Round, C
 # --------------------------------------------------------------------------------------------------------------- the whole
 
 
+@contextlib.contextmanager
+def watched(this: Round) -> Iterator[None]:
+    """Notes in a round the load average now, and the share of all CPU time that other machines of the host take from here on."""
+    noted = {"load": round(os.getloadavg()[0], 2), "stolen": None}
+    this.setdefault("machine", []).append(noted)
+    stolen, whole = cpu_ticks()
+    yield
+    now_stolen, now_whole = cpu_ticks()
+    noted["stolen"] = (now_stolen - stolen) / max(1, now_whole - whole)
+
+
+def cpu_ticks() -> tuple[int, int]:
+    """Those stolen since the machine started, and all."""
+    ticks = [int(each) for each in Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]]
+    return ticks[7], sum(ticks)
+
+
 def code() -> str:
     """A hash of all that is measured: one result is of one state of the code, whatever is committed meanwhile."""
     files = sorted([*(figures.ROOT / "cu_ray").rglob("*.py"), *HERE.glob("*.py")])
@@ -206,6 +251,7 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=Path, default=Path(tempfile.gettempdir()) / "cu-ray-cell", help="where what is done is kept"
     )
+    signal.signal(signal.SIGTERM, CHILDREN.end)
     run(parser.parse_args())
 
 
@@ -225,7 +271,8 @@ def run(given: argparse.Namespace) -> None:
             continue
         if time.monotonic() >= (early if this["side"] in UNCUT else deadline):
             break
-        side(this["side"], given.folder, cell, this["repeat"])(this, cell, deadline, state.save)
+        with watched(this):
+            side(this["side"], given.folder, cell, this["repeat"])(this, cell, deadline, state.save)
         state.save()
     whole = [this for this in state.rounds if this["seconds"] is not None]
     left = len(state.rounds) - len(whole)
@@ -237,7 +284,7 @@ def run(given: argparse.Namespace) -> None:
 def report(given: argparse.Namespace, cell: Cell, state: State, whole: list[Round]) -> None:
     """Write what is done; check, once all sides are there, that they did the same."""
     sides = [this["side"] for this in whole]
-    text, checks = [each for each in (ladder(whole), parts(cell, whole)) if each], {}
+    text, checks = [each for each in (ladder(whole), parts(cell, whole), machine(whole)) if each], {}
     if "cu-ray" in sides and sum(name in ("processes", "two") for name in sides) > 1:
         apart = difference_of_ssd(cell)
         too_far, furthest = out_of_noise(cell, whole)

@@ -1,4 +1,4 @@
-"""The results of benchmarks/cell.py: seconds of each side, how many times as fast, the ladder, where the time goes."""
+"""The results of benchmarks/cell.py: seconds of each side, how many times as fast, the ladder, where time goes, the machine."""
 
 from __future__ import annotations
 
@@ -40,14 +40,15 @@ def startup_share(this: Round) -> float:
 
 
 def ladder(rounds: list[Round]) -> str:
-    """What each rung brings."""
+    """What each rung that was measured brings."""
     found = {name: [this["seconds"] for this in rounds if this["side"] == name] for name in LADDER}
     medians = {name: statistics.median(values) for name, values in found.items() if values}
-    if not {"processes", "resident"} <= medians.keys():
+    if len(medians) < 2:
         return ""
-    lines, before = ["| rung | s | faster than the one before | than the first |", "|---|---|---|---|"], medians["processes"]
+    lines = ["| rung | s | faster than the one before | than the first |", "|---|---|---|---|"]
+    first = before = next(iter(medians.values()))
     for name, seconds in medians.items():
-        lines.append(f"| {name} | {seconds:.0f} | {before / seconds:.2f} | {medians['processes'] / seconds:.2f} |")
+        lines.append(f"| {name} | {seconds:.0f} | {before / seconds:.2f} | {first / seconds:.2f} |")
         before = seconds
     return "\n".join(lines)
 
@@ -67,3 +68,13 @@ def parts(cell: Cell, rounds: list[Round]) -> str:
         figures_of = (total("processes", "seconds"), total("cu-ray", "unlearn_seconds_spent"), total("cu-ray", "eval_seconds"))
         lines.append(f"| {method} | {len(numbers)} | {' | '.join(f'{each:.1f}' for each in figures_of)} |")
     return "\n".join(lines)
+
+
+def machine(rounds: list[Round]) -> str:
+    """How busy the machine was as each round began, or went on, and how much of its CPU time other machines of its host took."""
+    lines = ["| side | repeat | load average at the start | CPU time stolen |", "|---|---|---|---|"]
+    for this in rounds:
+        loads, stolen = ([each[what] for each in this.get("machine", ())] for what in ("load", "stolen"))
+        shown = (", ".join(f"{each:.2f}" for each in loads), ", ".join("?" if each is None else f"{each:.1%}" for each in stolen))
+        lines.append(f"| {this['side']} | {this['repeat']} | {' | '.join(shown)} |")
+    return "\n".join(lines) if rounds else ""

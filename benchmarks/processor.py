@@ -12,7 +12,7 @@ import figures
 import torch
 from gpu import TOY, Bench, Sizes
 
-from cu_ray.learning.precision import CPU_BF16_FLAGS, local_cpu_flags
+from cu_ray.learning.precision import BF16_FLAGS, local_cpu_flags
 from cu_ray.models.resnet9 import ResNet9
 
 NARROW = "ResNet-9 of width 8"
@@ -21,7 +21,7 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def precisions() -> list[str]:
     """fp32, and bf16 where the processor has it."""
-    return ["fp32", "bf16"] if CPU_BF16_FLAGS & local_cpu_flags() else ["fp32"]
+    return ["fp32", "bf16"] if BF16_FLAGS & local_cpu_flags() else ["fp32"]
 
 
 def threads() -> list[int]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -18,7 +21,7 @@ import alone  # noqa: E402
 import cell_checks  # noqa: E402
 import cell_given  # noqa: E402
 import published  # noqa: E402
-from cell_tables import SIDES  # noqa: E402
+from cell_tables import SIDES, ladder  # noqa: E402
 
 
 def run(name, tmp_path, *options):
@@ -51,10 +54,40 @@ def test_the_cell_is_done_round_by_round_and_each_once(tmp_path):
     kept = ("--folder", str(tmp_path / "kept"), "--sides", "shared")
     nothing, _, said = run("cell", tmp_path, *kept, "--minutes", "0")
     assert (nothing["rounds"], said.splitlines()[-1]) == ([], "rounds left: 1. The same command goes on.")
-    result, _, said = run("cell", tmp_path, *kept)
+    result, table, said = run("cell", tmp_path, *kept)
     assert said.splitlines()[-1] == "all rounds are done"
+    (noted,) = result["rounds"][0]["machine"]
+    assert noted["load"] >= 0
+    assert 0 <= noted["stolen"] <= 1
+    assert f"| shared | 0 | {noted['load']:.2f} | {noted['stolen']:.1%} |" in table
     again, _, _ = run("cell", tmp_path, *kept)
     assert again["rounds"] == result["rounds"]
+
+
+@pytest.mark.parametrize(("side", "program"), [("shared", "alone.py"), ("two", "published.py")])
+def test_a_cell_that_is_ended_takes_what_it_started_with_it(side, program, tmp_path):
+    command = [sys.executable, str(FOLDER / "cell.py"), "--small", "--folder", str(tmp_path / "kept"), "--sides", side]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path) as cell:
+        while not (children := [each for each in psutil.Process(cell.pid).children() if program in " ".join(command_of(each))]):
+            assert cell.poll() is None, "it is over, and has started nothing"
+            time.sleep(0.01)
+        cell.send_signal(signal.SIGTERM)
+        assert cell.wait(60) == 128 + signal.SIGTERM
+    assert not any(child.is_running() for child in children)
+
+
+def command_of(process):
+    try:
+        return process.cmdline()
+    except psutil.Error:  # it is over
+        return []
+
+
+def test_a_ladder_has_the_rungs_that_were_measured():
+    measured = [("shared", 50.0), ("processes", 200.0), ("warm", 100.0), ("processes", 400.0), ("two", 1.0)]
+    lines = ladder([{"side": side, "seconds": seconds} for side, seconds in measured]).splitlines()
+    assert lines[2:] == ["| processes | 300 | 1.00 | 1.00 |", "| warm | 100 | 3.00 | 3.00 |", "| shared | 50 | 2.00 | 6.00 |"]
+    assert ladder([{"side": "warm", "seconds": 1.0}]) == ""
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 
 from cu_ray.config import Sweep
 from cu_ray.errors import UserError
-from cu_ray.learning.precision import CPU_BF16_FLAGS, local_cpu_flags, local_device_kind, resolve
+from cu_ray.learning.precision import BF16_FLAGS, local_device_kind, local_flags, resolve
 from cu_ray.sweep.growth import UNKNOWN, growth
 
 WISHES = ("auto", "published")  # precisions that depend on the hardware
@@ -20,19 +20,19 @@ ANSWERS_IN = 20.0  # seconds; a node that takes longer is not heard
 
 @dataclass(frozen=True)
 class Hardware:
-    """What trials run on: 'cuda' or 'cpu', and the capabilities that the processors of all nodes have."""
+    """What trials run on: 'cuda' or 'cpu', and the capabilities that the GPUs, or the processors, of all nodes have."""
 
     device: str
-    cpu_flags: frozenset[str] | None  # None where no precision depends on them
+    flags: frozenset[str] | None  # None where no precision depends on them
 
     @property
     def auto_precision(self) -> str | None:
         """What `precision: auto` comes to; None where nobody asked for it."""
-        return None if self.cpu_flags is None else resolve("auto", self.device, self.cpu_flags)
+        return None if self.flags is None else resolve("auto", self.device, self.flags)
 
     def settle(self, sweep: Sweep) -> Sweep:
         """The sweep with device and precisions said."""
-        trains = tuple(replace(train, precision=resolve(train.precision, self.device, self.cpu_flags)) for train in sweep.trains)
+        trains = tuple(replace(train, precision=resolve(train.precision, self.device, self.flags)) for train in sweep.trains)
         return replace(sweep, trains=trains, runtime=replace(sweep.runtime, device=self.device))
 
 
@@ -44,7 +44,8 @@ def is_open(sweep: Sweep) -> bool:
 def here(sweep: Sweep) -> Hardware:
     """The hardware of this machine, but the device that the sweep names."""
     wish = sweep.runtime.device
-    return Hardware(local_device_kind() if wish == "auto" else wish, local_cpu_flags())
+    device = local_device_kind() if wish == "auto" else wish
+    return Hardware(device, local_flags(device))
 
 
 def of_nodes(sweep: Sweep) -> Hardware:
@@ -54,10 +55,10 @@ def of_nodes(sweep: Sweep) -> Hardware:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     wish = sweep.runtime.device
     device = device_of([node["Resources"] for node in nodes], growth()) if wish == "auto" else wish
-    workers = [node["NodeID"] for node in nodes if node["Resources"].get("CPU", 0)]
+    workers = [node["NodeID"] for node in nodes if node["Resources"].get("GPU" if device == "cuda" else "CPU", 0)]
     if not _precision_is_open(sweep):
         return Hardware(device, None)
-    return Hardware(device, common(workers) if device == "cpu" else frozenset())
+    return Hardware(device, common(workers, device))
 
 
 def as_before(sweep: Sweep, facts: Mapping[str, Any]) -> Hardware | None:
@@ -65,7 +66,7 @@ def as_before(sweep: Sweep, facts: Mapping[str, Any]) -> Hardware | None:
     device, precision = facts.get("device"), facts.get("auto_precision")
     if sweep.runtime.device not in ("auto", device) or (precision is None and _precision_is_open(sweep)):
         return None
-    return Hardware(str(device), None if precision is None else CPU_BF16_FLAGS if precision == "bf16" else frozenset())
+    return Hardware(str(device), None if precision is None else BF16_FLAGS if precision == "bf16" else frozenset())
 
 
 def _precision_is_open(sweep: Sweep) -> bool:
@@ -89,20 +90,20 @@ def device_of(nodes: list[Mapping[str, float]], grown: Mapping[str, float] | Non
     return "cpu"
 
 
-def common(nodes: list[str]) -> frozenset[str]:
-    """The capabilities that the processors of all these nodes have; those of this machine where none of them answers."""
-    found = _flags_of(nodes)
-    return frozenset.intersection(*found) if found else local_cpu_flags()
+def common(nodes: list[str], device: str) -> frozenset[str]:
+    """The capabilities that the devices of all these nodes have; those of this machine where none of them answers."""
+    found = _flags_of(nodes, device)
+    return frozenset.intersection(*found) if found else local_flags(device)
 
 
-def _flags_of(nodes: list[str]) -> list[frozenset[str]]:
+def _flags_of(nodes: list[str], device: str) -> list[frozenset[str]]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     asked = [
-        ray.remote(local_cpu_flags)
+        ray.remote(local_flags)
         .options(num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-        .remote()
+        .remote(device)
         for node in nodes
     ]
     answered, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWERS_IN) if asked else ([], [])

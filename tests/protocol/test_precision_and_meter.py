@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cu_ray.errors import UserError
+from cu_ray.learning import precision as precision_of
 from cu_ray.learning.meter import Meter
 from cu_ray.learning.precision import autocast, require, resolve
 from cu_ray.methods.no_unlearning import NoUnlearning
@@ -24,7 +26,8 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(
     ("wish", "device_kind", "flags", "resolved"),
     [
-        ("auto", "cuda", (), "bf16"),
+        ("auto", "cuda", ("sm_80",), "bf16"),
+        ("auto", "cuda", (), "fp32"),
         ("auto", "cpu", ("avx512_bf16",), "bf16"),
         ("auto", "cpu", ("amx_bf16", "avx2"), "bf16"),
         ("auto", "cpu", ("avx512f", "avx2"), "fp32"),
@@ -39,6 +42,45 @@ CPU = torch.device("cpu")
 )
 def test_precision_is_resolved_from_device_kind_and_flags(wish, device_kind, flags, resolved):
     assert resolve(wish, device_kind, frozenset(flags)) == resolved
+
+
+A100, A10G, L4, H100, RTX_5090 = 0x20B0, 0x2237, 0x27B8, 0x2330, 0x2B85
+P100, V100, T4, GTX_1660 = 0x15F8, 0x1DB4, 0x1EB8, 0x2184
+
+
+@pytest.mark.parametrize(
+    ("gpus", "resolved"),
+    [
+        *(([gpu], "bf16") for gpu in (A100, A10G, L4, H100, RTX_5090)),
+        *(([gpu], "fp32") for gpu in (P100, V100, T4, GTX_1660)),
+        ([A100, T4], "fp32"),
+        ([], "bf16"),  # nothing is known of them
+    ],
+)
+def test_auto_is_bf16_on_gpus_from_compute_capability_8(gpus, resolved, tmp_path, monkeypatch):
+    monkeypatch.setattr(precision_of, "GPUS", tmp_path / "gpus")
+    monkeypatch.setattr(precision_of, "PCI_DEVICES", tmp_path / "devices")
+    (tmp_path / "gpus" / "0000:ff:00.0").mkdir(parents=True)  # of which there is no number
+    for place, number in enumerate(gpus):
+        address = f"0000:{place:02x}:00.0"
+        (tmp_path / "gpus" / address).mkdir()
+        (tmp_path / "devices" / address).mkdir(parents=True)
+        (tmp_path / "devices" / address / "device").write_text(f"0x{number:04x}\n")
+    assert resolve("auto", "cuda") == resolved
+    assert resolve("published", "cuda") == "fp16"
+
+
+@pytest.mark.parametrize(("capability", "refuses"), [(7, True), (8, False), (9, False)])
+def test_a_gpu_that_would_only_emulate_bf16_is_refused(capability, refuses, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=capability))
+    require("fp32", torch.device("cuda"))
+    require("fp16", torch.device("cuda"))
+    refused = pytest.raises(UserError, match="precision bf16 was chosen, which this worker's cuda lacks")
+    with refused if refuses else contextlib.nullcontext():
+        require("bf16", torch.device("cuda"))
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])

@@ -83,7 +83,7 @@ def test_a_gpu_that_only_the_second_node_has_makes_it_a_sweep_on_gpus(tmp_path, 
 
 def test_a_gpu_of_the_driver_s_machine_that_no_node_has_does_not_count(tmp_path, monkeypatch):
     monkeypatch.setattr("cu_ray.sweep.hardware.local_device_kind", lambda: "cuda")
-    monkeypatch.setattr(hardware, "local_cpu_flags", _without_bf16)
+    monkeypatch.setattr(hardware, "local_flags", _without_bf16)
     with two_nodes(monkeypatch) as nodes:
         sweep = of_auto(tmp_path, address=nodes.address)
         ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
@@ -92,15 +92,23 @@ def test_a_gpu_of_the_driver_s_machine_that_no_node_has_does_not_count(tmp_path,
     assert {train.precision for train in settled.trains} == {"fp32"}
 
 
-def _without_bf16():
+def _without_bf16(device):
     return frozenset({"avx2"})
 
 
-@pytest.mark.parametrize(("second", "precision"), [({"avx512_bf16"}, "bf16"), ({"avx2"}, "fp32")])
-def test_bf16_is_taken_where_the_processors_of_all_nodes_have_it(monkeypatch, second, precision):
-    flags = {"first": frozenset({"avx512_bf16", "avx2"}), "second": frozenset(second)}
-    monkeypatch.setattr(hardware, "_flags_of", lambda nodes: [flags[node] for node in nodes])
-    assert resolve("auto", "cpu", hardware.common(["first", "second"])) == precision
+@pytest.mark.parametrize(
+    ("device", "first", "second", "precision"),
+    [
+        ("cpu", {"avx512_bf16", "avx2"}, {"avx512_bf16"}, "bf16"),
+        ("cpu", {"avx512_bf16", "avx2"}, {"avx2"}, "fp32"),
+        ("cuda", {"sm_80"}, {"sm_80"}, "bf16"),
+        ("cuda", {"sm_80"}, set(), "fp32"),
+    ],
+)
+def test_bf16_is_taken_where_the_devices_of_all_nodes_have_it(monkeypatch, device, first, second, precision):
+    flags = {("first", device): frozenset(first), ("second", device): frozenset(second)}
+    monkeypatch.setattr(hardware, "_flags_of", lambda nodes, device: [flags[node, device] for node in nodes])
+    assert resolve("auto", device, hardware.common(["first", "second"], device)) == precision
 
 
 def done_on(sweep, device, precision):
@@ -119,12 +127,13 @@ def done_on(sweep, device, precision):
 
 
 @pytest.mark.parametrize(
-    ("device", "precision", "other"), [("cuda", "bf16", "fp32"), ("cpu", "bf16", "fp32"), ("cpu", "fp32", "bf16")]
+    ("device", "precision", "other"),
+    [("cuda", "bf16", "fp32"), ("cuda", "fp32", "bf16"), ("cpu", "bf16", "fp32"), ("cpu", "fp32", "bf16")],
 )
 def test_a_plan_counts_what_was_done_where_the_sweep_last_ran(tmp_path, monkeypatch, device, precision, other):
     """On a laptop, of a sweep whose results came from a cluster, or lie in a bucket."""
     monkeypatch.setattr(hardware, "local_device_kind", lambda: "cpu")
-    monkeypatch.setattr(hardware, "local_cpu_flags", lambda: frozenset({"amx_bf16"} if other == "bf16" else ()))
+    monkeypatch.setattr(hardware, "local_flags", lambda device: frozenset({"amx_bf16"} if other == "bf16" else ()))
     sweep = of_auto(tmp_path)
     assert runner.preview(sweep).remarks("`cu-ray sweep`") == []
     number = done_on(sweep, device, precision)
@@ -140,7 +149,7 @@ def test_a_plan_counts_what_was_done_where_the_sweep_last_ran(tmp_path, monkeypa
 
 def test_a_plan_goes_by_this_machine_where_nothing_is_told_of_an_earlier_run(tmp_path, monkeypatch):
     monkeypatch.setattr(hardware, "local_device_kind", lambda: "cpu")
-    monkeypatch.setattr(hardware, "local_cpu_flags", _without_bf16)
+    monkeypatch.setattr(hardware, "local_flags", _without_bf16)
     sweep = of_auto(tmp_path)
     done_on(sweep, "cuda", "bf16")
     facts = json.loads(sweep.folder.read("status.json"))
@@ -150,7 +159,7 @@ def test_a_plan_goes_by_this_machine_where_nothing_is_told_of_an_earlier_run(tmp
 
 
 def test_nodes_are_not_asked_what_no_precision_depends_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(hardware, "common", lambda nodes: pytest.fail("asked"))
+    monkeypatch.setattr(hardware, "common", lambda nodes, device: pytest.fail("asked"))
     with two_nodes(monkeypatch) as nodes:
         sweep = of_auto(tmp_path, address=nodes.address)
         said = replace(sweep, trains=tuple(replace(train, precision="bf16") for train in sweep.trains))
