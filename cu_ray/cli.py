@@ -466,17 +466,18 @@ def explain(folder: Place, trial_key: str) -> None:
 @main.command()
 @click.argument("one", type=PLACE)
 @click.argument("other", type=PLACE)
-@click.option("--rule", default="oracle_validation", show_default=True, help=f"the selection rule: {', '.join(RULES)}")
-def diff(one: Place, other: Place, rule: str) -> None:
+@click.option("--rule", help=f"the selection rule  [default: that of the search]: {', '.join(RULES)}")
+def diff(one: Place, other: Place, rule: str | None) -> None:
     """Say what differs between the sweeps in ONE and OTHER, and whether scores do beyond the noise of seeds: exit code 1."""
-    from cu_ray.report import difference, results
+    from cu_ray.report import contents, difference, results
 
-    if rule not in RULES:
-        raise UserError(f"{rule!r} is no selection rule. {did_you_mean(rule, RULES)}")
     (here, there), out = results.read_all([one, other]), console()
+    rule = contents.rule_of([here, there], rule)
     for name, said in difference.facts(here, there).items():
         out.print(Text(f"{name}: {said[0]} | {said[1]}"), soft_wrap=True)
-    rows = difference.scores(here, there, rule)
+    shared, rows = difference.num_shared(here, there, rule), difference.scores(here, there, rule)
+    for label, cells in difference.alone(here, there, rule).items():
+        out.print(Text(f"Only in {label}: {'; '.join(cells)}"), soft_wrap=True)
     if rows:
         listing = Table("cell", "method", "fraction", "metric", "n", "difference", "p, Holm", box=None)
         for row in rows:
@@ -484,8 +485,9 @@ def diff(one: Place, other: Place, rule: str) -> None:
             shown = [f"{row['fraction']:g}", row["metric"], str(row["n"]), f"{row['difference']:+.4f}", p]
             listing.add_row(Text(row["cell"]), Text(row["method"]), *shown)
         out.print(listing)
-    shared, beyond = difference.num_shared(here, there, rule), sum(row["beyond"] for row in rows)
-    out.print(f"{shared} scores in common; {len(rows)} means differ, {beyond} of them beyond the noise of seeds (*).")
+    beyond = sum(row["beyond"] for row in rows)
+    counts = f"{shared} scores in common; {len(rows)} means differ, {beyond} of them beyond the noise of seeds (*)."
+    out.print(f"Chosen by {rule}: {counts}")
     sys.exit(bool(beyond))
 
 

@@ -31,15 +31,16 @@ def cell_names(results: Sequence[Results], *, without: str = "") -> dict[tuple[A
     return names
 
 
-def chosen(results: Sequence[Results], rule: str) -> pd.DataFrame:
+def chosen(results: Sequence[Results], rule: str, names: dict[tuple[Any, ...], str] | None = None) -> pd.DataFrame:
     """A row for each trial that the rule chose to be reported: sweep, cell, method, fraction, seed, scores and costs.
 
     A method that does not look at the deletion set has the same trial at each fraction. Controls are left out. Where there
     are several results, a method's name says which it is of.
+    names: of cells, where these are held against other results.
     """
     import pandas as pd
 
-    names = cell_names(results)
+    names = names or cell_names(results)
     parts = [_chosen(each, rule, names) for each in results]
     if len(results) > 1:
         parts = [part.assign(method=part["method"] + f" ({each.label})") for part, each in zip(parts, results, strict=True)]

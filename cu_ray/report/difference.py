@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cu_ray.report.cells import chosen
+from cu_ray.errors import UserError
+from cu_ray.report.cells import cell_names, chosen
 from cu_ray.report.comparison import LEVEL, holm, paired_t
 from cu_ray.report.contents import runs, trainings
 from cu_ray.report.results import Results
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PLACE = ["cell", "method", "fraction"]
 METRICS = ("acc_corr", "acc_retain")
@@ -30,7 +34,7 @@ def scores(one: Results, other: Results, rule: str) -> list[Mapping[str, Any]]:
     rows; None where there is one seed, or where all differ by the same. `beyond` noise: p < 0.05.
     """
     names = [*PLACE, "seed"]
-    parts = [chosen([each], rule)[[*names, *METRICS]] for each in (one, other)]
+    parts = [part[[*names, *METRICS]] for part in _chosen(one, other, rule)]
     joined = parts[0].merge(parts[1], on=names, suffixes=("", "_other"))
     rows: list[dict[str, Any]] = []
     for place, own in joined.groupby(PLACE, sort=False):
@@ -45,6 +49,32 @@ def scores(one: Results, other: Results, rule: str) -> list[Mapping[str, Any]]:
 
 
 def num_shared(one: Results, other: Results, rule: str) -> int:
-    """How many rows of cell, method, fraction and seed both have."""
-    names = [*PLACE, "seed"]
-    return len(chosen([one], rule)[names].merge(chosen([other], rule)[names], on=names))
+    """How many rows of cell, method, fraction and seed both have. Raises UserError where that is none, saying what each has."""
+    names, parts = [*PLACE, "seed"], _chosen(one, other, rule)
+    count = len(parts[0][names].merge(parts[1][names], on=names))
+    if not count:
+        there = [f"{each.label} has {_extent(each, part)}" for each, part in zip((one, other), parts, strict=True)]
+        raise UserError("\n  ".join([f"under {rule} no cell, method, fraction and seed is in both", *there]))
+    return count
+
+
+def alone(one: Results, other: Results, rule: str) -> dict[str, list[str]]:
+    """The cells that only one of the two has, by its label."""
+    here, there = ([str(cell) for cell in dict.fromkeys(part["cell"])] for part in _chosen(one, other, rule))
+    found = {one.label: [cell for cell in here if cell not in there], other.label: [cell for cell in there if cell not in here]}
+    return {label: cells for label, cells in found.items() if cells}
+
+
+def _chosen(one: Results, other: Results, rule: str) -> list[pd.DataFrame]:
+    """The trials of each that the rule chose; a cell has the same name in both."""
+    names = cell_names([one, other])
+    return [chosen([each], rule, names) for each in (one, other)]
+
+
+def _extent(results: Results, part: pd.DataFrame) -> str:
+    """The cells, methods, fractions and seeds of these rows, in words; where there are none, the rules that have chosen some."""
+    if part.empty:
+        rules = dict.fromkeys(results.best.loc[results.best["n"] > 0, "rule"])
+        return f"nothing under it, but under {', '.join(rules)}" if rules else "no scores at all"
+    columns = {f"{name}s": part[name] for name in (*PLACE, "seed")} | {"fractions": part["fraction"].map("{:g}".format)}
+    return "; ".join(f"{name} {', '.join(map(str, dict.fromkeys(column)))}" for name, column in columns.items())

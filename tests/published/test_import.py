@@ -164,7 +164,12 @@ def test_table_report_explain_and_diff_take_it(published, tmp_path, monkeypatch)
     assert "17 trials from logs of the published code" in page
     run("report", "results/theirs", "results/ours", "--to", "both")
     assert "ssd (theirs)" in (tmp_path / "both" / "report.html").read_text()
-    run("diff", "results/theirs", "results/ours", "--rule", "published")
+    assert "cells backdoor 40 dataset=cifar10" in run("diff", "results/theirs", "results/ours", "--rule", "published", code=2)
+    assert "theirs has nothing under it, but under published" in run(
+        "diff", "results/theirs", "results/ours", "--rule", "oracle", code=2
+    )
+    run("import", "logs", "--into", "results/again")
+    assert "Chosen by published: 12 scores in common; 0 means differ" in run("diff", "results/theirs", "results/again")
     key = read(tmp_path / "results" / "theirs", "trials")["trial_key"][3]
     told = run("explain", "results/theirs", key[:16])
     assert f"{BACKDOOR}/10_" in told and "replay" not in told

@@ -83,6 +83,32 @@ def test_differences_are_held_to_the_noise_of_seeds(one, tmp_path):
     assert "3 of them beyond the noise of seeds" in done.output
 
 
+def test_a_cell_is_called_the_same_in_both(one, tmp_path):
+    several = folder(tmp_path / "several", manipulation={"name": "backdoor", "size": 100, "patch": [3, 2]})
+    done = cu_ray("diff", one, several)
+    assert done.exit_code == 0
+    assert "36 scores in common; 0 means differ" in done.output
+    assert "Only in several: backdoor 100 patch=2\n" in done.output
+    assert "Only in one" not in done.output
+
+
+def test_results_that_share_nothing_are_refused_with_what_each_has(tmp_path):
+    cifar, svhn = (folder(tmp_path / name, dataset=name) for name in ("cifar10", "svhn"))
+    done = cu_ray("diff", cifar, svhn)
+    assert done.exit_code == 2
+    assert "data: cifar10 | svhn" in done.output
+    assert "cu-ray: under oracle_validation no cell, method, fraction and seed is in both\n" in done.output
+    extent = "methods no_unlearning, exact_unlearning, scrub, ssd; fractions 0.1, 0.5, 1; seeds 0, 1, 2"
+    assert f"  cifar10 has cells backdoor 100 dataset=cifar10; {extent}\n" in done.output
+
+
+def test_the_rule_is_that_of_the_search(tmp_path):
+    where = [folder(tmp_path / name, search={"seeds": "each", "objective": "oracle"}) for name in ("one", "two")]
+    assert "Chosen by oracle: 36 scores in common" in cu_ray("diff", *where).output
+    refused = cu_ray("diff", *where, "--rule", "oracel")
+    assert refused.exit_code == 2 and "Did you mean 'oracle'?" in refused.output
+
+
 def test_what_was_asked_for_otherwise_is_said(one, tmp_path):
     other = folder(tmp_path / "other", train={"steps": 30, "batch_size": 16, "precision": "auto"}, seeds=[0, 1])
     said = facts(read(one), read(other))
