@@ -28,6 +28,7 @@ from cu_ray.places import Folder, Place, at
 from cu_ray.selection import RULES
 
 WATCHED_EVERY = 30  # seconds
+MOST_FACTS = 30  # in which two results differ, a line each
 QUICKSTART = """
 name: try
 dataset: fashion_mnist_small
@@ -470,11 +471,15 @@ def explain(folder: Place, trial_key: str) -> None:
 def diff(one: Place, other: Place, rule: str | None) -> None:
     """Say what differs between the sweeps in ONE and OTHER, and whether scores do beyond the noise of seeds: exit code 1."""
     from cu_ray.report import contents, difference, results
+    from cu_ray.sweep import ledger
 
     (here, there), out = results.read_all([one, other]), console()
     rule = contents.rule_of([here, there], rule)
-    for name, said in difference.facts(here, there).items():
+    facts = difference.facts(here, there, [ledger.read(each.folder / "ledger").code for each in (here, there)])
+    for name, said in list(facts.items())[:MOST_FACTS]:
         out.print(Text(f"{name}: {said[0]} | {said[1]}"), soft_wrap=True)
+    if len(facts) > MOST_FACTS:
+        out.print(f"... and {len(facts) - MOST_FACTS} more")
     shared, rows = difference.num_shared(here, there, rule), difference.scores(here, there, rule)
     for label, cells in difference.alone(here, there, rule).items():
         out.print(Text(f"Only in {label}: {'; '.join(cells)}"), soft_wrap=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cu_ray import yaml_file
 from cu_ray.errors import UserError
 from cu_ray.report.cells import cell_names, chosen
 from cu_ray.report.comparison import LEVEL, holm, paired_t
@@ -17,14 +19,21 @@ if TYPE_CHECKING:
 PLACE = ["cell", "method", "fraction"]
 METRICS = ("acc_corr", "acc_retain")
 VOLATILE = ("run",)
+NOT_ASKED = ("name", "runtime")  # sections of a sweep file that no trial depends on
 
 
-def facts(one: Results, other: Results) -> dict[str, tuple[str, str]]:
-    """What is said of how each was made, by name, where the two differ."""
+def facts(one: Results, other: Results, codes: Sequence[Mapping[str, Any]] = ({}, {})) -> dict[str, tuple[str, str]]:
+    """What is said of how each was made, by name, where the two differ: what was run, sweep files, versions and code.
+
+    Sweep files where both are there, path by path; versions and code of what both used. codes: what the ledger of each says
+    of the code of its plug-ins.
+    """
     both = [{**runs(each), "training": "; ".join(trainings(each))} for each in (one, other)]
-    names = [name for name in dict.fromkeys([*both[0], *both[1]]) if name not in VOLATILE]
-    pairs = {name: (both[0].get(name, "-"), both[1].get(name, "-")) for name in names}
-    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+    asked = [_asked(each) for each in (one, other)]
+    used = [_versions(each) | _fingerprints(code) for each, code in zip((one, other), codes, strict=True)]
+    shared = [{name: each[name] for name in used[0] if name in used[1]} for each in used]
+    found = _differing(*both) | (_differing(*asked) if all(asked) else {}) | _differing(*shared)
+    return {name: pair for name, pair in found.items() if name not in VOLATILE}
 
 
 def scores(one: Results, other: Results, rule: str) -> list[Mapping[str, Any]]:
@@ -63,6 +72,41 @@ def alone(one: Results, other: Results, rule: str) -> dict[str, list[str]]:
     here, there = ([str(cell) for cell in dict.fromkeys(part["cell"])] for part in _chosen(one, other, rule))
     found = {one.label: [cell for cell in here if cell not in there], other.label: [cell for cell in there if cell not in here]}
     return {label: cells for label, cells in found.items() if cells}
+
+
+def _differing(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    pairs = {name: (one.get(name, "-"), other.get(name, "-")) for name in dict.fromkeys([*one, *other])}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _asked(results: Results) -> dict[str, str]:
+    """What the sweep file in the folder asks for, by YAML path; nothing where there is none."""
+    if not results.folder.has("sweep.yaml"):
+        return {}
+    text = results.folder.read("sweep.yaml").decode(errors="replace")
+    value = yaml_file.parse(text, str(results.folder / "sweep.yaml")).value
+    sections = {name: each for name, each in value.items() if name not in NOT_ASKED} if isinstance(value, dict) else value
+    return {f"sweep.yaml {path}": text for path, text in _flat(sections, "").items()}
+
+
+def _flat(value: Any, path: str) -> dict[str, str]:
+    """The values in nested mappings, and in lists of these, by their YAML path."""
+    if isinstance(value, dict) and value:
+        inner = {f"{path}.{name}".removeprefix("."): each for name, each in value.items()}
+    elif isinstance(value, list) and any(isinstance(each, dict) for each in value):
+        inner = {f"{path}[{index}]": each for index, each in enumerate(value)}
+    else:
+        return {path: value if isinstance(value, str) else json.dumps(value, default=str)}
+    return {place: text for name, each in inner.items() for place, text in _flat(each, name).items()}
+
+
+def _versions(results: Results) -> dict[str, str]:
+    known = results.trials.dropna(subset=["method_version"]).groupby("method", sort=False)["method_version"]
+    return {f"version of {method}": ", ".join(f"{version:g}" for version in sorted(own.unique())) for method, own in known}
+
+
+def _fingerprints(code: Mapping[str, Any]) -> dict[str, str]:
+    return {f"code of {name}": f"version {said.get('version')}, {said.get('fingerprint')}" for name, said in code.items()}
 
 
 def _chosen(one: Results, other: Results, rule: str) -> list[pd.DataFrame]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -10,7 +12,9 @@ from cu_ray.plugins import name_of
 from cu_ray.report.difference import facts, scores
 from cu_ray.report.lineage import explain
 from cu_ray.report.results import read
-from tests.report.made import folder, smooth
+from cu_ray.sweep.ledger import Ledger
+from tests.report.made import METHODS, folder, smooth
+from tests.sweep.simulator import SCRUB, sweep_file
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +119,59 @@ def test_what_was_asked_for_otherwise_is_said(one, tmp_path):
     assert said["seeds"] == ("0, 1, 2", "0, 1")
     assert "steps 20" in said["training"][0]
     assert "steps 30" in said["training"][1]
+
+
+def test_sweep_files_are_compared_path_by_path(tmp_path):
+    steps = {"steps": 30, "batch_size": 16, "precision": "auto"}
+    sections = {"one": {}, "two": {"train": steps, "name": "other", "runtime": {"workers": 2}, "search": {"lag": 3}}}
+    methods = {"one": {**METHODS, "scrub": {**SCRUB, "alpha": [0.1, 1]}}, "two": {**METHODS, "sap": {}}}
+    for name in ("one", "two"):
+        folder(tmp_path / name)
+        (tmp_path / name / "sweep.yaml").write_text(sweep_file(methods[name], **sections[name]))
+    said = facts(read(tmp_path / "one"), read(tmp_path / "two"))
+    assert {name.removeprefix("sweep.yaml "): pair for name, pair in said.items()} == {
+        "train.steps": ("20", "30"),
+        "methods.scrub.alpha": ("[0.1, 1]", "-"),
+        "methods.scrub.trials": ("-", "4"),
+        "methods.scrub.sampler": ("-", "random"),
+        "methods.sap": ("-", "{}"),
+        "search.lag": ("-", "3"),
+    }
+    assert "sweep.yaml train.steps: 20 | 30\n" in cu_ray("diff", tmp_path / "one", tmp_path / "two").output
+    (tmp_path / "two" / "sweep.yaml").unlink()
+    assert facts(read(tmp_path / "one"), read(tmp_path / "two")) == {}
+
+
+def test_manipulations_in_a_list_are_compared_one_by_one(tmp_path):
+    for name, size in (("one", 50), ("two", 60)):
+        folder(tmp_path / name)
+        several = [{"name": "backdoor", "size": 100}, {"name": "backdoor", "size": size}]
+        (tmp_path / name / "sweep.yaml").write_text(sweep_file(METHODS, manipulation=several))
+    assert facts(read(tmp_path / "one"), read(tmp_path / "two")) == {"sweep.yaml manipulation[1].size": ("50", "60")}
+
+
+def test_versions_of_methods_and_their_code_are_compared(tmp_path):
+    for name, version, fingerprint in (("one", 1, "aa"), ("two", 2, "bb")):
+        path = folder(tmp_path / name) / "tables" / "trials.parquet"
+        table = pq.read_table(path)
+        versions = [version if method == "ssd" else 1 for method in table["method"].to_pylist()]
+        place = table.column_names.index("method_version")
+        pq.write_table(table.set_column(place, table.schema.field(place), pa.array(versions)), path)
+        with Ledger(tmp_path / name / "ledger") as book:
+            code = {"ssd": {"version": version, "fingerprint": fingerprint}, "scrub": {"version": 1, "fingerprint": "cc"}}
+            book.note_code(code | {f"only_in_{name}": {"version": 1, "fingerprint": "dd"}})
+    said = cu_ray("diff", tmp_path / "one", tmp_path / "two").output.splitlines()
+    assert said[:2] == ["version of ssd: 1 | 2", "code of ssd: version 1, aa | version 2, bb"]
+    assert said[2].startswith("Chosen by")
+
+
+def test_of_many_differences_the_first_are_shown(tmp_path):
+    for name in ("one", "two"):
+        folder(tmp_path / name)
+        steps = {f"my_methods:Fine{number}": {"steps": number if name == "one" else 99} for number in range(40)}
+        (tmp_path / name / "sweep.yaml").write_text(sweep_file(steps))
+    said = cu_ray("diff", tmp_path / "one", tmp_path / "two").output.splitlines()
+    assert said[29:31] == ["sweep.yaml methods.my_methods:Fine29.steps: 29 | 99", "... and 10 more"]
 
 
 def test_a_table_for_latex_is_the_one_of_the_report(one):
