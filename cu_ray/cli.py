@@ -421,6 +421,7 @@ def _alive(process: int, host: str) -> bool:
 @click.option("--latex", type=click.Choice(["acc_corr", "acc_retain", "recovered"]), help="one metric as a LaTeX table")
 def table(folder: Place, rule: str | None, latex: str | None) -> None:
     """Print the table of the sweep in FOLDER (results/NAME)."""
+    from cu_ray.report.results import unfinished_in
     from cu_ray.report.terminal import best_table
 
     if latex is not None:
@@ -429,6 +430,8 @@ def table(folder: Place, rule: str | None, latex: str | None) -> None:
         print(table_of(folder, rule, latex), end="")
         return
     console().print(best_table(folder / "tables", rule))
+    if (said := unfinished_in(folder)) is not None:
+        console().print(f"Note: unfinished: {said}.")
 
 
 @main.command()
@@ -621,6 +624,8 @@ def bundle(folder: Place, to: Path | None, models: bool) -> None:
 
     made, out = write(folder, to, models=models), console()
     out.print(f"{made.folder}: {made.num_files} files; `sha256sum -c {SUMS}` there checks them.", soft_wrap=True)
+    if made.unfinished is not None:
+        out.print(f"Note: unfinished: {made.unfinished}.")
     if made.missing:
         out.print(f"{len(made.missing)} originals are in the store no more, and not in the bundle.")
     out.print("CITATION.cff has one place to edit: who ran it.")

@@ -9,7 +9,7 @@ from typing import Any
 from cu_ray.places import Place
 from cu_ray.report.comparison import best_and_significant
 from cu_ray.report.contents import Contents, gather, rule_of
-from cu_ray.report.results import read
+from cu_ray.report.results import read, unfinished_lines
 
 METRICS = ("acc_corr", "acc_retain", "recovered")  # of which more is better
 BOLD = "best of its cell and fraction, by paired t tests over seeds against each other method, p < 0.05 after Holm"
@@ -34,6 +34,7 @@ def table(contents: Contents, metric: str) -> str:
     bold = _bold(contents, metric) if metric in METRICS else {}
     head = " & ".join(["cell", "method", *(f"{fraction:g}" for fraction in fractions)])
     lines = [
+        *(f"% UNFINISHED: {said}" for said in unfinished_lines(contents.results)),
         "% needs \\usepackage{booktabs}",
         f"% {metric}: mean and standard deviation over seeds, chosen by {contents.rule}; {_seeds(contents, metric)}.",
         f"% {f'Bold: {BOLD}' if metric in METRICS else 'Nothing is bold: whether more is better is not known'}.",

@@ -12,10 +12,12 @@ from cu_ray.report.panels import Figure, Line, Panel, as_text, shift_of, style_o
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
+    from matplotlib.transforms import Bbox
 
 ONE_COLUMN, TWO_COLUMNS, PANEL_HEIGHT = 3.4, 7.0, 1.9  # inches
 DOTS = 300  # an inch, of PNG
 APART, MOST_APART = 0.9, 9  # points between the intervals of two methods, and of the first and the last
+CHARACTERS = 20  # an inch of a note
 MOST_CHARACTERS = {4: 23, 3: 34, 2: 55}  # above or below a panel, where so many are side by side
 LOOK: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
@@ -30,16 +32,20 @@ LOOK: Any = {
 }
 
 
-def save(figure: Figure, folder: Path) -> list[Path]:
-    """The files `<name>.pdf` and `<name>.png` of a figure, written. Raises ImportError where matplotlib is not there."""
+def save(figure: Figure, folder: Path, note: str | None = None) -> list[Path]:
+    """The files `<name>.pdf` and `<name>.png` of a figure, written. Raises ImportError where matplotlib is not there.
+
+    note: to be written small below the figure.
+    """
     import matplotlib as mpl
 
     with mpl.rc_context(LOOK):
         drawing = drawn(figure)
+        box = None if note is None else _footed(drawing, note)
         files = [folder / f"{figure.name}.{kind}" for kind in ("pdf", "png")]
         for file in files:
             metadata = {"CreationDate": None} if file.suffix == ".pdf" else {}
-            drawing.savefig(file, dpi=DOTS, metadata=metadata)
+            drawing.savefig(file, dpi=DOTS, metadata=metadata, bbox_inches=box)
     return files
 
 
@@ -63,6 +69,17 @@ def drawn(figure: Figure) -> Drawing:
     drawing.draw_without_rendering()
     drawing.set_layout_engine("none")
     return drawing
+
+
+def _footed(drawing: Drawing, note: str) -> Bbox:
+    """The box of the figure with the note, which is written below what is laid out."""
+    from matplotlib.transforms import Bbox
+
+    width, height = drawing.get_size_inches()
+    lines = textwrap.wrap(note, round(CHARACTERS * width))
+    looks: Any = {"fontsize": 5, "color": "0.4", "va": "top", "parse_math": False}
+    drawing.text(0.05 / width, 0, "\n".join(lines), **looks)
+    return Bbox.from_extents(0, -0.1 * len(lines), width, height)
 
 
 def _legend(drawing: Drawing, handles: dict[str, Any]) -> float:

@@ -36,10 +36,7 @@ class Results:
     @property
     def unfinished(self) -> str | None:
         """How much is not there yet, in words; None where all is done."""
-        if self.status is not None and self.status["trials_done"] < self.status["trials"]:
-            return f"{self.status['trials_done']:,} of {self.status['trials']:,} trials are done"
-        covered = self.best["coverage"].dropna()
-        return None if (covered >= 1).all() else f"{(covered < 1).sum()} of {len(covered)} rows rest on unfinished searches"
+        return _unfinished(self.status, list(self.best["coverage"].dropna()))
 
     @property
     def can_be_replayed(self) -> bool:
@@ -70,6 +67,25 @@ def read_all(given: Sequence[Place | Path | str]) -> list[Results]:
     if len({lasting(folder) for folder in folders}) < len(folders):
         raise UserError(f"a folder is given twice: {', '.join(map(str, folders))}")
     return [read(folder, str(folder) if several else name) for folder, name in zip(folders, names, strict=True)]
+
+
+def unfinished_in(folder: Place) -> str | None:
+    """How much is not there yet in a folder, in words, read off its status and `best.parquet` alone; None where all is done."""
+    coverage = read_table(folder / "tables", "best")["coverage"].to_pylist()
+    return _unfinished(_status(folder), [each for each in coverage if each is not None])
+
+
+def unfinished_lines(results: Sequence[Results]) -> list[str]:
+    """How much is not there yet, a line for each that is unfinished."""
+    several = len(results) > 1
+    return [f"{each.label}: {each.unfinished}" if several else each.unfinished for each in results if each.unfinished]
+
+
+def _unfinished(status: dict[str, Any] | None, coverage: list[float]) -> str | None:
+    if status is not None and status["trials_done"] < status["trials"]:
+        return f"{status['trials_done']:,} of {status['trials']:,} trials are done"
+    few = sum(share < 1 for share in coverage)
+    return f"{few} of {len(coverage)} rows rest on unfinished searches" if few else None
 
 
 def _with_rescored(trials: pd.DataFrame, rescored: pd.DataFrame) -> tuple[pd.DataFrame, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from cu_ray.places import Folder, Place
 from cu_ray.report import latex, page, paper
 from cu_ray.report.contents import Contents, gather, rule_of
-from cu_ray.report.results import Results, read_all
+from cu_ray.report.results import Results, read_all, unfinished_lines
 
 PAGE = "report.html"
 NO_FIGURES = (
@@ -25,7 +25,8 @@ def write(
     """The page's path, with all files written beside it, and what to tell the user. Raises UserError for what is no result."""
     results = read_all(folders)
     contents = gather(results, rule_of(results, rule))
-    remarks = [] if len(contents.rows) else [NO_SCORES]
+    unfinished = unfinished_lines(results)
+    remarks = [f"unfinished: {said}" for said in unfinished] + ([] if len(contents.rows) else [NO_SCORES])
     place = to or _beside(results)
     target = Folder(place)
     for name, text in _texts(contents, refresh).items():
@@ -34,7 +35,7 @@ def write(
         remarks.append(NO_FIGURES)
     else:
         for figure in contents.figures:
-            paper.save(figure, place)
+            paper.save(figure, place, f"UNFINISHED: {'; '.join(unfinished)}" if unfinished else None)
     return place / PAGE, remarks
 
 

@@ -22,6 +22,7 @@ from safetensors.numpy import save
 from cu_ray import __version__, plugins
 from cu_ray.errors import FieldFault, UserError
 from cu_ray.places import Folder, Place, at, lasting
+from cu_ray.report import results
 from cu_ray.report.terminal import rows_of
 from cu_ray.stages.pipeline import Workbench
 from cu_ray.store import open_store
@@ -39,7 +40,7 @@ SETS = pa.schema(
     }
 )
 README = """Results of the sweep {name}, made by cu-ray {version}.
-
+{unfinished}
 tables/            trials, originals, best and curves as Parquet
 sweep.yaml         the sweep file: `cu-ray sweep sweep.yaml` makes all of it again
 sets.parquet       which samples were manipulated, found and held out, and which test images choose: row numbers
@@ -58,6 +59,7 @@ class Bundle:
     folder: Place
     num_files: int
     missing: list[str]  # keys of originals that the store has not
+    unfinished: str | None  # how much of the sweep is not there yet
 
 
 def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) -> Bundle:
@@ -67,7 +69,7 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
     """
     folder = at(where)
     known, facts = ledger.read(folder / "ledger"), status.read(folder)
-    chosen = _chosen(folder) if models else []
+    unfinished, chosen = results.read(folder).unfinished, _chosen(folder) if models else []
     name = at(lasting(folder)).name
     target = _Target(Folder(to or Path(f"{name}-bundle")))
     for table in ("trials", "originals", "best", "curves"):
@@ -85,10 +87,9 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
         made = foreground.export(folder, key, target.place / "models" / key[:16])
         target.take_in(f"models/{key[:16]}", made.folder)
     target.write("CITATION.cff", _citation(name).encode())
-    lost = f" ({len(missing)} are in the store no more)" if missing else ""
-    target.write("README.txt", README.format(name=name, version=__version__, missing=lost, sums=SUMS).encode())
+    target.write("README.txt", _readme(name, missing, unfinished).encode())
     target.place.write(SUMS, "".join(f"{digest}  {path}\n" for path, digest in sorted(target.digests.items())).encode())
-    return Bundle(target.place, len(target.digests) + 1, missing)
+    return Bundle(target.place, len(target.digests) + 1, missing, unfinished)
 
 
 class _Target:
@@ -109,6 +110,12 @@ class _Target:
         """Files that are there already."""
         for file in folder.files():
             self.digests[f"{path}/{file.name}"] = hashlib.sha256(folder.read(file.name)).hexdigest()
+
+
+def _readme(name: str, missing: list[str], unfinished: str | None) -> str:
+    lost = f" ({len(missing)} are in the store no more)" if missing else ""
+    mark = f"UNFINISHED: {unfinished}.\n" if unfinished else ""
+    return README.format(name=name, version=__version__, unfinished=mark, missing=lost, sums=SUMS)
 
 
 def _read(folder: Place, name: str) -> bytes:

@@ -90,6 +90,18 @@ def test_what_is_in_the_way_or_missing_is_one_message(finished, tmp_path, monkey
     assert "the folder of a sweep" in nothing.output
 
 
+def test_what_is_unfinished_says_so(finished, tmp_path, monkeypatch):
+    assert "UNFINISHED" not in (finished / "small-bundle" / "README.txt").read_text()
+    shutil.copytree(finished / "results" / "small", tmp_path / "small")
+    status = tmp_path / "small" / "status.json"
+    status.write_text(json.dumps(json.loads(status.read_text()) | {"trials": 65, "trials_done": 40}))
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["bundle", "small"])
+    assert done.exit_code == 0, done.output
+    assert "Note: unfinished: 40 of 65 trials are done.\n" in done.output
+    assert "\nUNFINISHED: 40 of 65 trials are done.\n\n" in (tmp_path / "small-bundle" / "README.txt").read_text()
+
+
 def test_an_original_that_is_gone_is_said_and_corrected_models_are_written_where_asked(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(finished)
     lost = next((finished / "store" / "originals").glob("*.safetensors"))

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from cu_ray.cli import main
 from cu_ray.plugins import name_of
@@ -233,6 +234,41 @@ def test_an_unfinished_sweep_is_marked(tmp_path):
     (where / "status.json").write_text(json.dumps({"trials": 90, "trials_done": 12}))
     head = page_of(where).split("<main")[0]
     assert "<strong>Unfinished:</strong> 12 of 90 trials are done" in head
+
+
+def test_so_are_its_figures_and_tables(tmp_path):
+    def drawn(where, *more):
+        done = report(str(where), *more)
+        place = where.parent / "both" if more else where / "report"
+        with Image.open(place / "curves.png") as picture:
+            height = picture.size[1]
+            darkest = picture.convert("L").crop((0, height - 30, 400, height)).getextrema()[0]
+        return done.output, height, darkest, (place / "acc_corr.tex").read_text().splitlines()[0]
+
+    where, said = folder(tmp_path / "one"), "12 of 90 trials are done"
+    output, height, darkest, first = drawn(where)
+    assert darkest == 255
+    assert "nfinished" not in output and first.startswith("% needs")
+    (where / "status.json").write_text(json.dumps({"trials": 90, "trials_done": 12}))
+    output, taller, darkest, first = drawn(where)
+    assert f"Note: unfinished: {said}\n" in output
+    assert first == f"% UNFINISHED: {said}"
+    assert (taller, darkest < 150) == (height + 0.1 * paper.DOTS, True)
+    shown = [CliRunner().invoke(main, ["table", str(where), *more]).output for more in ((), ("--latex", "acc_corr"))]
+    assert f"Note: unfinished: {said}.\n" in shown[0] and shown[1].startswith(f"% UNFINISHED: {said}\n")
+    output, *_, first = drawn(where, str(folder(tmp_path / "whole")), "--to", str(tmp_path / "both"))
+    assert f"Note: unfinished: one: {said}\n" in output and first == f"% UNFINISHED: one: {said}"
+
+
+def test_a_note_stands_below_a_figure_on_nothing_else():
+    figure = many(20, 1, title="interclass_confusion 600: acc_retain")
+    with mpl.rc_context(paper.LOOK):
+        drawing = paper.drawn(figure)
+        box = paper._footed(drawing, "UNFINISHED: " + " ".join(["some_$folder: 1 of 2 trials are done;"] * 5))
+        (note,) = drawing.texts
+        place = note.get_window_extent().transformed(drawing.dpi_scale_trans.inverted())
+    assert box.x0 <= place.x0 < place.x1 <= box.x1 and box.y0 <= place.y0 < place.y1 <= 0
+    assert (box.width, box.y1) == tuple(drawing.get_size_inches())
 
 
 def test_a_running_sweep_is_watched_to_its_end(tmp_path, monkeypatch):
