@@ -35,6 +35,7 @@ def explain(results: Results, key: str) -> dict[str, str]:
         "original's scores": _scores(original[0], half) if original else "not in the tables",
         "manipulated": f"{trial['manipulation']} of {trial['manipulation_size']} samples, {trial['manipulation_settings']}",
         "given to the method": _given(trial),
+        **_row_numbers(trial, results),
         f"scores, {which}": _scores(trial, half),
         "cost": _cost(trial),
         "chosen by": ", ".join(_choosers(results, trial["trial_key"])) or "no rule",
@@ -44,19 +45,32 @@ def explain(results: Results, key: str) -> dict[str, str]:
 
 
 def _made_here(trial: dict[str, Any], results: Results) -> dict[str, str]:
-    return {
+    known = {
         "run": f"{trial['started_at']} to {trial['finished_at']} on {trial['device']} of {trial['host']}",
         "with": f"cu-ray {trial['cu_ray_version']}, torch {trial['torch_version']}, {trial['precision']}",
-        "again": f"cu-ray replay {results.folder} {trial['trial_key'][:16]}",
-        "its weights": f"cu-ray export {results.folder} {trial['trial_key'][:16]}",
     }
+    if not results.can_be_replayed:
+        return known
+    which = f"{results.folder} {trial['trial_key'][:16]}"
+    return {**known, "again": f"cu-ray replay {which}", "its weights": f"cu-ray export {which}"}
 
 
 def _given(trial: dict[str, Any]) -> str:
     if not trial["deletion_size"]:
         return "nothing: it does not look at the deletion set"
-    held_out = ", a fifth of them held out for the defender" if trial["held_out"] else ""
-    return f"{trial['deletion_size']} of the manipulated samples, found by {trial['detection']}{held_out}"
+    size, precision = trial["deletion_size"], trial["detection_precision"]
+    right = "" if precision is None else f", {'all' if precision == 1 else round(precision * size)} of them manipulated"
+    held_out = "; a fifth of them was held out for the defender" if trial["held_out"] else ""
+    return f"{size} samples{right}, found by {trial['detection']}{held_out}"
+
+
+def _row_numbers(trial: dict[str, Any], results: Results) -> dict[str, str]:
+    """Where it says which samples these were: in a bundle, or in the one that can be made of the sweep."""
+    there = results.folder.has("sets.parquet")
+    if not trial["deletion_size"] or not (there or results.can_be_replayed):
+        return {}
+    where = results.folder / "sets.parquet" if there else f"sets.parquet, which `cu-ray bundle {results.folder}` writes"
+    return {"row numbers": f"of this original's deletion set of {trial['deletion_size']} samples: in {where}"}
 
 
 def _scores(row: dict[str, Any], half: str) -> str:

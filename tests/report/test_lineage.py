@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +16,7 @@ from cu_ray.report.lineage import explain
 from cu_ray.report.results import read
 from cu_ray.sweep.ledger import Ledger
 from tests.report.made import METHODS, folder, smooth
-from tests.sweep.simulator import SCRUB, sweep_file
+from tests.sweep.simulator import SCRUB, record_of, sweep_file
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +36,47 @@ def test_a_trial_is_explained_by_its_first_digits(one):
     trial = made.trials.set_index("trial_key").loc[key]
     assert known["trial"] == key
     assert known["original"].startswith(trial["original_key"])
-    assert known["given to the method"] == f"{row['deletion_size']} of the manipulated samples, found by uniform"
+    assert known["given to the method"] == f"{row['deletion_size']} samples, all of them manipulated, found by uniform"
     assert f"oracle at {row['deletion_fraction']:g}" in known["chosen by"]
     assert f"acc_retain {trial['report_acc_retain']:.3g}" in known["scores, report half"]
-    assert known["again"] == f"cu-ray replay {one} {key[:16]}"
+    assert not {"again", "its weights", "row numbers"} & known.keys()  # there are tables alone
     assert key in cu_ray("explain", one, key[:12]).output.replace("\n", "")
+
+
+def test_of_a_sweep_that_is_there_it_says_how_to_make_a_trial_again(tmp_path):
+    where = folder(tmp_path / "one")
+    (where / "ledger").mkdir()
+    (where / "ledger" / "000001.log").write_bytes(b"")
+    found = read(where).trials.set_index("method")["trial_key"]
+    known = explain(read(where), found["scrub"].iloc[0])
+    which = f"{where} {known['trial'][:16]}"
+    assert (known["again"], known["its weights"]) == (f"cu-ray replay {which}", f"cu-ray export {which}")
+    assert known["row numbers"].endswith(f"samples: in sets.parquet, which `cu-ray bundle {where}` writes")
+    assert "row numbers" not in explain(read(where), found["no_unlearning"].iloc[0])
+    (where / "sets.parquet").write_bytes(b"")  # as in a bundle
+    assert explain(read(where), known["trial"])["row numbers"].endswith(f"samples: in {where / 'sets.parquet'}")
+
+
+@pytest.mark.parametrize(
+    ("precision", "said"),
+    [
+        (1.0, "50 samples, all of them manipulated,"),
+        (0.5, "50 samples, 25 of them manipulated,"),
+        (0.0, "50 samples, 0 of them"),
+        (None, "50 samples, found by uniform"),
+    ],
+)
+def test_false_positives_are_told_from_what_was_manipulated(tmp_path, precision, said):
+    def found(job):
+        record = record_of(job)
+        return replace(record, facts={**record.facts, "detection_precision": precision}) if job.kind == "trial" else record
+
+    made = read(folder(tmp_path / "one", outcome=found, search={"seeds": "each", "defender": True}))
+    half = made.trials[(made.trials["deletion_size"] == 50) & (made.trials["method"] == "ssd")]
+    for held_out, own in half.groupby("held_out"):
+        known = explain(made, own["trial_key"].iloc[0])["given to the method"]
+        assert known.startswith(said)
+        assert known.endswith("held out for the defender") == held_out
 
 
 def test_a_trial_without_a_deletion_set_and_one_that_no_rule_chose(one):
