@@ -616,7 +616,7 @@ def export(
 @main.command()
 @click.argument("folder", type=PLACE)
 @click.option("--to", type=click.Path(path_type=Path), help="the folder to write  [default: NAME-bundle]")
-@click.option("--models", is_flag=True, help="also the corrected models that the search's rule chose, made again")
+@click.option("--models", is_flag=True, help="also the corrected models that the search's rule chose, one a seed, made again")
 def bundle(folder: Place, to: Path | None, models: bool) -> None:
     """Write the sweep in FOLDER (results/NAME) as one folder to archive: tables, sets, originals, citation, checksums."""
     from cu_ray.sweep.bundle import SUMS

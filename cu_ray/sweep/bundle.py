@@ -1,12 +1,14 @@
 """A sweep's results as one folder to archive and cite: all that others need to read them, check them and make them again.
 
-NAME-bundle/: tables/, sweep.yaml, sets.parquet, evidence/, originals/, code.json, README.txt, CITATION.cff, SHA256SUMS
+NAME-bundle/: tables/, sweep.yaml, sets.parquet, evidence/, originals/, code/, code.json, versions.json, README.txt, CITATION.cff,
+SHA256SUMS
 """
 
 from __future__ import annotations
 
 import datetime
 import hashlib
+import inspect
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -23,10 +25,10 @@ from cu_ray import __version__, plugins
 from cu_ray.errors import FieldFault, UserError
 from cu_ray.places import Folder, Place, at, lasting
 from cu_ray.report import results
-from cu_ray.report.terminal import rows_of
+from cu_ray.report.terminal import RESCORED, rows_of
 from cu_ray.stages.pipeline import Workbench
 from cu_ray.store import open_store
-from cu_ray.sweep import foreground, ledger, status
+from cu_ray.sweep import doctor, foreground, ledger, status
 from cu_ray.types import Indices, Store, TrialSpec
 
 SUMS = "SHA256SUMS"
@@ -41,13 +43,15 @@ SETS = pa.schema(
 )
 README = """Results of the sweep {name}, made by cu-ray {version}.
 {unfinished}
-tables/            trials, originals, best and curves as Parquet
-sweep.yaml         the sweep file: `cu-ray sweep sweep.yaml` makes all of it again
+tables/            trials, originals, best and curves as Parquet, and what `cu-ray rescore` computed
+sweep.yaml         the sweep file: `PYTHONPATH=code cu-ray sweep sweep.yaml` makes all of it again
 sets.parquet       which samples were manipulated, found and held out, and which test images choose: row numbers
 evidence/          what each model predicted on the test images, where the sweep kept it: a row an image
 originals/         the original models, as safetensors{missing}
 models/            corrected models with their loaders, where they were asked for
+code/              plug-ins of the user's own, where it used some: their files as they are now, and those that they import
 code.json          the versions of the plug-ins, and fingerprints of their code
+versions.json      of Python and packages where this was put together; in tables/ cu_ray_version and torch_version of each trial
 {sums}         checked by `sha256sum -c {sums}`
 """
 
@@ -63,7 +67,7 @@ class Bundle:
 
 
 def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) -> Bundle:
-    """The bundle of the sweep in a folder; with `models` also the corrected model of each row of best.parquet, made again.
+    """The bundle of the sweep in a folder; with `models` also the corrected models that the search's rule chose, made again.
 
     Raises UserError where there are no tables, where plug-ins are not those that made them, or where something is in the way.
     """
@@ -72,7 +76,8 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
     unfinished, chosen = results.read(folder).unfinished, _chosen(folder) if models else []
     name = at(lasting(folder)).name
     target = _Target(Folder(to or Path(f"{name}-bundle")))
-    for table in ("trials", "originals", "best", "curves"):
+    rescored = [RESCORED] if (folder / "tables").has(f"{RESCORED}.parquet") else []
+    for table in ("trials", "originals", "best", "curves", *rescored):
         target.write(f"tables/{table}.parquet", _read(folder / "tables", f"{table}.parquet"))
     target.write("sweep.yaml", _read(folder, "sweep.yaml"))
     specs = [_spec(record.spec, record.key) for record in known.trials.values()]
@@ -82,7 +87,10 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
     for key in sorted(kept & (known.originals.keys() | known.trials.keys())):
         target.write(f"evidence/{key}.parquet", ledger.evidence.read(folder / "ledger", key))
     missing = [key for key in known.originals if known.originals[key].ok and not _copied(key, store, target)]
+    for path, file in _own_files(specs).items():
+        target.write(f"code/{path}", file.read_bytes())
     target.write("code.json", json.dumps(known.code, indent=1, sort_keys=True).encode())
+    target.write("versions.json", json.dumps(doctor.versions(), indent=1).encode())
     for key in chosen:
         made = foreground.export(folder, key, target.place / "models" / key[:16])
         target.take_in(f"models/{key[:16]}", made.folder)
@@ -145,8 +153,21 @@ def _copied(key: str, store: Store, target: _Target) -> bool:
 
 
 def _chosen(folder: Place) -> list[str]:
-    rows = (row for row in rows_of(folder / "tables") if row["trial_keys"] and row["score"] is not None)
-    return list(dict.fromkeys(str(row["trial_keys"][0]) for row in rows if row["rule"] == row["search_objective"]))
+    """The keys of all trials, one a seed, that searches report under their own rule."""
+    rows = (row for row in rows_of(folder / "tables") if row["score"] is not None and row["rule"] == row["search_objective"])
+    return list(dict.fromkeys(str(key) for row in rows for key in row["trial_keys"]))
+
+
+def _own_files(specs: Iterable[TrialSpec]) -> dict[Path, Path]:
+    """The files of the user's own plug-ins that trials used, with what these import, by the paths that their modules ask for."""
+    settings = ((spec, spec.original.setting) for spec in specs)
+    used = {
+        type(plugin)
+        for spec, each in settings
+        for plugin in (spec.method, spec.detection, each.dataset, each.model, each.manipulation)
+    }
+    own = [cls for cls in used if not cls.__module__.startswith("cu_ray.")]
+    return plugins.own_files(*(Path(inspect.getfile(cls)).parents[cls.__module__.count(".")] for cls in own))
 
 
 def _sets(specs: Iterable[TrialSpec], store: Store) -> Iterator[dict[str, Any]]:

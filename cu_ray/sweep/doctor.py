@@ -98,14 +98,20 @@ def _asked(storage: str, *, thorough: bool, seconds: float) -> list[Node]:
         place.delete(probe)
 
 
-def look(storage: str, probe: str, num_gpus: float, with_data: bool = False) -> dict[str, Any]:
-    """What the node that this runs on says of itself, as the fields of Node, and its time. probe: a file in the storage."""
-    found: dict[str, Any] = {"host": platform.node(), "versions": {"python": platform.python_version()}, "faults": []}
+def versions() -> dict[str, str]:
+    """The versions of Python and of what a sweep needs most, on this machine."""
+    found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found["versions"][package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
-            found["versions"][package] = "missing"
+            found[package] = "missing"
+    return found
+
+
+def look(storage: str, probe: str, num_gpus: float, with_data: bool = False) -> dict[str, Any]:
+    """What the node that this runs on says of itself, as the fields of Node, and its time. probe: a file in the storage."""
+    found: dict[str, Any] = {"host": platform.node(), "versions": versions(), "faults": []}
     found["free"] = {folder: shutil.disk_usage(folder).free for folder in LEAST_FREE if Path(folder).is_dir()}
     found["now"] = time.time()
     place, own = at(storage), f"{probe}.{os.getpid()}"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import platform
 import shutil
 import subprocess
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,7 +21,7 @@ from cu_ray import config
 from cu_ray.cli import main
 from cu_ray.stages.poison import detect, poison
 from cu_ray.store import LocalStore
-from tests import sweeps
+from tests import by_hand, sweeps
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +94,55 @@ def test_what_is_in_the_way_or_missing_is_one_message(finished, tmp_path, monkey
     assert "the folder of a sweep" in nothing.output
 
 
+OWN = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from bundled_lab.deep.helper import VERSION
+from cu_ray.methods.no_unlearning import NoUnlearning
+
+
+@dataclass(frozen=True)
+class Same(NoUnlearning):
+    version: ClassVar[int] = VERSION
+"""
+
+
+def test_it_has_what_was_rescored_own_plugins_with_what_they_import_and_versions(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    files = {"bundled_lab/fancy.py": OWN, "bundled_lab/deep/helper.py": "VERSION = 1\n", "bundled_lab/other.py": ""}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    by_hand.run(by_hand.sweep(tmp_path, evidence=True, methods={"bundled_lab.fancy:Same": {}}, seeds=[0]))
+    rescored = CliRunner().invoke(main, ["rescore", "results/small", "--metric", "asr"])
+    assert rescored.exit_code == 0, rescored.output
+    done = CliRunner().invoke(main, ["bundle", "results/small"])
+    assert done.exit_code == 0, done.output
+    bundle = tmp_path / "small-bundle"
+    assert (bundle / "tables" / "rescored.parquet").read_bytes() == Path("results/small/tables/rescored.parquet").read_bytes()
+    code = {str(path.relative_to(bundle / "code")): path.read_text() for path in (bundle / "code").rglob("*") if path.is_file()}
+    assert code == {name: files[name] for name in ("bundled_lab/fancy.py", "bundled_lab/deep/helper.py")}
+    sums = (bundle / "SHA256SUMS").read_text()
+    assert f"{hashlib.sha256(OWN.encode()).hexdigest()}  code/bundled_lab/fancy.py\n" in sums
+    versions = json.loads((bundle / "versions.json").read_text())
+    assert versions["python"] == platform.python_version()
+    assert versions["torch"] == version("torch") and versions["ray"] == version("ray")
+
+
+def test_a_row_has_a_model_a_seed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    methods = {"no_unlearning": {}, "gradient_ascent": {"steps": 2, "trials": 2}}
+    by_hand.run(by_hand.sweep(tmp_path, methods=methods, search={"sampler": "random", "seeds": "each"}))
+    done = CliRunner().invoke(main, ["bundle", "results/small", "--models"])
+    assert done.exit_code == 0, done.output
+    best = pd.read_parquet("results/small/tables/best.parquet")
+    (keys,) = best.loc[best["rule"] == best["search_objective"], "trial_keys"]
+    assert len(keys) == 2
+    assert {path.name for path in Path("small-bundle/models").iterdir()} == {key[:16] for key in keys}
+
+
 def test_what_is_unfinished_says_so(finished, tmp_path, monkeypatch):
     assert "UNFINISHED" not in (finished / "small-bundle" / "README.txt").read_text()
     shutil.copytree(finished / "results" / "small", tmp_path / "small")
@@ -119,6 +172,6 @@ def test_an_original_that_is_gone_is_said_and_corrected_models_are_written_where
     models = sorted((tmp_path / "with" / "models").iterdir())
     best = pd.read_parquet(finished / "results" / "small" / "tables" / "best.parquet")
     rows = best[(best["rule"] == best["search_objective"]) & best["score"].notna()]
-    assert {path.name for path in models} == {keys[0][:16] for keys in rows["trial_keys"]}
+    assert {path.name for path in models} == {key[:16] for key in rows["trial_keys"].explode()}
     assert all((path / "model.safetensors").exists() for path in models)
     assert f"models/{models[0].name}/model.safetensors" in (tmp_path / "with" / "SHA256SUMS").read_text()
