@@ -117,6 +117,22 @@ def test_only_a_sweep_that_is_there_itself_can_be_replayed(tmp_path):
     assert f"cu-ray replay {where} TRIAL_KEY" in page_of(where)
 
 
+def test_the_page_names_the_sweep_file_where_it_is_there(tmp_path):
+    where = folder(tmp_path / "one")
+    again = page_of(where).split('id="again"')[1]
+    assert "cu-ray sweep" not in again
+    assert f"cu-ray report {where} --rule oracle_validation" in again
+    (where / "sweep.yaml").write_text("name: one\n")
+    (where / "ledger").mkdir()
+    (where / "ledger" / "000001.log").write_bytes(b"")
+    commands = page_of(where).split("<pre><code>")[1].split("</code></pre>")[0].splitlines()
+    assert [line.split()[:3] for line in commands[1:]] == [
+        ["cu-ray", "sweep", str(where / "sweep.yaml")],
+        ["cu-ray", "report", str(where)],
+        ["cu-ray", "replay", str(where)],
+    ]
+
+
 def test_the_csv_tables_say_the_same_as_the_contents(whole):
     contents = gather([read(whole[0])], "oracle_validation")
     written = pd.read_csv(whole[0] / "report" / "results.csv")
