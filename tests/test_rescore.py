@@ -232,6 +232,10 @@ def test_the_report_shows_them_with_intervals_in_the_page_and_in_both_kinds_of_t
     assert "WorstClass" in page
     assert "Nothing is bold" in (place / "WorstClass.tex").read_text()
     assert name not in (place / "acc_corr.tex").read_text()
+    (place / "mine.tex").write_text("mine")
+    (here / "tables" / "rescored.parquet").unlink()
+    report_on(here, "--rule", rule)
+    assert not (place / "WorstClass.tex").exists() and (place / "mine.tex").exists()
 
 
 def test_metrics_of_one_name_and_such_that_bear_a_name_of_ours_are_told_apart(here):

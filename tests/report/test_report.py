@@ -22,7 +22,7 @@ from PIL import Image
 
 from cu_ray.cli import main
 from cu_ray.plugins import name_of
-from cu_ray.report import latex, paper
+from cu_ray.report import latex, paper, write
 from cu_ray.report.contents import gather
 from cu_ray.report.figures import _front, _importance
 from cu_ray.report.page import short
@@ -83,6 +83,27 @@ def test_it_writes_the_page_figures_and_tables(whole):
     files = {path.name for path in (whole[0] / "report").iterdir()}
     figures = {f"{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")}
     assert files == {"report.html", "results.csv", "by_seed.csv", "acc_corr.tex", "acc_retain.tex", "recovered.tex"} | figures
+
+
+def test_what_an_earlier_report_left_is_deleted_and_nothing_else(tmp_path):
+    where = folder(tmp_path / "one")
+    page_of(where)
+    for name in ("mine.tex", "asr.tex", "mine.pdf", "curves.svg"):
+        (where / "report" / name).write_text("mine")
+    assert (where / "report" / "recovered.tex").exists()
+    folder(where, outcome=failing("no_unlearning", "exact_unlearning", "scrub", "ssd"))
+    page_of(where)
+    files = {path.name for path in (where / "report").iterdir()}
+    assert files == {"report.html", "results.csv", "by_seed.csv", "mine.tex", "asr.tex", "mine.pdf", "curves.svg"}
+
+
+def test_all_figures_that_a_report_can_have_are_known_by_name():
+    root = Path(__file__).parent.parent.parent
+    made = {
+        name for file in (root / "cu_ray" / "report").glob("*.py") for name in re.findall(r'Figure\("(\w+)"', file.read_text())
+    }
+    assert made == set(FIGURES) | {"plane", "false_positives"} == set(write.FIGURES)
+    assert f"`{' '.join(write.FIGURES)}`" in (root / "docs" / "report.md").read_text()
 
 
 def test_the_page_asks_for_nothing_beyond_itself(whole):
