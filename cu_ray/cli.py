@@ -445,8 +445,11 @@ def report(folders: tuple[Place, ...], rule: str | None, to: Path | None, watch:
 
     out = console()
     while watch and any(map(_is_running, folders)):
-        page, _ = write(folders, to, rule, refresh=WATCHED_EVERY)
-        out.print(Text(f"{page} as of {time.strftime('%H:%M:%S')}"), soft_wrap=True)
+        if any(_is_running(folder) and not (folder / "tables").has("best.parquet") for folder in folders):
+            out.print("Waiting for the first tables ...")
+        else:
+            page, _ = write(folders, to, rule, refresh=WATCHED_EVERY)
+            out.print(Text(f"{page} as of {time.strftime('%H:%M:%S')}"), soft_wrap=True)
         time.sleep(WATCHED_EVERY)
     page, remarks = write(folders, to, rule)
     for remark in remarks:

@@ -207,7 +207,7 @@ class Sweep:
     controls: ControlsSection
     original: OriginalSection
     runtime: RuntimeSection
-    text: str = ""  # the file, with what it extends
+    text: str = ""  # the file with what it extends, restricted to what was asked for, further seeds included
     evidence: bool = False  # whether the predictions on the test images are kept
     shard: tuple[int, int] = (1, 1)  # which part of it, and of how many
 
@@ -820,10 +820,25 @@ def _restricted(sweep: Sweep, only: Sequence[str], seeds: Iterable[int]) -> Swee
         raise UserError(f"--only fraction: with search.{setting} a fraction's search depends on the others")
     if "seed" in chosen and search.seeds == "first" and sweep.seeds[0] not in chosen["seed"]:
         raise UserError(f"--only seed: with search.seeds: first the search is on seed {sweep.seeds[0]}, which must be among them")
-    return replace(
+    asked = replace(
         sweep,
         controls=replace(sweep.controls, never_manipulated=False, trigger_only=False) if "method" in chosen else sweep.controls,
         methods=tuple(chosen.get("method", sweep.methods)),
-        fractions=tuple(chosen.get("fraction", sweep.fractions)),
+        fractions=tuple(dict.fromkeys(chosen.get("fraction", sweep.fractions))),
         seeds=tuple(dict.fromkeys([*chosen.get("seed", sweep.seeds), *map(_seed, seeds)])),
     )
+    return replace(asked, text=_text_of(asked, sweep)) if asked != sweep else sweep
+
+
+def _text_of(asked: Sweep, whole: Sweep) -> str:
+    """The text of the sweep that was asked for, part of a whole one and perhaps with further seeds."""
+    top = yaml.safe_load(whole.text)
+    if asked.methods != whole.methods:
+        given = list(zip(whole.methods, top["methods"].items(), strict=True))
+        top["methods"] = dict(item for plan in asked.methods for each, item in given if each is plan)
+    if asked.controls != whole.controls:
+        top["controls"] = {name: value for name, value in top["controls"].items() if name not in CONTROLS}
+    for name, numbers, before in (("deletion_fractions", asked.fractions, whole.fractions), ("seeds", asked.seeds, whole.seeds)):
+        if numbers != before:
+            top[name] = list(numbers)
+    return yaml.safe_dump(top, sort_keys=False, allow_unicode=True)

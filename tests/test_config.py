@@ -661,6 +661,30 @@ def test_further_seeds_are_added_once(file):
 
 
 @pytest.mark.parametrize(
+    ("only", "seeds"),
+    [
+        ([], (2, 3)),
+        (["method=ssd"], ()),
+        (["method=ssd,method=scrub", "fraction=0.5", "seed=0"], (2, 3)),
+        (["fraction=1,fraction=0.1,fraction=1"], ()),
+        (["method=plugin_text:Mine"], (1,)),
+    ],
+)
+def test_the_text_asks_for_what_was_asked_for(file, only, seeds):
+    imports = "from dataclasses import dataclass\nfrom cu_ray.methods.no_unlearning import NoUnlearning\n\n\n"
+    (file.parent / "plugin_text.py").write_text(f"{imports}@dataclass(frozen=True)\nclass Mine(NoUnlearning):\n    version = 1\n")
+    methods = "{scrub: {alpha: [1e-3, 0.1]}, ssd: {trials: 3}, no_unlearning:, plugin_text:Mine: {}}"
+    controls = "{never_manipulated: true, unlearning_seeds: 2}"
+    file.write_text(text_of(methods=methods, deletion_fractions="[0.1, 0.5, 1]", seeds="[0, 1]", controls=controls))
+    whole, asked = config.load(file), config.load(file, only=only, seeds=seeds)
+    again = config.parse(asked.text)
+    for name in ("methods", "fractions", "seeds", "controls", "search", "datasets", "manipulations", "trains"):
+        assert getattr(again, name) == getattr(asked, name), name
+    assert again.text == asked.text != whole.text
+    assert config.load(file, only=["seed=0", "seed=1"]).text == whole.text  # nothing is left out
+
+
+@pytest.mark.parametrize(
     ("wish", "expected"),
     [
         ("methdo=ssd", "'methdo' cannot be restricted. Allowed: fraction, method, seed. Did you mean 'method'?"),

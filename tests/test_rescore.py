@@ -125,6 +125,28 @@ def test_a_metric_of_ones_own_file_is_what_it_says(here):
     assert checked > 5
 
 
+def test_metrics_that_were_computed_before_stay(here):
+    name, worst = "my_metrics:WorstClass", ["my_metrics:WorstClass", "val_my_metrics:WorstClass", "report_my_metrics:WorstClass"]
+    first, _ = rescored(here, "--metric", name)
+    (here.parent / "my_metrics.py").unlink()  # it is not needed for what is there
+    second, said = rescored(here, "--metric", "asr")
+    assert f"asr, {name} of {len(first)} trials and originals" in said
+    assert list(second.columns) == ["trial_key", "original_key", "asr", "val_asr", "report_asr", *worst]
+    pd.testing.assert_frame_equal(second[list(first.columns)], first)
+    third, _ = rescored(here, "--metric", "asr", "--metric", "acc_corr")
+    pd.testing.assert_frame_equal(third[list(second.columns)], second)
+
+
+def test_where_models_came_since_all_metrics_are_of_all_of_them(here):
+    whole, _ = rescored(here, "--metric", "my_metrics:WorstClass")
+    file = here / "tables" / "rescored.parquet"
+    pq.write_table(pq.read_table(file).slice(0, 20), file)
+    after, _ = rescored(here, "--metric", "asr")
+    pd.testing.assert_frame_equal(after[list(whole.columns)], whole)
+    file.write_bytes(b"PAR1 and nothing")
+    assert "my_metrics:WorstClass" not in rescored(here, "--metric", "asr")[0].columns
+
+
 def test_evidence_holds_what_a_model_sees_with_and_without_the_trigger(here):
     trials = pd.read_parquet(here / "tables" / "trials.parquet")
     for row in trials.to_dict("records"):
@@ -210,6 +232,10 @@ def test_the_report_shows_them_with_intervals_in_the_page_and_in_both_kinds_of_t
     assert "WorstClass" in page
     assert "Nothing is bold" in (place / "WorstClass.tex").read_text()
     assert name not in (place / "acc_corr.tex").read_text()
+    (place / "mine.tex").write_text("mine")
+    (here / "tables" / "rescored.parquet").unlink()
+    report_on(here, "--rule", rule)
+    assert not (place / "WorstClass.tex").exists() and (place / "mine.tex").exists()
 
 
 def test_metrics_of_one_name_and_such_that_bear_a_name_of_ours_are_told_apart(here):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cu_ray.errors import UserError, in_one_line
-from cu_ray.places import Place, at, lasting
+from cu_ray.places import Folder, Place, at, lasting
 from cu_ray.report.terminal import RESCORED, metrics_in, read_table
 
 if TYPE_CHECKING:
@@ -42,6 +42,11 @@ class Results:
     def can_be_replayed(self) -> bool:
         """Whether the sweep itself is in the folder, not its tables alone."""
         return bool((self.folder / "ledger").files())
+
+    @property
+    def sweep_file(self) -> Path | None:
+        """The sweep file that asks for these results; None where it is not there, and at a URI, from where none is run."""
+        return self.folder.path / "sweep.yaml" if isinstance(self.folder, Folder) and self.folder.has("sweep.yaml") else None
 
     @property
     def name(self) -> str:

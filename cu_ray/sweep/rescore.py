@@ -16,7 +16,7 @@ from cu_ray import __version__, plugins
 from cu_ray.errors import UserError, did_you_mean, in_one_line
 from cu_ray.metrics import Metric, Outcome
 from cu_ray.places import Place
-from cu_ray.report.terminal import RESCORED, SCHEMA_VERSION
+from cu_ray.report.terminal import RESCORED, SCHEMA_VERSION, metrics_in, rows_of
 from cu_ray.stages.measure import halves, outcome_of
 from cu_ray.stages.poison import selection_half
 from cu_ray.sweep import ledger
@@ -41,6 +41,8 @@ class Rescored:
 def rescore(folder: Place, names: Sequence[str] = ()) -> Rescored:
     """The table of these metrics (or of all that `cu-ray list metrics` knows), a row for each trial and original with evidence.
 
+    Metrics that the table has already stay in it; where models came since, they are computed anew, too.
+
     Raises UserError where there is no evidence, where it is of other data, and for a metric that cannot be computed from it.
     """
     metrics = {name: _metric(name) for name in names or plugins.names("metrics")}
@@ -49,10 +51,18 @@ def rescore(folder: Place, names: Sequence[str] = ()) -> Rescored:
     wanted = [record for record in records if record.key in kept]
     if not wanted:
         raise UserError(f"{folder} has no evidence of its {len(records)} models. {KEPT_BY}")
-    rows = [_row(record, _scores(metrics, record, truth, seen)) for record, truth, seen in _evidence(folder, wanted)]
-    columns = [f"{prefix}{name}" for name in metrics for prefix in ("", "val_", "report_")]
+    earlier = _earlier(folder / "tables")
+    others = [name for name in metrics_in(next(iter(earlier.values()), {})) if name not in metrics]
+    if not earlier.keys() >= {record.key for record in wanted}:
+        metrics |= {name: _metric(name) for name in others}
+    rows = [
+        earlier.get(record.key, {}) | _row(record, _scores(metrics, record, truth, seen))
+        for record, truth, seen in _evidence(folder, wanted)
+    ]
+    there = tuple(dict.fromkeys([*metrics, *others]))
+    columns = [f"{prefix}{name}" for name in there for prefix in ("", "val_", "report_")]
     (folder / "tables").write(TABLE, _as_parquet(rows, columns))
-    return Rescored(folder / "tables" / TABLE, tuple(metrics), len(rows), len(records) - len(rows))
+    return Rescored(folder / "tables" / TABLE, there, len(rows), len(records) - len(rows))
 
 
 # ---------------------------------------------------------------------------------------------------------------- metrics
@@ -178,6 +188,15 @@ def _row(record: Record, scores: Scores) -> dict[str, Any]:
     of_trial = record.kind == "trial"
     original = record.spec["original_key"] if of_trial else record.key
     return {"trial_key": record.key if of_trial else None, "original_key": original, **scores}
+
+
+def _earlier(tables: Place) -> dict[str, dict[str, Any]]:
+    """The rows of the table that is there, by their model's key; none where there is none that can be read."""
+    try:
+        rows = rows_of(tables, RESCORED)
+    except UserError:
+        return {}
+    return {row["trial_key"] or row["original_key"]: row for row in rows}
 
 
 def _as_parquet(rows: list[dict[str, Any]], scores: list[str]) -> bytes:

@@ -84,6 +84,17 @@ def test_the_sweep_file_of_the_bundle_asks_for_what_was_run(finished):
     assert "Nothing to do" in done.stdout, done.stdout + done.stderr
 
 
+def test_so_does_that_of_a_part_with_further_seeds(tmp_path):
+    sections = {"methods": by_hand.METHODS, "controls": {"never_manipulated": True}, "deletion_fractions": [0.5, 1.0]}
+    runtime = {"output": str(tmp_path / "results"), "storage": str(tmp_path / "store"), "device": "cpu"}
+    text = yaml.safe_dump({**by_hand.SWEEP, **sections, "runtime": runtime})
+    asked = config.parse(text, seeds=[2, 3], only=["method=gradient_ascent,method=no_unlearning", "fraction=0.5", "seed=0"])
+    assert len(by_hand.run(asked)) == 10  # three originals, and on them three trials without unlearning and four with
+    tables = {path.name: path.read_bytes() for path in (tmp_path / "results" / "small" / "tables").iterdir()}
+    assert by_hand.run(config.load(tmp_path / "results" / "small" / "sweep.yaml")) == []
+    assert {path.name: path.read_bytes() for path in (tmp_path / "results" / "small" / "tables").iterdir()} == tables
+
+
 def test_what_is_in_the_way_or_missing_is_one_message(finished, tmp_path, monkeypatch):
     monkeypatch.chdir(finished)
     again = CliRunner().invoke(main, ["bundle", "results/small"])

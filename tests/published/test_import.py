@@ -162,7 +162,7 @@ def test_table_report_explain_and_diff_take_it(published, tmp_path, monkeypatch)
     assert "by published, on the whole test set" in shown and "exact_unlearning" in shown
     run("report", "results/theirs")
     page = (tmp_path / "results" / "theirs" / "report" / "report.html").read_text()
-    assert "17 trials from logs of the published code" in page
+    assert "17 trials from logs of the published code" in page and "cu-ray sweep" not in page
     run("report", "results/theirs", "results/ours", "--to", "both")
     assert "ssd (theirs)" in (tmp_path / "both" / "report.html").read_text()
     assert "cells backdoor 40 dataset=cifar10" in run("diff", "results/theirs", "results/ours", "--rule", "published", code=2)

@@ -22,14 +22,16 @@ from PIL import Image
 
 from cu_ray.cli import main
 from cu_ray.plugins import name_of
-from cu_ray.report import latex, paper
+from cu_ray.report import latex, paper, write
 from cu_ray.report.contents import gather
 from cu_ray.report.figures import _front, _importance
 from cu_ray.report.page import short
 from cu_ray.report.panels import Figure, Line, Panel, as_text, limits, shift_of, style_of, ticks
 from cu_ray.report.results import read
-from tests.report.made import folder
-from tests.sweep.simulator import fails, record_of
+from cu_ray.sweep import tables
+from cu_ray.sweep.ledger import Known
+from tests.report.made import METHODS, folder
+from tests.sweep.simulator import fails, plan, record_of
 
 MALICE = 'RuntimeError: <script>alert(1)</script><img src=x onerror=alert(2)>&amp; "quoted" {{ 7 * 7 }} ' + "x" * 300
 
@@ -83,6 +85,27 @@ def test_it_writes_the_page_figures_and_tables(whole):
     assert files == {"report.html", "results.csv", "by_seed.csv", "acc_corr.tex", "acc_retain.tex", "recovered.tex"} | figures
 
 
+def test_what_an_earlier_report_left_is_deleted_and_nothing_else(tmp_path):
+    where = folder(tmp_path / "one")
+    page_of(where)
+    for name in ("mine.tex", "asr.tex", "mine.pdf", "curves.svg"):
+        (where / "report" / name).write_text("mine")
+    assert (where / "report" / "recovered.tex").exists()
+    folder(where, outcome=failing("no_unlearning", "exact_unlearning", "scrub", "ssd"))
+    page_of(where)
+    files = {path.name for path in (where / "report").iterdir()}
+    assert files == {"report.html", "results.csv", "by_seed.csv", "mine.tex", "asr.tex", "mine.pdf", "curves.svg"}
+
+
+def test_all_figures_that_a_report_can_have_are_known_by_name():
+    root = Path(__file__).parent.parent.parent
+    made = {
+        name for file in (root / "cu_ray" / "report").glob("*.py") for name in re.findall(r'Figure\("(\w+)"', file.read_text())
+    }
+    assert made == set(FIGURES) | {"plane", "false_positives"} == set(write.FIGURES)
+    assert f"`{' '.join(write.FIGURES)}`" in (root / "docs" / "report.md").read_text()
+
+
 def test_the_page_asks_for_nothing_beyond_itself(whole):
     page = Elements(whole[1])
     for tag, attributes in page.found:
@@ -115,6 +138,22 @@ def test_only_a_sweep_that_is_there_itself_can_be_replayed(tmp_path):
     (where / "ledger").mkdir()
     (where / "ledger" / "000001.log").write_bytes(b"")
     assert f"cu-ray replay {where} TRIAL_KEY" in page_of(where)
+
+
+def test_the_page_names_the_sweep_file_where_it_is_there(tmp_path):
+    where = folder(tmp_path / "one")
+    again = page_of(where).split('id="again"')[1]
+    assert "cu-ray sweep" not in again
+    assert f"cu-ray report {where} --rule oracle_validation" in again
+    (where / "sweep.yaml").write_text("name: one\n")
+    (where / "ledger").mkdir()
+    (where / "ledger" / "000001.log").write_bytes(b"")
+    commands = page_of(where).split("<pre><code>")[1].split("</code></pre>")[0].splitlines()
+    assert [line.split()[:3] for line in commands[1:]] == [
+        ["cu-ray", "sweep", str(where / "sweep.yaml")],
+        ["cu-ray", "report", str(where)],
+        ["cu-ray", "replay", str(where)],
+    ]
 
 
 def test_the_csv_tables_say_the_same_as_the_contents(whole):
@@ -271,25 +310,55 @@ def test_a_note_stands_below_a_figure_on_nothing_else():
     assert (box.width, box.y1) == tuple(drawing.get_size_inches())
 
 
-def test_a_running_sweep_is_watched_to_its_end(tmp_path, monkeypatch):
-    where, looks = folder(tmp_path / "small"), []
+def say(where, *, running):
     facts = {"process": os.getpid(), "host": platform.node(), "storage": "store", "device": "cpu", "trials_failed": 0}
     facts |= {"trials": 9, "trials_done": 3, "originals": 1, "originals_done": 1, "studies": 1}
+    (where / "status.json").write_text(json.dumps({**facts, "running": running}))
 
-    def say(running):
-        (where / "status.json").write_text(json.dumps({**facts, "running": running}))
+
+def test_a_running_sweep_is_watched_to_its_end(tmp_path, monkeypatch):
+    where, looks = folder(tmp_path / "small"), []
 
     def sleep(seconds):
         looks.append((where / "report" / "report.html").read_text())
-        say(len(looks) < 2)
+        say(where, running=len(looks) < 2)
 
-    say(True)
+    say(where, running=True)
     monkeypatch.setattr("cu_ray.cli.time.sleep", sleep)
     done = report(str(where), "--watch")
     assert done.exit_code == 0, done.output
     assert len(looks) == 2
     assert all('<meta http-equiv="refresh" content="30">' in page for page in looks)
     assert "refresh" not in (where / "report" / "report.html").read_text()
+
+
+def test_the_first_tables_of_a_sweep_that_runs_are_waited_for(tmp_path, monkeypatch):
+    where = folder(tmp_path / "small")
+    (where / "tables").rename(tmp_path / "tables")
+    say(where, running=True)
+
+    def sleep(seconds):
+        if (tmp_path / "tables").exists():
+            assert not (where / "report").exists()
+            (tmp_path / "tables").rename(where / "tables")
+        else:
+            say(where, running=False)
+
+    monkeypatch.setattr("cu_ray.cli.time.sleep", sleep)
+    done = report(str(where), "--watch")
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith(f"Waiting for the first tables ...\n{where / 'report' / 'report.html'} as of ")
+    (where / "tables" / "best.parquet").unlink()
+    ended = report(str(where), "--watch")  # nothing more is to come
+    assert ended.exit_code == 2 and "the folder of a sweep" in ended.output
+
+
+def test_tables_from_before_the_first_trial_are_a_page(tmp_path):
+    made = plan(METHODS, seeds=[0, 1])
+    tables.write(tmp_path / "one" / "tables", made, Known())
+    done = report(str(tmp_path / "one"))
+    assert done.exit_code == 0, repr(done.exception)
+    assert "No trial has a score yet" in done.output
 
 
 def test_one_seed_has_no_interval_anywhere(tmp_path):
