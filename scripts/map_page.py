@@ -46,7 +46,7 @@ def everything(contents: Contents) -> str:
 def survivors(contents: Contents) -> str:
     """Score and rank of each method under rules that see less and less."""
     found = survival_rows(contents)
-    rules = [name for name in found[0] if name != "method" and not name.startswith(("rank, ", "lost, "))]
+    rules = [name for name in found[0] if name not in ("method", "n") and not name.startswith(("rank, ", "lost, "))]
     rows = [
         [row["method"], *(f"{short(row[rule].mean)}, {row[f'rank, {rule}'].partition(' ')[0].rstrip(',')}" for rule in rules)]
         + [interval(row[f"lost, {rule}"]) for rule in rules[1:]]

@@ -121,6 +121,7 @@ def _measures(cells: Sequence[Scores]) -> dict[str, tuple[Scores, Scores, Scores
     resampled = {"score": drawn, "rank": scipy.stats.rankdata(-drawn, axis=2), "lost": drawn[:, :1] - drawn}
     ends = tails(len(cells) if len(cells) > 1 else len(values))
     intervals = {name: tuple(np.quantile(each, ends, axis=0)) for name, each in resampled.items()}
+    intervals["rank"] = tuple(np.quantile(resampled["rank"], ends, axis=0, method="nearest"))  # one that somebody had
     if len(cells) == 1:
         intervals |= {"score": _by_student(values), "lost": _by_student(values[:, :1] - values)}
     return {name: (each, *intervals[name]) for name, each in found.items()}

@@ -34,6 +34,7 @@ def test_scores_ranks_and_losses_are_means_over_cells_of_means_over_seeds():
         assert (low <= mean + 1e-12).all(), name
         assert (mean <= high + 1e-12).all(), name
     assert found["lost"][1][1, 2] == found["lost"][2][1, 2] == 0
+    assert {2 * float(rank) % 1 for end in found["rank"][1:] for rank in end.ravel()} == {0}, "or shared by two"
     assert found["score"][1][0, 0] < found["score"][2][0, 0]
 
 
