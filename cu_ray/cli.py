@@ -645,6 +645,9 @@ def rescore(folder: Place, metrics: tuple[str, ...]) -> None:
 
     made, out = rescoring.rescore(folder, metrics), console()
     out.print(Text(f"{made.table}: {', '.join(made.metrics)} of {made.num_rows} trials and originals"), soft_wrap=True)
+    if made.dropped:
+        names = ", ".join(made.dropped)
+        out.print(Text(f"Left out: {names}, of which models came since and which cannot be found: name it again"), soft_wrap=True)
     if made.num_without:
         out.print(Text(f"{made.num_without} are without evidence. {rescoring.KEPT_BY}."), soft_wrap=True)
 

@@ -137,12 +137,18 @@ def test_metrics_that_were_computed_before_stay(here):
     pd.testing.assert_frame_equal(third[list(second.columns)], second)
 
 
-def test_where_models_came_since_all_metrics_are_of_all_of_them(here):
+def test_where_models_came_since_all_metrics_are_of_all_of_them(here, monkeypatch):
     whole, _ = rescored(here, "--metric", "my_metrics:WorstClass")
     file = here / "tables" / "rescored.parquet"
     pq.write_table(pq.read_table(file).slice(0, 20), file)
     after, _ = rescored(here, "--metric", "asr")
     pd.testing.assert_frame_equal(after[list(whole.columns)], whole)
+    pq.write_table(pq.read_table(file).slice(0, 20), file)
+    (here.parent / "my_metrics.py").unlink()
+    monkeypatch.delitem(sys.modules, "my_metrics")
+    without, said = rescored(here, "--metric", "asr")
+    assert "my_metrics:WorstClass" not in without.columns
+    assert "Left out: my_metrics:WorstClass" in said
     file.write_bytes(b"PAR1 and nothing")
     assert "my_metrics:WorstClass" not in rescored(here, "--metric", "asr")[0].columns
 

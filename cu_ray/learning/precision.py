@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import re
 from pathlib import Path
 
 from cu_ray.errors import UserError
 from cu_ray.lazy import torch
 
 BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "sm_80"})  # of processors and of GPUs
-GPUS, PCI_DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/sys/bus/pci/devices")
+GPUS, PCI_DEVICES, DEVICES = Path("/proc/driver/nvidia/gpus"), Path("/sys/bus/pci/devices"), Path("/dev")
 # PCI device numbers rise with NVIDIA's generations, but for the last chips of the one before Ampere, the first that has bf16
 AMPERE, LAST_OF_TURING = 0x2080, range(0x2180, 0x2200)
 
@@ -41,15 +42,26 @@ def local_flags(device_kind: str) -> frozenset[str]:
 
 
 def local_gpu_flags() -> frozenset[str]:
-    """'sm_80', compute capability 8.0 and above, unless Linux reports an older GPU. Does not import torch.
+    """'sm_80', compute capability 8.0 and above, unless Linux reports an older GPU that may be used. Does not import torch.
 
     A GPU that is not reported, or not here, is taken to have it: `require` looks again where trials run.
     """
     numbers = []
     for gpu in GPUS.glob("*"):
         with contextlib.suppress(OSError):
-            numbers.append(int((PCI_DEVICES / gpu.name / "device").read_text(encoding="utf-8"), 16))
+            if _is_given(gpu):
+                numbers.append(int((PCI_DEVICES / gpu.name / "device").read_text(encoding="utf-8"), 16))
     return frozenset({"sm_80"} if all(each >= AMPERE and each not in LAST_OF_TURING for each in numbers) else ())
+
+
+def _is_given(gpu: Path) -> bool:
+    """Whether a GPU that Linux reports has a device file here: a container has those of its own GPUs alone."""
+    try:
+        said = (gpu / "information").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return True
+    minor = re.search(r"Device Minor:\s*(\d+)", said)
+    return minor is None or (DEVICES / f"nvidia{minor[1]}").exists()
 
 
 def local_cpu_flags() -> frozenset[str]:

@@ -143,7 +143,7 @@ def finite_ratios(deletion_P: torch.Tensor, retain_P: torch.Tensor) -> npt.NDArr
 
 
 def percentile_threshold(ratios: npt.NDArray[np.floating], share: float) -> float:
-    """The percentile 100 - ln(1 + 100 share) of these, linearly interpolated: `np.percentile` to the bit, which would sort.
+    """The percentile 100 - ln(1 + 100 share) of these, linearly interpolated: to the bit as `np.percentile` of NumPy 2.4.
 
     ratios: in order, as `finite_ratios` gives them.
     """

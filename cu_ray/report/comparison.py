@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 LEVEL = 0.05
 NUM_RESAMPLES = 2000
+FEW = 5  # cells: the mean of fewer may well lie outside all resamples of them
 
 
 @dataclass(frozen=True)
@@ -117,26 +118,27 @@ def best_and_significant(scores: pd.DataFrame) -> tuple[str | None, bool]:
     return best, bool(others) and all(p is not None and p < LEVEL for p in corrected)
 
 
-def bootstrap_interval(values: Sequence[Sequence[float]], purpose: str) -> tuple[float, float] | None:
-    """95 % interval of the mean over cells of the means over seeds: cells are drawn anew, and in each its seeds.
+def interval(values: Sequence[Sequence[float]], purpose: str) -> tuple[float, float] | None:
+    """95 % interval of the mean over cells of the means over seeds; None for a single value in all.
 
-    values: by cell, by seed. Quantiles by `tails` of the number of cells; of a single cell the interval over its seeds by
-    Student's t; None for a single value in all. The draws are a function of the purpose alone.
+    values: by cell, by seed. From `FEW` cells on a bootstrap: cells are drawn anew, and in each its seeds; the draws are a
+    function of the purpose alone. Below, where resamples do not reach far enough, Student's t over the means of cells, and of a
+    single cell over its seeds.
     """
     cells = [np.asarray(cell, dtype=float) for cell in values if len(cell)]
     if sum(map(len, cells)) < 2:
         return None
-    if len(cells) == 1:
-        alone = summarise(list(cells[0]))
-        assert alone.low is not None
-        assert alone.high is not None
-        return alone.low, alone.high
+    if len(cells) < FEW:
+        summary = summarise([float(cell.mean()) for cell in cells] if len(cells) > 1 else list(cells[0]))
+        assert summary.low is not None
+        assert summary.high is not None
+        return summary.low, summary.high
     low, high = np.quantile(resamples(list(map(len, cells)), purpose) @ np.concatenate(cells), tails(len(cells)))
     return float(low), float(high)
 
 
 def by_origin(rows: pd.DataFrame, column: str) -> list[list[float]]:
-    """The means of a column by origin and seed: a list for each origin, as `bootstrap_interval` takes them."""
+    """The means of a column by origin and seed: a list for each origin, as `interval` takes them."""
     means = rows.groupby(["origin", "seed"], sort=False)[column].mean()
     return [list(own) for _, own in means.groupby(level="origin", sort=False)]
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from cu_ray.errors import UserError, did_you_mean
 from cu_ray.report import comparison, false_positives, figures, plane, survival
 from cu_ray.report.cells import ALWAYS, baselines, cell_names, chosen, comparable
@@ -39,8 +41,7 @@ class Contents:
     results: tuple[Results, ...]
     rule: str
     rows: pd.DataFrame  # of trials that the rule chose, with the recovered share
-    shared: pd.DataFrame  # those of them on seeds that methods are compared on
-    scores: pd.DataFrame  # of each method (column) at the places (origin, cell, fraction, seed) that all compared methods have
+    compared: tuple[pd.DataFrame, ...]  # score of each method (column) at the places that all of it have; see `_compared`
     means: pd.DataFrame  # over seeds
     styles: dict[str, int]  # of each method, in the order of the sweep file
     figures: tuple[Figure, ...]
@@ -71,7 +72,7 @@ def gather(results: Sequence[Results], rule: str) -> Contents:
     metrics = dict.fromkeys(name for each in results for name in metrics_in(each.trials.columns))
     others = [name for name in metrics if name not in ALWAYS]
     shared = comparable(rows)
-    scores = _common_scores(shared)
+    compared = _compared(shared)
     means = summaries(rows, ["cell", "method", "fraction"], [*SCORES, *others, "unlearn_seconds"])
     honest = "oracle_validation" if RULES[rule].peeks else rule
     honestly = shared if honest == rule else comparable(chosen(results, honest))
@@ -81,7 +82,7 @@ def gather(results: Sequence[Results], rule: str) -> Contents:
         figures.curves(rows, styles),
         false_positives.figure(results, rows, styles),
         figures.tradeoff(shared, styles),
-        figures.cost(_at(scores, shared), styles),
+        figures.cost(_at(compared, shared), styles),
     ]
     survivors = survival.survival(results)
     made += [
@@ -90,7 +91,7 @@ def gather(results: Sequence[Results], rule: str) -> Contents:
         figures.landscapes(results, names, styles),
     ]
     drawn = tuple(figure for figure in made if figure.panels)
-    return Contents(tuple(results), rule, rows, shared, scores, means, styles, drawn, tuple(spots), survivors, tuple(others))
+    return Contents(tuple(results), rule, rows, compared, means, styles, drawn, tuple(spots), survivors, tuple(others))
 
 
 def rule_of(results: Sequence[Results], wanted: str | None) -> str:
@@ -162,10 +163,11 @@ def _planned(best: pd.DataFrame) -> pd.Series:
 
 def _without_reference(results: Results, rule: str) -> str:
     """Of how many originals that are reported no retraining is there, in words."""
-    reported = chosen([results], rule)[["cell", "seed"]].drop_duplicates()
+    reported = chosen([results], rule)[["cell", "seed", "original_key"]].drop_duplicates()
     known = baselines([results], rule).dropna(subset=["retrained"])[["cell", "seed"]]
-    lacking = len(reported) - len(reported.merge(known))
-    return f"{lacking} of {len(reported)} originals" if lacking else ""
+    lacking = reported.merge(known, how="left", indicator=True).query("_merge == 'left_only'")
+    count, whole = lacking["original_key"].nunique(), reported["original_key"].nunique()
+    return f"{count} of {whole} originals" if count else ""
 
 
 def recovery_rows(contents: Contents) -> list[Row]:
@@ -200,16 +202,17 @@ def _ninety(means: pd.DataFrame, rows: pd.DataFrame) -> str | None:
 
 def rank_rows(contents: Contents) -> list[Row]:
     """A row for each method: mean score over cells and fractions, average rank over cells; none where most places are missing."""
-    by_cell = contents.scores.groupby(level="origin", sort=False).mean()
-    ranks, compared = comparison.average_ranks(by_cell), {"cells": len(by_cell), "n": len(contents.scores)}
-    rows: list[Row] = [
-        {"method": method, "score": float(by_cell[method].mean()), "average rank": ranks[method], **compared}
-        for method in contents.styles
-        if method in ranks
-    ]
-    left_out = [method for method in contents.styles if method not in ranks]
-    others = [{"method": method, "score": None, "average rank": None, "cells": None, "n": None} for method in left_out]
-    return [*sorted(rows, key=lambda row: -row["score"]), *others]
+    rows: list[Row] = []
+    for scores in contents.compared:
+        by_cell = scores.groupby(level="origin", sort=False).mean()
+        ranks, where = comparison.average_ranks(by_cell), {"cells": len(by_cell), "n": len(scores)}
+        own = [
+            {"method": name, "score": float(by_cell[name].mean()), "average rank": rank, **where} for name, rank in ranks.items()
+        ]
+        rows += sorted(own, key=lambda row: -row["score"])
+    known = {row["method"] for row in rows}
+    nothing = {"score": None, "average rank": None, "cells": None, "n": None}
+    return [*rows, *({"method": method, **nothing} for method in contents.styles if method not in known)]
 
 
 def pair_rows(contents: Contents) -> list[Row]:
@@ -217,7 +220,7 @@ def pair_rows(contents: Contents) -> list[Row]:
     level, unit, test = "origin", "cells", comparison.over_cells
     if few_cells(contents):
         level, unit, test = "seed", "seeds", comparison.over_seeds
-    pairs = test(contents.scores.groupby(level=level, sort=False).mean())
+    pairs = [pair for scores in contents.compared for pair in test(scores.groupby(level=level, sort=False).mean())]
     rows = [
         {"method": p.one, "against": p.other, unit: p.n, "difference": p.difference, "p": p.p, "p, Holm": p.corrected}
         for p in pairs
@@ -226,9 +229,13 @@ def pair_rows(contents: Contents) -> list[Row]:
 
 
 def few_cells(contents: Contents) -> bool:
-    """Whether there are fewer cells than a signed rank test needs to come below 0.05, corrected for all pairs of methods."""
-    cells, methods = contents.scores.index.get_level_values("origin").nunique(), len(contents.scores.columns)
-    return bool(methods * (methods - 1) / 2**cells >= comparison.LEVEL)
+    """Whether to test over seeds: there are several, and too few cells for a signed rank test to come below 0.05.
+
+    That is after the correction for all pairs of methods.
+    """
+    counts = [(scores.index.get_level_values("origin").nunique(), len(scores.columns)) for scores in contents.compared]
+    few = any(methods * (methods - 1) / 2**cells >= comparison.LEVEL for cells, methods in counts)
+    return few and contents.rows["seed"].nunique() > 1
 
 
 def gap_rows(contents: Contents) -> list[Row]:
@@ -376,16 +383,30 @@ def _known(value: Any) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
-def _common_scores(rows: pd.DataFrame) -> pd.DataFrame:
-    scored = rows.assign(score=(rows["acc_corr"] + rows["acc_retain"]) / 2)
-    return comparison.common(scored.pivot_table(index=PLACE, columns="method", values="score", aggfunc="mean", sort=False))
+def _compared(rows: pd.DataFrame) -> tuple[pd.DataFrame, ...]:
+    """The scores of methods (columns) at places (origin, cell, fraction, seed) that all of them have.
+
+    One table; one for each folder where these have too little in common.
+    """
+    scored = rows.assign(score=(rows["acc_corr"] + rows["acc_retain"]) / 2).dropna(subset=["score"])
+
+    def common(own: pd.DataFrame) -> pd.DataFrame:
+        return comparison.common(own.pivot_table(index=PLACE, columns="method", values="score", aggfunc="mean", sort=False))
+
+    whole = common(scored)
+    sweeps = scored.groupby("sweep", sort=False)
+    if all(whole.columns.isin(own["method"]).any() for _, own in sweeps) and len(whole):
+        return (whole,)
+    return tuple(common(own) for _, own in sweeps)
 
 
-def _at(scores: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows at the places of the scores; all where there are none."""
+def _at(compared: Sequence[pd.DataFrame], rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows at the places, and of the methods, that are compared."""
     import pandas as pd
 
-    return rows[pd.MultiIndex.from_frame(rows[PLACE]).isin(scores.index)] if len(scores) else rows
+    places = pd.MultiIndex.from_frame(rows[PLACE])
+    there = [places.isin(scores.index) & rows["method"].isin(scores.columns) for scores in compared]
+    return rows[np.logical_or.reduce(there)] if there else rows
 
 
 def _listed(values: Any) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 
 from cu_ray.report import budgets
 from cu_ray.report.cells import measured
-from cu_ray.report.comparison import bootstrap_interval, by_origin, mean_over
+from cu_ray.report.comparison import by_origin, interval, mean_over
 from cu_ray.report.panels import Figure, Line, Panel, Points, limits, line_of_means, told
 from cu_ray.report.recovery import summaries
 
@@ -60,8 +60,8 @@ def tradeoff(rows: pd.DataFrame, styles: dict[str, int]) -> Figure:
         spans = limits(list(own["x"])), limits(list(own["y"]))
         panels.append(Panel(str(cell), "acc_retain", "acc_corr", tuple(lines), *spans, fronts=fronts))
     caption = (
-        "A point a method and deletion fraction, mean over seeds. A line a fraction, which stands at its left end: points that "
-        "no other of that fraction beats in both accuracies."
+        "A point a method and deletion fraction, mean over seeds. Each dotted line belongs to one fraction, written at its left "
+        "end, and joins the points that no other of that fraction beats in both accuracies."
     )
     return Figure("tradeoff", "What correction costs elsewhere", caption, tuple(panels))
 
@@ -122,7 +122,7 @@ def cost(rows: pd.DataFrame, styles: dict[str, int]) -> Figure:
         lines = []
         for method, own in scored.dropna(subset=[column]).groupby("method", sort=False):
             cells = by_origin(own, "score")
-            low, high = bootstrap_interval(cells, f"cost {method}") or (None, None)
+            low, high = interval(cells, f"cost {method}") or (None, None)
             taken, height = float(own[column].mean()), mean_over(cells)
             note = f"{method}: {height:.3f}" + ("" if low is None else f", {low:.3f} to {high:.3f}") + f", n = {len(own)}"
             lines.append(Line(str(method), styles[str(method)], (taken,), (height,), (low,), (high,), (note,), joined=False))
@@ -132,7 +132,7 @@ def cost(rows: pd.DataFrame, styles: dict[str, int]) -> Figure:
             panels.append(Panel(f"Score against {label}", label, "score", tuple(lines), x_limits, limits(y)))
     caption = (
         "What one trial takes alone, mean over all; score: mean of acc_corr and acc_retain over cells and fractions, with a 95 % "
-        "interval over cells and seeds, where most methods have a result."
+        "interval over cells and seeds, at the places that all methods that are compared have."
     )
     return Figure("cost", "Cost against quality", caption, tuple(panels))
 

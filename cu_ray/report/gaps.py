@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from cu_ray.report.cells import chosen
-from cu_ray.report.comparison import bootstrap_interval, by_origin, mean_over
+from cu_ray.report.comparison import by_origin, interval, mean_over
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,7 +21,7 @@ def gaps(results: Sequence[Results]) -> pd.DataFrame:
     """A row for each searched method and rule: by how much the rule's choice is worse than the oracle's.
 
     The score is the mean of acc_corr and acc_retain on the report half, paired by cell, fraction and seed; mean over cells of
-    the mean over all else, with a bootstrap interval over cells and seeds. `flattered`: the points were drawn for one rule, so
+    the mean over all else, with a 95 % interval over cells and seeds. `flattered`: the points were drawn for one rule, so
     the gap to others may be of the pool and not of the rule.
     """
     import pandas as pd
@@ -38,7 +38,7 @@ def gaps(results: Sequence[Results]) -> pd.DataFrame:
         )
         for method, own in joined[joined["plain"].isin(searched)].groupby("method", sort=False):
             cells = by_origin(own, "gap")
-            low, high = bootstrap_interval(cells, f"gap {method} {rule}") or (None, None)
+            low, high = interval(cells, f"gap {method} {rule}") or (None, None)
             row = {"method": method, "rule": rule, "gap": mean_over(cells), "low": low, "high": high, "n": len(own)}
             rows.append({**row, "flattered": own["plain"].iloc[0] in flattered})
     return pd.DataFrame(rows, columns=["method", "rule", "gap", "low", "high", "n", "flattered"])

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from cu_ray.places import Place
+from cu_ray.report.cells import comparable
 from cu_ray.report.comparison import best_and_significant
 from cu_ray.report.contents import Contents, gather, rule_of
 from cu_ray.report.results import read, unfinished_lines
 
 METRICS = ("acc_corr", "acc_retain", "recovered")  # of which more is better
-BOLD = "best of its cell and fraction, by paired t tests over seeds against each other method, p < 0.05 after Holm"
+BOLD = (
+    "best of its cell and fraction, by paired t tests over the seeds that all have against each other method, p < 0.05 after Holm"
+)
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", **{c: f"\\{c}" for c in "&%$#_{}"}}
 
 
@@ -57,13 +60,17 @@ def escaped(text: str) -> str:
 
 
 def _bold(contents: Contents, metric: str) -> dict[tuple[Any, Any], str]:
-    """The method that is best beyond chance, by cell and fraction."""
+    """The method that is best beyond chance, by cell and fraction; none where a method lacks a seed that others have."""
     found: dict[tuple[Any, Any], str] = {}
-    by_method = contents.rows.groupby(["cell", "fraction", "seed", "method"], sort=False)[metric].mean().unstack("method")
+    rows = comparable(contents.rows)
+    by_method = rows.groupby(["cell", "fraction", "seed", "method"], sort=False)[metric].mean().unstack("method")
+    places: Any = contents.means.groupby(["cell", "fraction"], sort=False)
+    printed = {place: own.set_index("method")[f"{metric}_mean"] for place, own in places}
     for (cell, fraction), own in by_method.groupby(level=["cell", "fraction"], sort=False):
+        own = own.dropna(how="all")  # seeds that say nothing of any method
         best, significant = best_and_significant(own)
-        if best is not None and significant:
-            found[cell, fraction] = best
+        if significant and own.notna().all(axis=None) and printed[cell, fraction].idxmax() == best:
+            found[cell, fraction] = str(best)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,9 +45,15 @@ class Results:
         return bool((self.folder / "ledger").files())
 
     @property
-    def sweep_file(self) -> Path | None:
-        """The sweep file that asks for these results; None where it is not there, and at a URI, from where none is run."""
-        return self.folder.path / "sweep.yaml" if isinstance(self.folder, Folder) and self.folder.has("sweep.yaml") else None
+    def sweep_command(self) -> str | None:
+        """The command that asks for these results, in a shell; None without the sweep file, and at a URI, from where none is run.
+
+        Where the sweep itself is there it goes on in that folder, else it begins anew where the file says.
+        """
+        if not isinstance(self.folder, Folder) or not self.folder.has("sweep.yaml"):
+            return None
+        there = ["--output", str(self.folder.path.parent)] if self.can_be_replayed else []
+        return shlex.join(["cu-ray", "sweep", str(self.folder.path / "sweep.yaml"), *there])
 
     @property
     def name(self) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from cu_ray.report.comparison import resamples, tails
+from cu_ray.report.comparison import FEW, resamples, tails
 from cu_ray.report.gaps import COMPARED, PLACE, scores_under
 from cu_ray.report.panels import Figure, Panel, limits, line_of_means
 
@@ -27,9 +27,8 @@ def survival(results: Sequence[Results]) -> pd.DataFrame:
     """A row for each measure, method and rule; measures: score, rank among the methods, what of the published score is lost.
 
     Scores are means over cells of means over all else, at the places (cell, fraction, seed) where all rules have chosen; methods
-    that lack one of these are left out, and so are rules under which no search has a choice. 95 % intervals: a bootstrap over
-    cells and seeds, the same draws for all; Student's t for one cell. Published scores are on the whole test set, the others on
-    its report half.
+    that lack one of these are left out, and so are rules under which no search has a choice. 95 % intervals as those of
+    `comparison.interval`. Published scores are on the whole test set, the others on its report half.
     """
     import pandas as pd
 
@@ -54,7 +53,7 @@ def figure(found: pd.DataFrame, styles: dict[str, int]) -> Figure:
     ]
     caption = (
         "Means over cells, fractions and seeds, where the same trials are chosen among by rules that see less and less. Lost: "
-        "paired, with 95 % bootstrap intervals over cells and seeds."
+        "paired, with 95 % intervals over cells and seeds."
     )
     return Figure("survival", "What survives when nobody peeks", caption, tuple(panels) if rules else ())
 
@@ -107,24 +106,30 @@ def _plain(frame: pd.Series | pd.DataFrame) -> pd.Index:
 def _measures(cells: Sequence[Scores]) -> dict[str, tuple[Scores, Scores, Scores]]:
     """Score, rank and loss [rules, methods] and the ends of their intervals, from the scores [seeds, rules, methods] by cell.
 
-    Intervals as those of `bootstrap_interval`, the same draws for all; ranks over the seeds of a single cell are drawn too.
+    Intervals as those of `comparison.interval`, the same draws for all; of ranks a bootstrap over cells, over seeds where there
+    is one cell, and none where there are fewer than `FEW`.
     """
     import scipy.stats
 
     values = np.concatenate(list(cells))
     whole = np.stack([cell.mean(axis=0) for cell in cells]).mean(axis=0)
     found = {"score": whole, "rank": scipy.stats.rankdata(-whole, axis=1), "lost": whole[:1] - whole}
-    if len(values) < 2:
-        unknown = np.full_like(whole, np.nan)
-        return {name: (each, unknown, unknown) for name, each in found.items()}
-    drawn = np.tensordot(resamples(list(map(len, cells)), "survival"), values, 1)
-    resampled = {"score": drawn, "rank": scipy.stats.rankdata(-drawn, axis=2), "lost": drawn[:, :1] - drawn}
-    ends = tails(len(cells) if len(cells) > 1 else len(values))
-    intervals = {name: tuple(np.quantile(each, ends, axis=0)) for name, each in resampled.items()}
-    intervals["rank"] = tuple(np.quantile(resampled["rank"], ends, axis=0, method="nearest"))  # one that somebody had
-    if len(cells) == 1:
-        intervals |= {"score": _by_student(values), "lost": _by_student(values[:, :1] - values)}
+    intervals = dict.fromkeys(found, (np.full_like(whole, np.nan), np.full_like(whole, np.nan)))
+    count = len(cells) if len(cells) > 1 else len(values)
+    if count >= FEW:
+        drawn, ends = np.tensordot(resamples(list(map(len, cells)), "survival"), values, 1), tails(count)
+        ranks = scipy.stats.rankdata(-drawn, axis=2)
+        intervals["rank"] = _ends(np.quantile(ranks, ends, axis=0, method="nearest"))  # ranks that somebody had
+        intervals |= {"score": _ends(np.quantile(drawn, ends, axis=0))}
+        intervals |= {"lost": _ends(np.quantile(drawn[:, :1] - drawn, ends, axis=0))}
+    if len(cells) < FEW and len(values) > 1:
+        means = values if len(cells) == 1 else np.stack([cell.mean(axis=0) for cell in cells])
+        intervals |= {"score": _by_student(means), "lost": _by_student(means[:, :1] - means)}
     return {name: (each, *intervals[name]) for name, each in found.items()}
+
+
+def _ends(both: Scores) -> tuple[Scores, Scores]:
+    return both[0], both[1]
 
 
 def _by_student(values: Scores) -> tuple[Scores, Scores]:

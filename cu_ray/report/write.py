@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from cu_ray.places import Folder, Place
 from cu_ray.report import latex, page, paper
-from cu_ray.report.contents import SCORES, Contents, gather, rule_of
+from cu_ray.report.contents import Contents, gather, rule_of
 from cu_ray.report.results import Results, read_all, unfinished_lines
 
-PAGE, MEANS = "report.html", "results.csv"
-FIGURES = ("plane", "curves", "false_positives", "tradeoff", "cost", "survival", "best_of_n", "landscapes")  # all there can be
+PAGE, WRITTEN = "report.html", ".written.json"
 NO_FIGURES = (
     "No PDF and PNG figures: matplotlib is not installed (pip install 'cu-ray[figures]'). The page has them all the same."
 )
@@ -25,7 +26,7 @@ def write(
 ) -> tuple[Path, list[str]]:
     """The page's path, with all files written beside it, and what to tell the user. Raises UserError for what is no result.
 
-    What an earlier report left there and this one does not write is deleted.
+    What an earlier report wrote there and this one does not is deleted, unless it was changed since.
     """
     results = read_all(folders)
     contents = gather(results, rule_of(results, rule))
@@ -33,18 +34,21 @@ def write(
     remarks = [f"unfinished: {said}" for said in unfinished] + ([] if len(contents.rows) else [NO_SCORES])
     place = to or _beside(results)
     target = Folder(place)
-    stale, texts = _earlier(target), _texts(contents, refresh)
-    for name, text in texts.items():
-        target.write(name, text.encode())
-    stale -= texts.keys()
+    earlier = _earlier(target)
+    contents_of = {name: text.encode() for name, text in _texts(contents, refresh).items()}
+    for name, content in contents_of.items():
+        target.write(name, content)
+    written = {name: _checksum(content) for name, content in contents_of.items()}
     if importlib.util.find_spec("matplotlib") is None:
         remarks.append(NO_FIGURES)
+        written = {name: checksum for name, checksum in earlier.items() if name.endswith((".pdf", ".png"))} | written
     else:
         for figure in contents.figures:
             files = paper.save(figure, place, f"UNFINISHED: {'; '.join(unfinished)}" if unfinished else None)
-            stale -= {file.name for file in files}
-    for name in stale:
+            written |= {file.name: _checksum(file.read_bytes()) for file in files}
+    for name in earlier.keys() - written.keys():
         target.delete(name)
+    target.write(WRITTEN, json.dumps(written, indent=1).encode())
     return place / PAGE, remarks
 
 
@@ -55,19 +59,23 @@ def _beside(results: list[Results]) -> Path:
     return Path(f"report-{'-'.join(each.name for each in results)}")
 
 
-def _earlier(target: Folder) -> set[str]:
-    """The files of an earlier report that another may not write: figures, and tables of metrics, which its results.csv names."""
-    head = target.read(MEANS).decode(errors="replace").partition("\n")[0] if target.has(MEANS) else ""
-    metrics = {column.removesuffix("_mean") for column in head.split(",") if column.endswith("_mean")} - {*SCORES}
-    names = {f"{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")} | {f"{name}.tex" for name in latex.METRICS}
-    names |= {f"{short}.tex" for name in metrics for short in (name.rpartition(":")[2], name.replace(":", "."))}
-    return names & {file.name for file in target.files()}
+def _earlier(target: Folder) -> dict[str, str]:
+    """The checksums, by name, of what an earlier report wrote there and nobody has changed since."""
+    try:
+        said = json.loads(target.read(WRITTEN))
+        return {name: said[name] for name in said if target.has(name) and _checksum(target.read(name)) == said[name]}
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _checksum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _texts(contents: Contents, refresh: int | None) -> dict[str, str]:
     texts = {
         PAGE: page.rendered(contents, refresh),
-        MEANS: contents.means.to_csv(index=False),
+        "results.csv": contents.means.to_csv(index=False),
         "by_seed.csv": contents.rows.to_csv(index=False),
     }
     there = [metric for metric in (*latex.METRICS, *contents.others) if contents.rows[metric].notna().any()]

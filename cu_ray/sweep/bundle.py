@@ -6,6 +6,7 @@ SHA256SUMS
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import inspect
@@ -25,7 +26,7 @@ from cu_ray import __version__, plugins
 from cu_ray.errors import FieldFault, UserError
 from cu_ray.places import Folder, Place, at, lasting
 from cu_ray.report import results
-from cu_ray.report.terminal import RESCORED, rows_of
+from cu_ray.report.terminal import RESCORED, metrics_in, read_table, rows_of
 from cu_ray.stages.pipeline import Workbench
 from cu_ray.store import open_store
 from cu_ray.sweep import doctor, foreground, ledger, status
@@ -87,7 +88,8 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
     for key in sorted(kept & (known.originals.keys() | known.trials.keys())):
         target.write(f"evidence/{key}.parquet", ledger.evidence.read(folder / "ledger", key))
     missing = [key for key in known.originals if known.originals[key].ok and not _copied(key, store, target)]
-    for path, file in _own_files(specs).items():
+    metrics = metrics_in(read_table(folder / "tables", RESCORED).column_names) if rescored else []
+    for path, file in _own_files(specs, metrics).items():
         target.write(f"code/{path}", file.read_bytes())
     target.write("code.json", json.dumps(known.code, indent=1, sort_keys=True).encode())
     target.write("versions.json", json.dumps(doctor.versions(), indent=1).encode())
@@ -158,16 +160,24 @@ def _chosen(folder: Place) -> list[str]:
     return list(dict.fromkeys(str(key) for row in rows for key in row["trial_keys"]))
 
 
-def _own_files(specs: Iterable[TrialSpec]) -> dict[Path, Path]:
-    """The files of the user's own plug-ins that trials used, with what these import, by the paths that their modules ask for."""
+def _own_files(specs: Iterable[TrialSpec], metrics: Iterable[str]) -> dict[Path, Path]:
+    """The files of the user's own plug-ins that were used, with what these import, by the paths that their modules ask for."""
     settings = ((spec, spec.original.setting) for spec in specs)
     used = {
         type(plugin)
         for spec, each in settings
         for plugin in (spec.method, spec.detection, each.dataset, each.model, each.manipulation)
     }
-    own = [cls for cls in used if not cls.__module__.startswith("cu_ray.")]
-    return plugins.own_files(*(Path(inspect.getfile(cls)).parents[cls.__module__.count(".")] for cls in own))
+    for name in metrics:
+        with contextlib.suppress(UserError):  # its file is gone
+            used.add(plugins.find("metrics", name))
+    return plugins.own_files(*(_root(cls) for cls in used if not cls.__module__.startswith("cu_ray.")))
+
+
+def _root(cls: type) -> Path:
+    """The folder from which the module of a class is imported."""
+    file = Path(inspect.getfile(cls))
+    return file.parents[cls.__module__.count(".") + (file.name == "__init__.py")]
 
 
 def _sets(specs: Iterable[TrialSpec], store: Store) -> Iterator[dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cu_ray.errors import RayStopped
 from cu_ray.stages.canary import CudaProbe, Measure, Probe, measure
@@ -46,7 +47,9 @@ def measured_share(
     # without the measures of those that lost the GPU: a fault may pass
     kept |= {key: values for key, values in measures if values["peak_bytes"]}
     file.write_text(json.dumps(kept), encoding="utf-8")
-    return share_of(plan, [(spec, Measure(**values)) for spec, (_, values) in zip(specs, measures, strict=True)])
+    mps = _mps_is_on_everywhere()
+    measured = [Measure(**values | {"mps": mps}) for _, values in measures]
+    return share_of(plan, list(zip(specs, measured, strict=True)))
 
 
 def kept_in(file: Path) -> Kept:
@@ -68,10 +71,18 @@ def _measure(
     for spec in specs:
         key = canary_key(spec, probe.name)
         known = kept.get(key) or measure(spec, ray.get(shared[setting_of(spec).content_hash]), probe).to_json()
-        measures.append((key, known | {"mps": mps_is_on()}))
+        measures.append((key, known))
         if probe.lost():
             break
     return measures
+
+
+def _mps_is_on_everywhere() -> bool:
+    """Whether it is on all nodes that have a GPU."""
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0)]
+    there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    asked = [ray.remote(num_cpus=0, scheduling_strategy=each)(mps_is_on).remote() for each in there]
+    return all(ray.get(asked))
 
 
 def mps_is_on() -> bool:

@@ -36,12 +36,14 @@ class Rescored:
     metrics: tuple[str, ...]
     num_rows: int
     num_without: int
+    dropped: tuple[str, ...]  # metrics that the table had, and that cannot be computed for models that came since
 
 
 def rescore(folder: Place, names: Sequence[str] = ()) -> Rescored:
     """The table of these metrics (or of all that `cu-ray list metrics` knows), a row for each trial and original with evidence.
 
-    Metrics that the table has already stay in it; where models came since, they are computed anew, too.
+    Metrics that the table has already stay in it; where models came since, they are computed anew, too, or left out where they
+    cannot be.
 
     Raises UserError where there is no evidence, where it is of other data, and for a metric that cannot be computed from it.
     """
@@ -53,8 +55,15 @@ def rescore(folder: Place, names: Sequence[str] = ()) -> Rescored:
         raise UserError(f"{folder} has no evidence of its {len(records)} models. {KEPT_BY}")
     earlier = _earlier(folder / "tables")
     others = [name for name in metrics_in(next(iter(earlier.values()), {})) if name not in metrics]
+    dropped = []
     if not earlier.keys() >= {record.key for record in wanted}:
-        metrics |= {name: _metric(name) for name in others}
+        for name in tuple(others):
+            try:
+                metrics[name] = _metric(name)
+            except UserError:  # its file is gone
+                others.remove(name)
+                dropped.append(name)
+        earlier = {}
     rows = [
         earlier.get(record.key, {}) | _row(record, _scores(metrics, record, truth, seen))
         for record, truth, seen in _evidence(folder, wanted)
@@ -62,7 +71,7 @@ def rescore(folder: Place, names: Sequence[str] = ()) -> Rescored:
     there = tuple(dict.fromkeys([*metrics, *others]))
     columns = [f"{prefix}{name}" for name in there for prefix in ("", "val_", "report_")]
     (folder / "tables").write(TABLE, _as_parquet(rows, columns))
-    return Rescored(folder / "tables" / TABLE, there, len(rows), len(records) - len(rows))
+    return Rescored(folder / "tables" / TABLE, there, len(rows), len(records) - len(rows), tuple(dropped))
 
 
 # ---------------------------------------------------------------------------------------------------------------- metrics

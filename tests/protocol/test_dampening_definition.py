@@ -158,6 +158,10 @@ def test_what_has_no_ratio_is_left_out_of_the_percentile_only(share):
     assert percentile_threshold(ratios, share) == pytest.approx(percentile([1, 2, 3, 8, 9], share))
 
 
+numpy_2_4 = pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.4.0", reason="its float32 percentiles differ by a bit")
+
+
+@numpy_2_4
 @given(
     arrays(
         st.sampled_from([np.float32, np.float64]),
@@ -171,6 +175,7 @@ def test_a_percentile_by_rank_is_that_of_numpy_to_the_bit(ratios, share):
     assert percentile_threshold(np.sort(ratios), share) == expected
 
 
+@numpy_2_4
 @pytest.mark.parametrize("seed", range(5))
 def test_percentiles_of_a_whole_search_are_those_of_numpy_to_the_bit(seed):
     """On importances of so many parameters that places between ranks have many digits."""

@@ -70,6 +70,21 @@ def test_auto_is_bf16_on_gpus_from_compute_capability_8(gpus, resolved, tmp_path
     assert resolve("published", "cuda") == "fp16"
 
 
+@pytest.mark.parametrize(("there", "resolved"), [(("nvidia0",), "bf16"), (("nvidia0", "nvidia1"), "fp32")])
+def test_a_gpu_that_is_not_given_to_a_container_does_not_count(there, resolved, tmp_path, monkeypatch):
+    for name, folder in (("GPUS", "gpus"), ("PCI_DEVICES", "devices"), ("DEVICES", "dev")):
+        monkeypatch.setattr(precision_of, name, tmp_path / folder)
+    (tmp_path / "dev").mkdir()
+    for name in there:
+        (tmp_path / "dev" / name).touch()
+    for place, number in enumerate((A100, T4)):
+        files = (("gpus", "information", f"Device Minor: \t {place}\n"), ("devices", "device", f"0x{number:04x}\n"))
+        for folder, file, text in files:
+            (tmp_path / folder / f"0000:{place:02x}:00.0").mkdir(parents=True)
+            (tmp_path / folder / f"0000:{place:02x}:00.0" / file).write_text(text)
+    assert resolve("auto", "cuda") == resolved
+
+
 @pytest.mark.parametrize(("capability", "refuses"), [(7, True), (8, False), (9, False)])
 def test_a_gpu_that_would_only_emulate_bf16_is_refused(capability, refuses, monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")

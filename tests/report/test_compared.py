@@ -40,7 +40,7 @@ def test_what_needs_no_search_is_compared_on_the_seeds_of_what_was_searched(tmp_
     """`search.seeds: first` is the default: searched methods are reported on all seeds but that of the search."""
     made = gathered(tmp_path / "x", seed_zero_is_easy, search={"seeds": "first"}, seeds=[0, 1, 2])
     assert set(made.rows.loc[made.rows["method"] == "no_unlearning", "seed"]) == {0, 1, 2}
-    assert set(made.shared["seed"]) == {1, 2}
+    assert set(made.compared[0].index.get_level_values("seed")) == {1, 2}
     ranks = by_method(rank_rows(made))
     assert ranks["no_unlearning"]["score"] == pytest.approx((0.1 + 0.83) / 2)
     assert {row["n"] for row in ranks.values()} == {3 * 2}
@@ -90,10 +90,13 @@ def test_who_failed_where_it_is_hard_gains_nothing(tmp_path):
 
 def test_who_lacks_most_places_is_not_ranked_and_takes_no_place_from_the_others(tmp_path):
     places = [("scrub", size, seed) for size in (10, 50, 100) for seed in (0, 1)]
-    ranks = by_method(rank_rows(gathered(tmp_path / "x", hard_at_ten, outcome=lost(*places))))
+    made = gathered(tmp_path / "x", hard_at_ten, outcome=lost(*places))
+    ranks = by_method(rank_rows(made))
     assert ranks["scrub"] == {"method": "scrub", "score": None, "average rank": None, "cells": None, "n": None}
     assert ranks["ssd"]["n"] == 9
     assert list(ranks)[-1] == "scrub"
+    cost = next(figure for figure in made.figures if figure.name == "cost").panels[0]
+    assert {line.name for line in cost.lines} == {"no_unlearning", "exact_unlearning", "ssd"}
 
 
 def test_folders_of_other_cells_are_compared_where_both_were(tmp_path):
@@ -102,6 +105,26 @@ def test_folders_of_other_cells_are_compared_where_both_were(tmp_path):
     ranks = by_method(rank_rows(gather([read(one), read(other)], RULE)))
     assert {(row["cells"], row["n"]) for row in ranks.values()} == {(1, 9)}
     assert ranks["ssd (a)"]["score"] == ranks["ssd (b)"]["score"]
+
+
+def test_folders_that_have_nothing_in_common_are_each_compared_in_themselves(tmp_path):
+    one = folder(tmp_path / "a", hard_at_ten, seeds=[0, 1, 2])
+    other = folder(tmp_path / "b", hard_at_ten, seeds=[3, 4])
+    made = gather([read(one), read(other)], RULE)
+    ranks = by_method(rank_rows(made))
+    assert (ranks["ssd (a)"]["n"], ranks["ssd (b)"]["n"]) == (9, 6)
+    assert ranks["ssd (a)"]["average rank"] == ranks["ssd (b)"]["average rank"] == 1
+    pairs = {(row["method"], row["against"]) for row in pair_rows(made)}
+    assert ("scrub (a)", "ssd (a)") in pairs
+    assert not any("(a)" in one and "(b)" in other for one, other in pairs)
+    assert "have no places in common" in rendered(made)
+
+
+def test_one_seed_in_many_cells_is_tested_over_cells(tmp_path):
+    manipulation = {"name": "backdoor", "size": [50, 60, 70, 80, 90, 100]}
+    made = gathered(tmp_path / "x", hard_at_ten, seeds=[0], manipulation=manipulation)
+    assert not few_cells(made)
+    assert {row["p"] for row in pair_rows(made)} != {None}
 
 
 def test_a_test_over_cells_is_made_where_it_could_find_something(tmp_path):
@@ -147,6 +170,13 @@ def test_what_lacks_retraining_is_said(tmp_path):
     results = read(folder(tmp_path / "x", methods={name: METHODS[name] for name in ("no_unlearning", "ssd")}))
     (line,) = missing(results, RULE)
     assert line.startswith("no recovered share for 3 of 3 originals: it needs exact_unlearning")
+
+
+def test_an_original_counts_once_however_it_was_searched(tmp_path):
+    methods = {name: METHODS[name] for name in ("no_unlearning", "ssd")}
+    results = read(folder(tmp_path / "x", methods=methods, detection=["uniform", "class_by_class"]))
+    (line,) = missing(results, RULE)
+    assert line.startswith("no recovered share for 3 of 3 originals")
 
 
 def test_one_seed_in_two_cells_has_intervals_over_cells_and_the_page_says_so(tmp_path):

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from cu_ray.report.comparison import (
     average_ranks,
     best_and_significant,
-    bootstrap_interval,
     common,
     holm,
+    interval,
     over_cells,
     over_seeds,
     paired_t,
@@ -124,14 +124,14 @@ def test_what_is_compared_is_what_all_have_but_for_those_who_lack_most():
 
 def test_the_bootstrap_over_cells_of_one_seed_has_the_spread_of_the_mean():
     values = [[float(value)] for value in range(30)]
-    low, high = bootstrap_interval(values, "test")
+    low, high = interval(values, "test")
     error = np.std(range(30), ddof=1) / math.sqrt(30)
     assert (low + high) / 2 == pytest.approx(14.5, abs=0.3 * error)
     assert high - low == pytest.approx(2 * 2.045 * error, rel=0.1)  # Student's t, 29 degrees of freedom
 
 
 def test_a_single_cell_has_the_interval_of_student():
-    low, high = bootstrap_interval([[0.1, 0.2, 0.6]], "test")
+    low, high = interval([[0.1, 0.2, 0.6]], "test")
     assert (low + high) / 2 == pytest.approx(0.3)
     assert high - low == pytest.approx(2 * 4.302652729911275 * np.std([0.1, 0.2, 0.6], ddof=1) / math.sqrt(3))
 
@@ -154,22 +154,27 @@ def test_resamples_weigh_cells_alike_and_seeds_within_them():
     assert set(np.round(weights[cells[1] == weights[:, 1]][:, 2:4].ravel(), 9)) == {0}, "one seed may be drawn thrice"
 
 
-@pytest.mark.parametrize(("cells", "seeds"), [(1, 2), (1, 3), (1, 5), (6, 3), (12, 5)])
+@pytest.mark.parametrize(("cells", "seeds"), [(1, 2), (1, 3), (1, 5), (2, 3), (3, 5), (4, 3), (5, 3), (6, 3), (12, 5)])
 def test_intervals_hold_the_truth_about_as_often_as_they_say(cells, seeds):
     rng, tries, held = np.random.default_rng(cells + seeds), 400, 0
     for number in range(tries):
         between = rng.normal(0, 0.1, size=(cells, 1)) if cells > 1 else 0.0
-        low, high = bootstrap_interval((between + rng.normal(0, 0.05, size=(cells, seeds))).tolist(), str(number % 7))
+        low, high = interval((between + rng.normal(0, 0.05, size=(cells, seeds))).tolist(), str(number % 7))
         held += low <= 0 <= high
     assert 0.92 <= held / tries <= 0.995
 
 
 def test_the_bootstrap_counts_cells_and_seeds_and_is_a_function_of_its_purpose():
-    values = [[0.0, 0.2], [0.5, 0.9], [0.3, 0.4]]
-    assert bootstrap_interval(values, "a") == bootstrap_interval(values, "a") != bootstrap_interval(values, "b")
-    assert bootstrap_interval([[0.5] * 2] * 3, "a") == pytest.approx((0.5, 0.5), abs=1e-12)
-    low, high = bootstrap_interval([[0.4, 0.6], [0.3, 0.7]], "a")  # cells of one mean: the spread is of seeds alone
-    assert low < 0.5 < high
-    assert bootstrap_interval([[0.5]], "a") is None
-    assert bootstrap_interval([], "a") is None
-    assert bootstrap_interval([[0.5], [0.5]], "a") == (0.5, 0.5)
+    values = [[0.0, 0.2], [0.5, 0.9], [0.3, 0.4], [0.1, 0.2], [0.6, 0.9]]
+    assert interval(values, "a") == interval(values, "a") != interval(values, "b")
+    assert interval([[0.5] * 2] * 5, "a") == pytest.approx((0.5, 0.5), abs=1e-12)
+    low, high = interval([[0.4, 0.6], [0.3, 0.7], [0.45, 0.55], [0.2, 0.8], [0.5, 0.5]], "a")
+    assert low < 0.5 < high, "cells of one mean: the spread is of seeds alone"
+
+
+def test_few_cells_have_the_interval_of_student_over_their_means():
+    low, high = interval([[0.4, 0.6], [0.9]], "a")  # means 0.5 and 0.9, one degree of freedom
+    assert (low, high) == pytest.approx((0.7 - 12.7062 * 0.2, 0.7 + 12.7062 * 0.2), abs=1e-4)
+    assert interval([[0.5]], "a") is None
+    assert interval([], "a") is None
+    assert interval([[0.5], [0.5]], "a") == (0.5, 0.5)

@@ -30,12 +30,21 @@ def test_scores_ranks_and_losses_are_means_over_cells_of_means_over_seeds():
     np.testing.assert_allclose(score, [[0.75, 0.75, 0.25], [0.4, 0.6, 0.25]])
     np.testing.assert_allclose(rank, [[1.5, 1.5, 3], [2, 1, 3]])
     np.testing.assert_allclose(lost, [[0, 0, 0], [0.35, 0.15, 0]])
+    assert np.isnan(found["rank"][1]).all(), "two cells say nothing of ranks"
+    mean, low, high = found["lost"]  # Student's t over the cells' means 0.4 and 0.3, one degree of freedom
+    assert (low[1, 0], high[1, 0]) == pytest.approx((mean[1, 0] - 12.706 * 0.05, mean[1, 0] + 12.706 * 0.05), abs=1e-4)
+    assert (low[1, 2], high[1, 2]) == (0, 0)
+
+
+def test_from_five_cells_on_intervals_are_of_resamples_and_ranks_have_them_too():
+    rng = np.random.default_rng(0)
+    cells = [rng.normal(0.5, 0.2, size=(1, 1, 3)) + rng.normal(0, 0.05, size=(seeds, 2, 3)) for seeds in (1, 2, 3, 2, 2)]
+    found = _measures(cells)
     for name, (mean, low, high) in found.items():
         assert (low <= mean + 1e-12).all(), name
         assert (mean <= high + 1e-12).all(), name
-    assert found["lost"][1][1, 2] == found["lost"][2][1, 2] == 0
-    assert {2 * float(rank) % 1 for end in found["rank"][1:] for rank in end.ravel()} == {0}, "or shared by two"
     assert found["score"][1][0, 0] < found["score"][2][0, 0]
+    assert {2 * float(rank) % 1 for end in found["rank"][1:] for rank in end.ravel()} == {0}, "or shared by two"
 
 
 def test_one_seed_of_one_cell_has_no_interval():
@@ -56,7 +65,7 @@ def luck(spec):
 
 def test_who_was_lucky_loses_score_and_rank(tmp_path):
     methods = {**METHODS, "scrub": {"alpha": [1.0, 0.01], "steps": 20, "sampler": "grid"}}
-    results = made(tmp_path / "x", accuracies=even, luck=luck, methods=methods)
+    results = made(tmp_path / "x", accuracies=even, luck=luck, methods=methods, seeds=[0, 1, 2, 3, 4])
     rows = {row["method"]: row for row in survival_rows(gather(results, "oracle"))}
     assert list(rows) == ["scrub", "ssd", "no_unlearning", "exact_unlearning"]
     scrub, ssd = rows["scrub"], rows["ssd"]

@@ -84,12 +84,12 @@ def test_under_mps_more_of_them_go_onto_a_gpu_where_memory_allows():
 
 @pytest.mark.parametrize(
     ("content", "on"),
-    [(str(os.getpid()), True), (f"{os.getpid()}\n", True), (str(2**22 + 1), False), ("", False), ("gone", False), (None, False)],
+    [("{alive}", True), ("{alive}\n", True), (str(2**22 + 1), False), ("", False), ("gone", False), (None, False)],
 )
 def test_mps_is_on_where_its_process_is_alive(tmp_path, monkeypatch, content, on):
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
     if content is not None:
-        (tmp_path / "nvidia-cuda-mps-control.pid").write_text(content)
+        (tmp_path / "nvidia-cuda-mps-control.pid").write_text(content.format(alive=os.getpid()))
     assert mps_is_on() is on
 
 
