@@ -29,8 +29,10 @@ class DeviceImages:
         augmentation: Augmentation | None = None,
         stamp: Stamp | None = None,
         stamped: Mask | None = None,
+        like: DeviceImages | None = None,
     ) -> None:
-        self.pixels_NHWC = as_tensor(images.pixels).to(device)
+        """like: others of the same images on that device, whose pixels are used."""
+        self.pixels_NHWC: torch.Tensor = as_tensor(images.pixels).to(device) if like is None else like.pixels_NHWC
         self.labels = as_tensor(images.labels).to(device)
         self.device = device
         self.augmentation = augmentation or Augmentation()

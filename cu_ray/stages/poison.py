@@ -132,8 +132,8 @@ class OnDevice:
         return {f"{part} {name}": tensor for part, images in parts.items() for name, tensor in images.tensors().items()}
 
 
-def upload(poisoned: PoisonedDataset, device: torch.device) -> OnDevice:
-    """The poisoned data set on a device."""
+def upload(poisoned: PoisonedDataset, device: torch.device, like: OnDevice | None = None) -> OnDevice:
+    """The poisoned data set on a device. like: the same data set there, manipulated otherwise: its pixels are used."""
     dataset, stamp = poisoned.dataset, poisoned.corruption.stamp
     train = DeviceImages(
         Images(dataset.train.pixels, poisoned.labels),
@@ -142,5 +142,7 @@ def upload(poisoned: PoisonedDataset, device: torch.device) -> OnDevice:
         augmentation=dataset.augmentation,
         stamp=stamp,
         stamped=poisoned.stamped,
+        like=None if like is None else like.train,
     )
-    return OnDevice(train, DeviceImages(dataset.test, dataset.normalisation, device, stamp=stamp), device)
+    test = DeviceImages(dataset.test, dataset.normalisation, device, stamp=stamp, like=None if like is None else like.test)
+    return OnDevice(train, test, device)

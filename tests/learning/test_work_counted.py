@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cu_ray.learning.batches import RowStream
 from cu_ray.learning.importance import squared_gradient_importance
 from cu_ray.learning.sgd import Sgd
+from cu_ray.manipulations.backdoor import Backdoor
 from cu_ray.methods.ssd import Ssd
 from cu_ray.stages import pipeline
 from cu_ray.stages import unlearn as unlearning
@@ -154,6 +155,20 @@ def test_many_trials_on_one_worker_upload_the_data_once_and_compute_importances_
     assert len(uploads) == 1
     spent = [(each.facts["images_forward_spent"], each.facts["images_backward_spent"]) for each in records[:4]]
     assert spent == [(60, 60), (0, 0), (0, 0), (0, 0)]
+
+
+def test_pixels_are_uploaded_once_for_all_manipulations_and_seeds_and_anew_after_damage():
+    bench = Workbench(DATASET, MemoryStore())
+    settings = [replace(trial_spec(DATASET, Ssd()).original.setting, seed=seed) for seed in (0, 1)]
+    settings += [replace(each, manipulation=Backdoor(size=5)) for each in settings]
+    there = [bench.poisoned(each)[1] for each in settings]
+    assert len({id(each) for each in there}) == 4
+    for part in ("train", "test"):
+        first, *others = (getattr(each, part) for each in there)
+        assert all(each.pixels_NHWC is first.pixels_NHWC for each in others)
+        assert len({id(each.labels) for each in (first, *others)}) == 4
+    bench._forget()
+    assert bench.poisoned(settings[0])[1].train.pixels_NHWC is not there[0].train.pixels_NHWC
 
 
 @pytest.mark.skipif(not torch.__version__.startswith("2.13."), reason="another torch may do the same in other operations")
