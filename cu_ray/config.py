@@ -576,7 +576,8 @@ class _Reader:
             self.fault(path, f"{given!r} is not allowed. Allowed: {fact.describe()}.")
             return otherwise
         if fact.choices and isinstance(value, str) and value not in fact.choices.values:
-            self.fault(path, f"{given!r} is not allowed. {did_you_mean(value, map(str, fact.choices.values))}")
+            allowed = [*map(str, fact.choices.values), *([f"a number {fact.bound}"] if fact.bound else [])]
+            self.fault(path, f"{given!r} is not allowed. {did_you_mean(value, allowed)}")
             return otherwise
         if isinstance(value, str) and value.startswith("~") and not _has_home(value):
             self.fault(path, f"{given!r} is not allowed: there is no such home folder")

@@ -87,9 +87,12 @@ class FieldFact:
 
     def describe(self) -> str:
         """What is allowed, for messages and listings: 'float, above 0'."""
-        if self.choices:
-            return f"one of {', '.join(map(str, self.choices.values))}"
-        return ", ".join(part for part in (_type_names(self.hint), self.bound and str(self.bound)) if part)
+        named = self.choices and ", ".join(map(str, self.choices.values))
+        if named and not self.bound:
+            return f"one of {named}"
+        hint = Union[tuple(kind for kind in get_args(self.hint) if kind is not str)] if named else self.hint  # noqa: UP007
+        open_ = ", ".join(part for part in (_type_names(hint), self.bound and str(self.bound)) if part)
+        return f"{open_}, or {named}" if named else open_
 
 
 def names(kind: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 CONTENTS = {
     "Use": [
         "docs/sweep-file",
+        "docs/reference",
         "docs/python",
         "docs/tables",
         "docs/evidence",

@@ -424,7 +424,7 @@ ONE_FAULT = [
     ("search", "[tpe]", ["['tpe'] is not allowed. A mapping is needed"]),
     ("search", "[]", ["[] is not allowed. A mapping is needed"]),
     ("search", "false", ["False is not allowed. A mapping is needed"]),
-    ("runtime", "{gpus_per_trial: some}", ["runtime.gpus_per_trial", "'some' is not allowed", "Allowed: auto"]),
+    ("runtime", "{gpus_per_trial: some}", ["runtime.gpus_per_trial", "'some' is not allowed", "Allowed: a number above 0, auto"]),
     ("runtime", "{workers: 0}", ["runtime.workers", "0 is not allowed", "at least 1"]),
     ("runtime", "{device: gpu}", ["runtime.device", "'gpu' is not allowed", "Allowed: auto, cpu, cuda"]),
     ("runtime", "{tracker: mlfow}", ["runtime.tracker", "'mlfow' is not allowed", "Did you mean 'mlflow'?"]),

@@ -103,6 +103,11 @@ def test_every_column_is_documented(tmp_path):
             assert re.search(rf"\b{stem}", page), f"docs/tables.md does not say what {name}.{column} is"
 
 
+def test_the_reference_is_what_the_code_says():
+    made = "\n\n".join(printed("reference.py"))
+    assert (ROOT / "docs" / "reference.md").read_text(encoding="utf-8").rstrip("\n") == made, "scripts/reference.py makes it anew"
+
+
 def test_every_section_and_setting_of_a_sweep_file_is_documented():
     page = (ROOT / "docs" / "sweep-file.md").read_text(encoding="utf-8")
     missing = [name for name in (*config.SECTIONS, "extends") if not re.search(rf"^## {name}\b|^{name}:", page, re.M)]
