@@ -26,6 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # tests.sweep.simulator: the records of trials that were not run
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])  # for workers, too
 
 FRACTIONS = [round(0.1 * number, 1) for number in range(1, 11)]
 ROWS: list[tuple[int, int, float]] = [

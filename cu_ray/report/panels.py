@@ -48,7 +48,12 @@ class Panel:
     log_x: bool = False
     fronts: tuple[tuple[str, Points], ...] = ()  # each with its text: points that no other beats in both, from left to right
     rows: tuple[str, ...] = ()  # names of 0, 1, ... on the y axis, above what is drawn there, in place of numbers
-    columns: tuple[str, ...] = ()  # names of 0, 1, ... on the x axis, in place of numbers; broken after each _
+    columns: tuple[str, ...] = ()  # names of 0, 1, ... on the x axis, in place of numbers
+
+    @property
+    def broken_columns(self) -> list[str]:
+        """The names on the x axis in lines, broken after each _."""
+        return [name.replace("_", "_\n") for name in self.columns]
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def _draw(place: Any, panel: Panel) -> dict[str, Any]:
     place.set(xlim=panel.x_limits, ylim=panel.y_limits)
     for row, name in enumerate(panel.rows):
         place.annotate(name, (0.01, row), xycoords=place.get_yaxis_transform(), xytext=(0, 4), textcoords="offset points")
-    names = {place.xaxis: [name.replace("_", "_\n") for name in panel.columns], place.yaxis: [""] * len(panel.rows)}
+    names = {place.xaxis: panel.broken_columns, place.yaxis: [""] * len(panel.rows)}
     for axis, span, log in ((place.xaxis, panel.x_limits, panel.log_x), (place.yaxis, panel.y_limits, False)):
         marks = [*range(len(names[axis]))] or ticks(span, log)
         axis.set_ticks(marks, names[axis] or [as_text(mark) for mark in marks])

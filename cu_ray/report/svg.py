@@ -58,7 +58,7 @@ class _Axes:
 
 def _grid(panel: Panel, axes: _Axes) -> list[str]:
     parts = []
-    names = [name.replace("_", "_\n") for name in panel.columns]
+    names = panel.broken_columns
     for number, tick in enumerate(range(len(names)) if names else ticks(panel.x_limits, panel.log_x)):
         x = axes.x(tick)
         parts.append(f'<path class="grid" d="M{x} {TOP}V{HEIGHT - BOTTOM}"/>')
