@@ -42,7 +42,6 @@ class Measure:
     memo_bytes: int
     seconds_per_pass: float | None  # None where no image went through a model, or learning came to no end
     stopped: str | None  # why it did not come to its end; None where it did
-    mps: bool = False  # kernels of several processes run at the same time on all GPUs of the run
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values; `Measure(**values)` undoes it."""

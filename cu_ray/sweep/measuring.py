@@ -47,9 +47,8 @@ def measured_share(
     # without the measures of those that lost the GPU: a fault may pass
     kept |= {key: values for key, values in measures if values["peak_bytes"]}
     file.write_text(json.dumps(kept), encoding="utf-8")
-    mps = _mps_is_on_everywhere()
-    measured = [Measure(**values | {"mps": mps}) for _, values in measures]
-    return share_of(plan, list(zip(specs, measured, strict=True)))
+    measured = [(spec, Measure(**values)) for spec, (_, values) in zip(specs, measures, strict=True)]
+    return share_of(plan, measured, mps=_mps_is_on_everywhere())
 
 
 def kept_in(file: Path) -> Kept:
@@ -70,8 +69,7 @@ def _measure(
     probe, measures = make_probe(), []
     for spec in specs:
         key = canary_key(spec, probe.name)
-        known = kept.get(key) or measure(spec, ray.get(shared[setting_of(spec).content_hash]), probe).to_json()
-        measures.append((key, known))
+        measures.append((key, kept.get(key) or measure(spec, ray.get(shared[setting_of(spec).content_hash]), probe).to_json()))
         if probe.lost():
             break
     return measures

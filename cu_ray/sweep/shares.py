@@ -43,18 +43,16 @@ class Share:
         return f"gpus_per_trial: {self.gpus:g} (the hungriest, {self.hungriest}: {memory}{doubt})"
 
 
-def share_of(plan: Plan, measured: Measured) -> Share:
+def share_of(plan: Plan, measured: Measured, *, mps: bool = False) -> Share:
     """The share by which as many of the hungriest trials fit into the smallest GPU as there is room for.
 
-    At least 1, at most 8, or 14 under NVIDIA's Multi-Process Service. measured: at least one canary; those of a run are measured
-    on each kind of GPU that it has.
+    At least 1, at most 8, or 14 where NVIDIA's Multi-Process Service is on. measured: at least one canary.
     """
     kept = kept_bytes(plan, measured)
     spec, most = max(measured, key=lambda each: _work_bytes(each[1]))
     need = CONTEXT_BYTES + kept + _work_bytes(most)
     gpu_bytes = min(measure.device_bytes for _, measure in measured)
-    most_trials = MOST_WITH_MPS if all(measure.mps for _, measure in measured) else MOST_TRIALS
-    trials = min(most_trials, max(1, usable_bytes(gpu_bytes) // need))
+    trials = min(MOST_WITH_MPS if mps else MOST_TRIALS, max(1, usable_bytes(gpu_bytes) // need))
     return Share(share_for(trials), _told(spec), need, gpu_bytes)
 
 

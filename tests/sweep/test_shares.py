@@ -75,11 +75,8 @@ def test_the_hungriest_decides_and_the_smallest_gpu():
 
 
 def test_under_mps_more_of_them_go_onto_a_gpu_where_memory_allows():
-    mps = replace(SMALL, mps=True)
-    assert share_of(PLAN, measured(mps, original=mps, ssd=mps)).gpus == share_for(14) == 0.0714
-    assert share_of(PLAN, measured(mps, original=mps)).gpus == 0.125, "not on every GPU"
-    hungry = taking(15, mps=True)
-    assert share_of(PLAN, measured(hungry, original=mps, ssd=mps)).gpus == 0.25
+    assert share_of(PLAN, measured(), mps=True).gpus == share_for(14) == 0.0714
+    assert share_of(PLAN, measured(taking(15)), mps=True).gpus == 0.25
 
 
 @pytest.mark.parametrize(
