@@ -43,7 +43,6 @@ class Workbench:
         self.dataset, self._store = dataset, store
         self._device = torch.device(device)
         self._warm = Warm(store, self._device)
-        self._uploaded: OnDevice | None = None  # the last one
         self._last_split: tuple[str, DeletionSplit] | None = None
         self._last_before: tuple[str, float | None] | None = None
         self._seen = Seen()
@@ -67,8 +66,8 @@ class Workbench:
 
         def make() -> tuple[PoisonedDataset, OnDevice]:
             poisoned = poison(self.dataset, setting.manipulation, seed=setting.seed, control=setting.control)
-            self._uploaded = upload(poisoned, self._device, self._uploaded)
-            return poisoned, self._uploaded
+            kept = self._warm.data.last()
+            return poisoned, upload(poisoned, self._device, kept and kept[1])
 
         return self._warm.data.get(str(setting.poison_identity), make)
 
@@ -249,7 +248,6 @@ class Workbench:
 
     def _forget(self) -> None:
         self._warm.forget()
-        self._uploaded = None
         self._last_split, self._last_before, self._evidence, self._seen = None, None, None, Seen()
 
     def _mend_images(self, setting: Setting) -> None:

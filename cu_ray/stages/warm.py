@@ -103,6 +103,10 @@ class Recent(Generic[Value]):
         """The value, or None."""
         return self._values[key][0] if key in self._values else None
 
+    def last(self) -> Value | None:
+        """The value used last, or None where there is none."""
+        return next(reversed(self._values.values()))[0] if self._values else None
+
     def first_changed(self, look: Look) -> str | None:
         """The name of a tensor that is not as it was when its value was made, or None."""
         for value, prints in self._values.values():

@@ -32,12 +32,14 @@ class Mirror:
     """Writes finished points into the journal in a thread of its own: each takes milliseconds with the disk."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE
+        self._path = folder.absolute() / FILE  # Optuna's lock is a link to it, and has to lead there
         self._queue: queue.SimpleQueue[list[tuple[StudySpec, list[FrozenTrial]]] | None] = queue.SimpleQueue()
         self._sent: dict[str, int] = {}
         self._thread = threading.Thread(target=self._work, name="optuna journal", daemon=True)
 
     def __enter__(self) -> Self:
+        for lock in self._path.parent.glob(f"{FILE}.lock*"):  # of a driver that was killed: no other writes into this folder
+            lock.unlink(missing_ok=True)
         try:
             _cut_unfinished_line(self._path)
             summaries = optuna.get_all_study_summaries(self._storage(), include_best_trial=False)

@@ -421,8 +421,8 @@ def test_a_worker_makes_room_before_it_takes_in_more(monkeypatch, store):
     monkeypatch.setitem(warm.KEPT, "data", 2)
     on_device, at_once = weakref.WeakSet(), []
 
-    def upload(poisoned, device):
-        data = poison.upload(poisoned, device)
+    def upload(poisoned, device, like):
+        data = poison.upload(poisoned, device, like)
         on_device.add(data)
         at_once.append(len(on_device))
         return data

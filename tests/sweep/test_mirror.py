@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from pathlib import Path
+
 import optuna
 import pytest
+from optuna.storages.journal import JournalFileSymlinkLock
 from optuna.trial import TrialState
 
 from cu_ray.sweep.ledger import Known
@@ -89,6 +93,40 @@ def test_a_journal_cut_short_is_mended_or_written_anew(tmp_path, finished, rest)
     for study in finished.studies:
         if study.spec.method.has_choice:
             assert [trial.value for trial in shown[name_of_study(study.spec)].trials] == study.results
+
+
+def test_a_lock_that_a_killed_driver_held_is_broken(tmp_path, finished, monkeypatch):
+    """In a folder that is given relative to the working directory, as by default: its link leads nowhere."""
+    monkeypatch.chdir(tmp_path)
+    Path("results").mkdir()
+    JournalFileSymlinkLock(str(Path("results", FILE))).acquire()
+
+    def mirror_all():
+        with Mirror(Path("results")) as mirror:
+            mirror.take(finished.studies)
+
+    thread = threading.Thread(target=mirror_all, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+    assert len(studies_in(tmp_path / "results")) == 6
+
+
+def test_a_lock_of_ours_leads_to_the_journal(tmp_path, finished, monkeypatch):
+    """Else Optuna waits for ever where whoever holds it was killed, and not for its 30 seconds."""
+    monkeypatch.chdir(tmp_path)
+    acquire, there = JournalFileSymlinkLock.acquire, []
+
+    def looked_at(lock):
+        done = acquire(lock)
+        there.append(Path(lock._lock_file).exists())
+        return done
+
+    monkeypatch.setattr(JournalFileSymlinkLock, "acquire", looked_at)
+    Path("results").mkdir()
+    with Mirror(Path("results")) as mirror:
+        mirror.take(finished.studies)
+    assert len(there) > 6 and all(there)
 
 
 def test_a_full_disk_does_not_stop_the_sweep(tmp_path, finished, monkeypatch, capfd):
