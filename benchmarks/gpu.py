@@ -180,12 +180,12 @@ def random_images(sizes: Sizes) -> Dataset:
 class Training:
     """A training that goes on for as many steps as are asked for.
 
-    how: plain, graphs (as the package does), fp16 (step by step, its loss scaled), compiled, or compiled and recorded (compiled
+    how: plain, graphs (as the package does), the two in fp16 with a scaled loss, compiled, or compiled and recorded (compiled
     code in a graph).
     """
 
     def __init__(self, bench: Bench, name: str, how: str) -> None:
-        precision = "fp16" if how == "fp16" else bench.precision
+        precision = "fp16" if how.startswith("fp16") else bench.precision
         self._bench, self._how, recipe = bench, how, bench.spec(name, steps=10_000_000, precision=precision).setting.train
         self.model = bench.model(name).train()
         run: Any = torch.compile(self.model, backend=bench.sizes.backend) if how.startswith("compiled") else self.model
@@ -196,7 +196,7 @@ class Training:
         """The first steps, in which compilers compile and graphs are recorded."""
         graphs, self.sgd._graphs = self.sgd._graphs, None
         self.run(2)
-        if self._how == "graphs":
+        if self._how.endswith("graphs"):
             self.sgd._graphs = graphs
         elif self._how == "compiled and recorded" and self._bench.device.type == "cuda":
             self.sgd._graphs = Graphs(self.model, CudaRecorder(self._bench.device))
@@ -476,8 +476,8 @@ def parts(bench: Bench) -> Iterator[tuple[str, float, Callable[[], list[Row]]]]:
     """Name, seconds that it may need, and what measures it; those that matter most first."""
     ways = ("graphs", "compiled", "compiled and recorded")
     yield "floors", 5, lambda: floors(bench)
-    half = ("fp16",) if bench.device.type == "cuda" else ()
-    yield "training ResNet-9", 15, lambda: training(bench, "ResNet-9", ("plain", "graphs", *half))
+    half = ("fp16 plain", "fp16 graphs") if bench.device.type == "cuda" else ()
+    yield "training ResNet-9", 20, lambda: training(bench, "ResNet-9", ("plain", "graphs", *half))
     yield "breakdown ResNet-9", 15, lambda: breakdown(bench, "ResNet-9")
     yield "original", 30, lambda: original(bench)
     yield "evaluation ResNet-9", 5, lambda: evaluating(bench, "ResNet-9")

@@ -28,6 +28,7 @@ from cu_ray.places import Folder, Place, at
 from cu_ray.selection import RULES
 
 WATCHED_EVERY = 30  # seconds
+SILENT_AFTER = 900  # seconds without a word, after which a driver on another machine is taken to have ended
 MOST_FACTS = 30  # in which two results differ, a line each
 QUICKSTART = """
 name: try
@@ -379,7 +380,7 @@ def status(folder: Place) -> None:
         print(f"On {sent.cluster.name}: {sent.report()}", end="")
         return
     facts = statuses.read(folder)
-    running = facts["running"] and _alive(facts["process"], facts["host"])
+    running = facts["running"] and _alive(facts)
     state = "running" if running else "stopped before its end" if facts["running"] else "not running"
     out = console()
     out.print(f"{folder.name}: {state}; {facts['trials_done']} of {facts['trials']} trials done, {facts['trials_failed']} failed")
@@ -397,17 +398,18 @@ def _is_running(folder: Place) -> bool:
         facts = statuses.read(folder)
     except UserError:  # tables alone can be reported
         return False
-    return bool(facts["running"]) and _alive(facts["process"], facts["host"])
+    return bool(facts["running"]) and _alive(facts)
 
 
-def _alive(process: int, host: str) -> bool:
+def _alive(facts: dict[str, Any]) -> bool:
+    """Whether the driver of which status.json tells goes on: one on another machine, as long as it writes that anew."""
     import os
     import platform
 
-    if host != platform.node():
-        return True  # it cannot be asked from here
+    if facts["host"] != platform.node():
+        return bool(time.time() - facts.get("updated_at", 0.0) < SILENT_AFTER)
     try:
-        os.kill(process, 0)
+        os.kill(facts["process"], 0)
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -454,7 +456,8 @@ def report(folders: tuple[Place, ...], rule: str | None, to: Path | None, watch:
     page, remarks = write(folders, to, rule)
     for remark in remarks:
         out.print(Text(f"Note: {remark}"), soft_wrap=True)
-    out.print(Text(f"{page}: open it in a browser. Beside it: figures as PDF and PNG, tables as LaTeX and CSV."), soft_wrap=True)
+    figures = "figures as PDF and PNG, " if any(page.parent.glob("*.pdf")) else ""
+    out.print(Text(f"{page}: open it in a browser. Beside it: {figures}tables as LaTeX and CSV."), soft_wrap=True)
 
 
 @main.command()

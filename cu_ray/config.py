@@ -39,6 +39,7 @@ SECTIONS = (
     *("methods", "search", "controls", "evidence", "runtime"),
 )
 REQUIRED = ("name", "dataset", "model", "manipulation", "methods")
+DEFAULTS: dict[str, Any] = {"detection": "uniform", "deletion_fractions": [number / 10 for number in range(1, 11)], "seeds": [0]}
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
 TRACKERS = ("mlflow", "tensorboard", "wandb")
 MERGED = {"train": 1, "search": 1, "controls": 1, "runtime": 1, "methods": 2}  # in a file that extends another
@@ -323,17 +324,17 @@ class _Reader:
         datasets = self.plugins("datasets", "dataset", top.get("dataset"))
         models = self.plugins("models", "model", top.get("model"))
         manipulations = self.plugins("manipulations", "manipulation", top.get("manipulation"))
-        detections = self.plugins("detections", "detection", top.get("detection", "uniform"))
+        detections = self.plugins("detections", "detection", top.get("detection", DEFAULTS["detection"]))
         trains = [
             (path, recipe)
             for path, given in self.fan_out(train, lambda _: plugins.facts(TrainRecipe), "train")
             if (recipe := self.instance(TrainRecipe, given, path)) is not None
         ]
-        fractions = self.numbers("deletion_fractions", top.get("deletion_fractions", [0.1 * n for n in range(1, 11)]), float)
+        fractions = self.numbers("deletion_fractions", top.get("deletion_fractions", DEFAULTS["deletion_fractions"]), float)
         for index, fraction in fractions.items():
             if not 0 < fraction <= 1:
                 self.fault(f"deletion_fractions[{index}]", f"{fraction!r} is not allowed. Allowed: above 0, at most 1.")
-        seeds = self.numbers("seeds", top.get("seeds", [0]), int)
+        seeds = self.numbers("seeds", top.get("seeds", DEFAULTS["seeds"]), int)
         search = self.section(SearchSection, "search")
         controls = self.section(ControlsSection, "controls")
         original = self.section(OriginalSection, "original")

@@ -6,6 +6,7 @@ CuRayError
 │   └── FieldFault   one setting of a plug-in that does not fit the others or the data
 ├── RayStopped       Ray ended before the sweep was done: what is finished is in the ledger, exit code 1
 ├── PlaceFailed      a URI could not be read or written (also an OSError)
+├── StoreFailed      where originals are kept could not be read or written: no trial is to blame (also an OSError)
 ├── Diverged         training left the finite numbers: the trial's row says `diverged`
 ├── ContractBroken   a plug-in broke its contract: the trial's row says which rule
 └── AssumptionFailed what a method takes for granted is not so here: the trial's row says what
@@ -54,6 +55,10 @@ class RayStopped(CuRayError):
 
 class PlaceFailed(CuRayError, OSError):
     """A URI could not be read or written."""
+
+
+class StoreFailed(CuRayError, OSError):
+    """Where original models and memos are kept could not be read or written: no trial is to blame."""
 
 
 class Diverged(CuRayError):

@@ -63,8 +63,8 @@ class Lease:
                 self._confirm()
             except LeaseLost:
                 return  # `require` says so when something is to be written
-            except OSError:
-                continue  # tried again at the next beat
+            except Exception:  # noqa: S112 (tried again at the next beat)
+                continue
 
     def _confirm(self) -> None:
         holder = _read(self._place)

@@ -100,7 +100,7 @@ RULES = {
         ),
         Rule(
             "defender",
-            "only what the owner has: validation accuracy x (1 - accuracy on a held-out fifth of the deletion set)",
+            "only what the owner has: validation accuracy x (1 - max(accuracy on a held-out fifth of the deletion set, chance))",
             _defender,
             _product,
             uses_test_labels=False,

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save, save_file
 
+from cu_ray.errors import StoreFailed
 from cu_ray.identity import canonical_json
 from cu_ray.lease import Lease, Taken
 from cu_ray.places import Folder, Remote, at
@@ -49,12 +51,12 @@ class LocalStore:
         """The arrays of an entry and its metadata; None where there is no entry or it is damaged (it is then removed)."""
         path = self._path(kind, key)
         try:
-            with safe_open(path, framework="numpy") as file:
+            with _failing(path), safe_open(path, framework="numpy") as file:
                 metadata = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         except FileNotFoundError:
             return None
-        except (SafetensorError, OSError):
+        except SafetensorError:
             path.unlink(missing_ok=True)
             return None
         if metadata.pop("checksum", None) != checksum(tensors, metadata):
@@ -68,25 +70,28 @@ class LocalStore:
     def save(self, kind: str, key: str, tensors: Tensors, metadata: dict[str, str]) -> None:
         """Keep an entry; the oldest of a limited kind make room."""
         path = self._path(kind, key)
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{key}.{uuid.uuid4().hex}.tmp")
-        try:
-            tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-            save_file(tensors, temporary, metadata={**metadata, "checksum": checksum(tensors, metadata)})
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        if kind in LIMITS:
-            _trim(path.parent, LIMITS[kind])
+        tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+        with _failing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                _write(tensors, temporary, {**metadata, "checksum": checksum(tensors, metadata)})
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            if kind in LIMITS:
+                _trim(path.parent, LIMITS[kind])
 
     @contextlib.contextmanager
     def claimed(self, kind: str, key: str) -> Iterator[None]:
         """While others that claim the entry wait: who made it has kept it then. A claim ends with its process at the latest."""
         path = self.folder / kind / f".{key}.lock"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab") as file:
+        with _failing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            opened = open(path, "ab")  # noqa: SIM115 (closed below)
+        with opened as file:
             with contextlib.suppress(OSError):  # a file system without locks: the entry may be made twice
                 fcntl.flock(file, fcntl.LOCK_EX)
             try:
@@ -106,12 +111,14 @@ class RemoteStore:
 
     def has(self, kind: str, key: str) -> bool:
         """Whether there is an entry; it may still turn out to be damaged."""
-        return (self.place / kind).has(_name(key))
+        with _failing(self.place):
+            return (self.place / kind).has(_name(key))
 
     def load(self, kind: str, key: str) -> tuple[Tensors, dict[str, str]] | None:
         """The arrays of an entry and its metadata; None where there is no entry or it is damaged (it is then removed)."""
         try:
-            content = (self.place / kind).read(_name(key))
+            with _failing(self.place):
+                content = (self.place / kind).read(_name(key))
         except FileNotFoundError:
             return None
         try:
@@ -119,7 +126,8 @@ class RemoteStore:
         except (SafetensorError, ValueError, KeyError, TypeError):
             tensors, metadata = {}, {}
         if metadata.pop("checksum", None) != checksum(tensors, metadata):
-            (self.place / kind).delete(_name(key))
+            with _failing(self.place):
+                (self.place / kind).delete(_name(key))
             return None
         return tensors, metadata
 
@@ -128,7 +136,7 @@ class RemoteStore:
         """While others that claim the entry wait, until it is there. A claim is free some time after its process died."""
         lease = None
         while lease is None and not self.has(kind, key):
-            with contextlib.suppress(Taken):
+            with contextlib.suppress(Taken), _failing(self.place):
                 lease = Lease(self.place / "claims" / f"{kind}-{key}")
         try:
             yield
@@ -140,14 +148,37 @@ class RemoteStore:
         """Keep an entry; the oldest of a limited kind make room."""
         folder = self.place / kind
         tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-        folder.write(_name(key), save(tensors, metadata={**metadata, "checksum": checksum(tensors, metadata)}))
-        if kind in LIMITS:
-            entries = sorted(folder.files())
-            excess = sum(entry.size for entry in entries) - LIMITS[kind]
-            while excess > 0:
-                oldest = entries.pop(0)
-                folder.delete(oldest.name)
-                excess -= oldest.size
+        with _failing(self.place):
+            folder.write(_name(key), save(tensors, metadata={**metadata, "checksum": checksum(tensors, metadata)}))
+            if kind in LIMITS:
+                entries = sorted(folder.files())
+                excess = sum(entry.size for entry in entries) - LIMITS[kind]
+                while excess > 0:
+                    oldest = entries.pop(0)
+                    folder.delete(oldest.name)
+                    excess -= oldest.size
+
+
+@contextlib.contextmanager
+def _failing(place: Path | Remote) -> Iterator[None]:
+    """A context in which StoreFailed, with the place, takes the place of what a file system says; not where nothing is there."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        where = "" if isinstance(place, Remote) else f" ({place})"  # a URI is in the message already
+        raise StoreFailed(f"runtime.storage: {error.strerror or error}{where}") from error
+
+
+def _write(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:
+    try:
+        save_file(tensors, path, metadata=metadata)
+    except SafetensorError as error:  # also what the system says, by its number
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _name(key: str) -> str:

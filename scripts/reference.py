@@ -24,7 +24,9 @@ HEAD = """# Reference
 All settings, plug-ins and columns, from the code (`python scripts/reference.py`). What they mean:
 [the sweep file](sweep-file.md), [the tables](tables.md), and the pages on [methods](methods.md),
 [manipulations](manipulations.md), [detections](detections.md), [data sets](datasets.md) and [models](models.md).
-`cu-ray list` says the same on a terminal, with plug-ins of your own; editors complete by `cu-ray schema`."""
+`cu-ray list` says the same of plug-ins and rules on a terminal, with your own; editors complete by `cu-ray schema`."""
+UNDER_A_METHOD = """Under a method, beside its hyperparameters: `points`, `trials`, `sampler` and `keep`
+([sweep-file.md](sweep-file.md#under-a-method))."""
 SECTIONS = {
     "train": TrainRecipe,
     "search": config.SearchSection,
@@ -32,6 +34,14 @@ SECTIONS = {
     "original": config.OriginalSection,
     "runtime": config.RuntimeSection,
 }
+
+
+def without(section: str) -> list[str]:
+    """A section and what a sweep file says without it."""
+    if section in config.REQUIRED:
+        return [f"`{section}`", "required"]
+    default = config.DEFAULTS.get(section, config.EVIDENCE.default if section == "evidence" else None)
+    return [f"`{section}`", "the defaults below" if section in SECTIONS else f"`{str(default).lower()}`"]
 
 
 def settings(cls: type[Any]) -> str:
@@ -67,7 +77,7 @@ def columns() -> Iterable[str]:
 
 def reference() -> str:
     """The whole page."""
-    parts = [HEAD, "## Sections of a sweep file"]
+    parts = [HEAD, "## A sweep file", table(["section", "without it"], map(without, config.SECTIONS)), UNDER_A_METHOD]
     for section, cls in SECTIONS.items():
         parts += [f"### {section}", settings(cls)]
     for kind in plugins.KINDS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,14 @@ def test_a_folder_without_a_sweep_is_said(command, tmp_path):
     result = cu_ray(command, str(tmp_path))
     assert result.exit_code == 2
     assert str(tmp_path) in result.output
+
+
+@pytest.mark.parametrize(("silent_for", "state"), [(60, "running"), (1000, "stopped before its end")])
+def test_a_driver_on_another_machine_runs_as_long_as_it_says_so(tmp_path, silent_for, state):
+    counts = dict.fromkeys(("trials", "trials_done", "trials_failed", "originals", "originals_done", "studies"), 1)
+    facts = {"running": True, "process": 1, "host": "elsewhere", "updated_at": time.time() - silent_for}
+    (tmp_path / "status.json").write_text(json.dumps(facts | counts | {"storage": "store", "device": "cpu"}))
+    assert f"{tmp_path.name}: {state}; 1 of 1 trials done" in cu_ray("status", str(tmp_path)).output.replace("\n", "")
 
 
 def test_try_runs_one_trial_without_ray_and_replay_repeats_a_recorded_one(tmp_path):

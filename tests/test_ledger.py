@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import gc
 import json
 import os
@@ -618,6 +619,15 @@ def test_a_ledger_of_a_newer_schema_is_not_opened_stays_as_it_was_and_free_for_o
     del caught  # it holds what the failed attempt left open
     gc.collect()
     assert free
+
+
+def test_a_file_system_without_locks_is_said_to_be_one(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(folder_module.fcntl, "flock", flock)
+    with pytest.raises(UserError, match=r"lies on a file system without locks .*: give another place with --output"):
+        Ledger(tmp_path)
 
 
 def test_a_second_writer_is_refused_and_told_who_the_first_one_is(tmp_path):

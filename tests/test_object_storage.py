@@ -267,12 +267,13 @@ def test_many_small_objects_are_compacted(uri, quick, monkeypatch):
     assert list(ledger.read(uri).trials) == keys
 
 
-def test_a_crash_while_objects_are_compacted_loses_nothing_and_keeps_the_order(uri, quick, monkeypatch):
+@pytest.mark.parametrize("problem", [OSError("killed"), RuntimeError("can't start new thread")], ids=["killed", "no thread"])
+def test_a_crash_while_objects_are_compacted_loses_nothing_and_keeps_the_order(uri, quick, monkeypatch, problem):
     monkeypatch.setattr(objects, "COMPACT_AT", 6)
     failed = Record("trial", "a", {}, "failed", "no")
 
     def crash(self, name):
-        raise OSError("killed")
+        raise problem
 
     with Ledger(uri) as book, monkeypatch.context() as patch:
         patch.setattr(Remote, "delete", crash)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from cu_ray.datasets._torchvision import torchvision_datasets
 from cu_ray.errors import UserError
 
 DOWNLOADS = "~/.cache/cu-ray/downloads"
+SILENT_AFTER = 60.0  # seconds without a byte, after which a server is given up
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,17 @@ def md5_of(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
+@contextlib.contextmanager
+def _silence_ends() -> Iterator[None]:
+    """A context in which a connection that says nothing for a while is an error: torchvision would wait for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SILENT_AFTER)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
 def _download(archive: Archive, folder: Path) -> Path:
     """The archive, from the first address that has it; torchvision verifies it before it gets its name."""
     path = folder / archive.path
@@ -72,7 +86,8 @@ def _download(archive: Archive, folder: Path) -> Path:
     problems = []
     for url in archive.urls:
         try:
-            torchvision_datasets().utils.download_url(url, str(unfinished.parent), unfinished.name, archive.md5)
+            with _silence_ends():
+                torchvision_datasets().utils.download_url(url, str(unfinished.parent), unfinished.name, archive.md5)
             os.replace(unfinished, path)
             return path
         except (OSError, RuntimeError) as error:

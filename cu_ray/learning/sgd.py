@@ -36,7 +36,7 @@ class Sgd:
         self._optimiser = optimiser_of(model, recipe, device, fused=device.type == "cuda")
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self._graphs: Graphs | None = None
-        if device.type == "cuda" and recipe.precision != "fp16":  # what a failed recording leaves in the scaler is unknown
+        if device.type == "cuda":
             self._graphs = Graphs(model, CudaRecorder(device))
         self._last_loss: torch.Tensor | None = None
         self.num_steps = 0
@@ -57,20 +57,32 @@ class Sgd:
     def step(self, batch: Batch, loss: Loss) -> None:
         """One optimiser step on loss(logits [B, classes] in float32, batch). Each 100th raises Diverged on a loss not finite."""
         self._set_learning_rate(self._recipe.lr * learning_rate_factor(self.num_steps, self._recipe.steps))
-        self._last_loss = self._graphs.run(self._plain_step, batch, loss) if self._graphs else self._plain_step(batch, loss)
+        scaled = self._scaler.is_enabled()  # then the update stays out of graphs: it leaves a scaler in halves where it fails
+        work = self._gradients if scaled else self._whole_step
+        self._last_loss = self._graphs.run(work, batch, loss) if self._graphs else work(batch, loss)
+        if scaled:
+            self._update()
         self.num_steps += 1
         if self.num_steps % CHECKED_EVERY == 0:
             self._require_finite_loss()
 
-    def _plain_step(self, batch: Batch, loss: Loss) -> torch.Tensor:
+    def _whole_step(self, batch: Batch, loss: Loss) -> torch.Tensor:
         """The loss of a step that is made now."""
+        value = self._gradients(batch, loss)
+        self._update()
+        return value
+
+    def _gradients(self, batch: Batch, loss: Loss) -> torch.Tensor:
+        """The loss, whose gradients the parameters have then, scaled."""
         with autocast(self._recipe.precision, self._device), _single_image_named(batch):
             value = loss(self._model(batch.images).float(), batch)
         self._optimiser.zero_grad(set_to_none=True)
         self._scaler.scale(value).backward()
+        return value.detach()
+
+    def _update(self) -> None:
         self._scaler.step(self._optimiser)
         self._scaler.update()
-        return value.detach()
 
     def _set_learning_rate(self, rate: float) -> None:
         for group in self._optimiser.param_groups:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from cu_ray.errors import UserError
 from cu_ray.lazy import torch
-from cu_ray.plugins import Plugin
+from cu_ray.plugins import Plugin, name_of
 from cu_ray.types import Cost, Sizes, UnlearningTask
 
 
@@ -32,7 +33,7 @@ class Method(Plugin):
 
     def cost(self, sizes: Sizes) -> Cost:
         """The images that one trial of it alone takes forward and backward, memos included. Tests hold it to what is counted."""
-        raise NotImplementedError
+        raise UserError(f"{name_of(self)} does not say what a trial costs: it needs a `cost` (docs/adding-a-method.md)")
 
     def check(self, layers_per_block: tuple[int, ...]) -> None:
         """Raise FieldFault where a hyperparameter does not fit the model, given its layers per block, input to output."""

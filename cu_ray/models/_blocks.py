@@ -22,7 +22,7 @@ class Chain(nn.Sequential):
 
     In train mode BatchNorm takes away what the bias adds, and the bias has no gradient; in eval mode the bias can be added to
     the mean that is taken away. A GPU that adds it and sums its gradient up spends a fifth of a ResNet-9's step on that. A
-    CELU after BatchNorm in train mode is taken in as well: see `_norm_celu.py`.
+    CELU after BatchNorm is taken in as well, in train mode and where nobody asks for gradients: see `_norm_celu.py`.
     """
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -52,12 +52,21 @@ def _normed_without_bias(inputs: torch.Tensor, convolution: Any, norm: Any, celu
         weight = weight + nothing.view(-1, 1, 1, 1)
     outputs: torch.Tensor = convolution._conv_forward(*_with_whole_eights(inputs, weight), None)
     if not norm.training:
-        mean = norm.running_mean - bias
-        return nn.functional.batch_norm(outputs, mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return _normed_by_running(outputs, norm.running_mean - bias, norm, celu)
     outputs = norm(outputs) if celu is None else _norm_celu(outputs, norm, celu, nothing)
     # by .data, as BatchNorm itself does unseen by autograd: it keeps the mean for a backward pass that does not read it
     norm.running_mean.data.add_(bias.data, alpha=norm.momentum)
     return outputs
+
+
+def _normed_by_running(images: torch.Tensor, mean: torch.Tensor, norm: Any, celu: Any) -> torch.Tensor:
+    """BatchNorm in eval mode but with that mean, and CELU if given, which overwrites the images where our kernel takes them."""
+    if celu is not None and _is_usual(images, norm):
+        from cu_ray.models._norm_celu import norm_celu_
+
+        return norm_celu_(images, mean, norm.running_var, norm.weight, norm.bias, norm.eps, celu.alpha)
+    outputs = nn.functional.batch_norm(images, mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+    return outputs if celu is None else celu(outputs)
 
 
 def _with_whole_eights(inputs: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,10 +115,12 @@ def _kernels_work(device: torch.device) -> bool:
 
 
 def _can_be_one(norm: Any, celu: Any, device: torch.device) -> bool:
-    """Whether BatchNorm and this module after it are as built and learn from batches, where our kernels work."""
+    """Whether our kernels take BatchNorm and this module after it as one: as built; in eval mode, without gradients."""
     plain = type(celu) is nn.CELU and not celu.inplace and not any(vars(celu)[kind] for kind in HOOKS)
-    learns = norm.training and norm.affine and norm.track_running_stats and norm.momentum is not None
-    return plain and learns and not torch.compiler.is_compiling() and _kernels_work(device)
+    usual = norm.affine and norm.track_running_stats and norm.momentum is not None
+    one = plain and usual and (norm.training or not torch.is_grad_enabled())
+    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    return one and not transformed and _kernels_work(device)
 
 
 def _learns(convolution: Any) -> bool:

@@ -1,4 +1,4 @@
-"""BatchNorm in train mode and the CELU after it in one go, forward and backward, by Triton kernels.
+"""BatchNorm and the CELU after it in one go, forward and, in train mode, backward, by Triton kernels.
 
 Half of what a GPU reads and writes in PyTorch's kernels for the two is not needed. Images [B, C, H, W] that are channels last
 are a table of rows [C]: kernels sum over pieces of the rows, then over the pieces; all in float32.
@@ -196,6 +196,21 @@ class NormCelu(torch.autograd.Function):
         result = torch.empty_like(images)
         _backward[grid](images, gradient, result, totals, *given, ctx.alpha, C, **TILE)
         return result, totals[1], totals[0], None, None, None, None
+
+
+def norm_celu_(
+    images: torch.Tensor,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    eps: float,
+    alpha: float,
+) -> torch.Tensor:
+    """CELU(BatchNorm(images)) by given statistics, in place and without gradients: images as `NormCelu` takes them."""
+    num_rows, C, _, _, grid = _table(images)
+    _forward[grid](images, images, mean, torch.rsqrt(variance + eps), weight, bias, num_rows, alpha, C, **TILE)
+    return images
 
 
 def _table(images: torch.Tensor) -> tuple[int, int, int, int, tuple[int, int]]:

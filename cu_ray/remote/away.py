@@ -1,10 +1,10 @@
 """A sweep on the head of a cluster: started there so that it needs this machine no more, followed, stopped, brought home.
 
 On the head it has a folder of its own, `~/cu-ray/NAME`: what was sent in `files`, from which the driver runs, a list of that in
-`content`, its output in `run.log`, its process in `process`, and its exit code in `exit` when it has ended. What was sent before
-and is not sent again goes, so that no module is imported that is no longer here; what the driver made in `files` stays. The
-ledgers here and there take over what the other one has, whenever something is sent or fetched: nothing is run twice, and
-nothing is overwritten.
+`content`, its output in `run.log`, its process in `process`, when that began in `since`, and its exit code in `exit` when it has
+ended. What was sent before and is not sent again goes, so that no module is imported that is no longer here; what the driver made
+in `files` stays. The ledgers here and there take over what the other one has, whenever something is sent or fetched: nothing is
+run twice, and nothing is overwritten.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ MARK = "cluster.json"  # in the results folder here, or at the URI of the result
 RUN = """#!/usr/bin/env bash
 cd "$(dirname "$0")/files" || exit 1
 {{ [ ! -d ../brought ] || cu-ray merge {results} ../brought; }} && exec {command} &
+sed 's/.*) //' /proc/$!/stat | cut -d' ' -f20 > ../since
 echo $! > ../process
 wait $!
 echo $? > ../exit
 """
+# whether the driver is there: a process of its number that also began when it did, for numbers come again
+RUNS = """[ "$(sed 's/.*) //' /proc/$(cat process)/stat 2>/dev/null | cut -d' ' -f20)" = "$(cat since)" ]"""
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,7 @@ class Away:
     def status(self) -> str:
         """'running', or the exit code of the driver, or 'lost' where it ended without one. Raises HeadFailed."""
         return self.cluster.ask(
-            f"cd {self.folder} && if [ -e exit ]; then cat exit; elif kill -0 $(cat process) 2>/dev/null; then echo running; "
-            "else echo lost; fi"
+            f"cd {self.folder} && if [ -e exit ]; then cat exit; elif {RUNS}; then echo running; else echo lost; fi"
         ).strip()
 
     def report(self) -> str:
@@ -89,7 +91,7 @@ class Away:
 
     def stop(self) -> None:
         """Let the driver stop as by Ctrl-C: its tables are written, and the same command goes on."""
-        self.cluster.ask(f"cd {self.folder} && kill -TERM $(cat process)")
+        self.cluster.ask(f"cd {self.folder} && {RUNS} && kill -TERM $(cat process)")
 
     def fetch(self) -> None:
         """Bring tables and logs home, and what the ledger there has and the one here has not. Raises HeadFailed.
@@ -126,7 +128,7 @@ class Away:
             return 130 if status == "running" else 1
         self.fetch()
         replace(self, ended=True).note()
-        if status == "lost":
+        if status in ("lost", "137"):
             console.print(f"The driver on {self.cluster.name} was killed. The same command goes on from there.", soft_wrap=True)
         console.print(f"Results are in {self.home}.", soft_wrap=True)
         return int(status) if status.isdigit() else 1
@@ -178,7 +180,7 @@ def start(sweep: Sweep, cluster: Cluster, options: Sequence[str], console: Conso
         cluster.ask(f"cd {away.folder} 2>/dev/null || exit 0; rm -rf brought; [ ! -e content ] || xargs -0 rm -f -- < content")
         cluster.send(parcel, away.folder)
     cluster.ask(
-        f"cd {away.folder} && rm -f exit process && (setsid nohup bash run.sh > run.log 2>&1 < /dev/null &) "
+        f"cd {away.folder} && rm -f exit process since && (setsid nohup bash run.sh > run.log 2>&1 < /dev/null &) "
         "&& for i in $(seq 100); do [ -e process ] && exit 0; sleep 0.1; done; exit 1"
     )
     return away

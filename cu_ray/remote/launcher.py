@@ -115,12 +115,13 @@ class Cluster:
     def fetch(self, folder: str, to: Path) -> None:
         """Put the content of a folder of the head's into one here. Raises HeadFailed."""
         there = f"/tmp/{PACKED}-{uuid.uuid4().hex}"  # noqa: S108
-        self.ask(f"tar czf {there} -C {quoted(folder)} . || [ $? = 1 ]")  # 1: a file changed meanwhile
+        left_out = "--exclude=./.tune --exclude='./optuna-journal.log.lock*'"  # of the moment
+        self.ask(f"tar czf {there} {left_out} -C {quoted(folder)} . || [ $? = 1 ]")  # 1: a file changed meanwhile
         try:
             with tempfile.TemporaryDirectory(prefix="cu-ray-") as name:
                 self._copy(there, f"{name}/{PACKED}", down=True)
                 with tarfile.open(f"{name}/{PACKED}") as file:
-                    file.extractall(to, filter="data")
+                    file.extractall(to, filter=_harmless)  # noqa: S202 (it looks at each)
         except (OSError, tarfile.TarError) as error:
             raise HeadFailed(f"what came from the head of {self.name} cannot be put into {to}: {error}") from error
         finally:
@@ -158,6 +159,14 @@ class Cluster:
     @property
     def _mend(self) -> str:
         return f"`ray up {self.path}` starts it; `cu-ray sweep --local` runs on this machine"
+
+
+def _harmless(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """What `tarfile` lets into a folder; nothing in the place of a link that leads out of it, which ends no transfer."""
+    try:
+        return tarfile.data_filter(member, folder)
+    except tarfile.FilterError:
+        return None
 
 
 class _Aside:

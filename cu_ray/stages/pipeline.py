@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cu_ray import __version__, plugins
-from cu_ray.errors import ContractBroken, CuRayError, Diverged
+from cu_ray.errors import ContractBroken, CuRayError, Diverged, StoreFailed
 from cu_ray.identity import key_of
 from cu_ray.lazy import torch
 from cu_ray.learning.batches import as_tensor
@@ -58,6 +58,11 @@ class Workbench:
         Raises for no failed trial, only for a signal that ends this process.
         """
         return self._recorded("trial", spec.key, spec.describe(), lambda facts: self._trial_evaluated(spec, facts))
+
+    def forget(self) -> None:
+        """Drop what is warm, and give its memory back: all of it can be made again."""
+        self._warm.forget()
+        self._last_split, self._last_before, self._evidence, self._seen = None, None, None, Seen()
 
     def poisoned(self, setting: Setting) -> tuple[PoisonedDataset, OnDevice]:
         """The manipulated data of a setting, here and on the device."""
@@ -225,6 +230,7 @@ class Workbench:
                 raise
             status, error = "failed", reason_of(problem)
             facts |= {"out_of_memory": True} if is_out_of_memory(problem) else {}
+            facts |= {"store_failed": True} if isinstance(problem, StoreFailed) else {}
             cut_off = is_out_of_memory(problem) or not isinstance(problem, Exception)
         facts["finished_at"] = _timestamp()
         if device_is_lost(self._device):
@@ -232,7 +238,7 @@ class Workbench:
             return Record(kind, key, spec, status, error, scores, facts, notes, predictions)
         facts["peak_memory_bytes"] = self._peak_memory()
         if cut_off:  # at any place, and with the frames gone there is memory to free
-            self._forget()
+            self.forget()
         self._warm.give_back_spare()
         return Record(kind, key, spec, status, error, scores, facts, notes, predictions)
 
@@ -241,14 +247,10 @@ class Workbench:
         try:
             self._warm.require_untouched()
         except Exception:
-            self._forget()
+            self.forget()
             with contextlib.suppress(Exception):  # the data set may be gone from here: later trials then say that it has changed
                 self._mend_images(setting)
             raise
-
-    def _forget(self) -> None:
-        self._warm.forget()
-        self._last_split, self._last_before, self._evidence, self._seen = None, None, None, Seen()
 
     def _mend_images(self, setting: Setting) -> None:
         """Put back images that were written to, in place: on a CPU all workers of a machine see them in the same memory."""

@@ -6,7 +6,7 @@ import contextlib
 import traceback
 from collections.abc import Iterator
 
-from cu_ray.errors import AssumptionFailed, ContractBroken, Diverged, TimeIsUp
+from cu_ray.errors import AssumptionFailed, ContractBroken, Diverged, StoreFailed, TimeIsUp
 from cu_ray.lazy import torch
 
 LONGEST = 1000  # characters of a message that are kept
@@ -27,14 +27,14 @@ def reason_of(problem: BaseException) -> str:
     """Its type, the plug-in to blame, its message and its place in the code, in one line that any table can hold.
 
     A time limit and a divergence are no faults of a line of code: without type and place. Without place also a broken
-    contract and a failed assumption, which say what it was.
+    contract, a failed assumption and a full disk, which say what it was.
     """
     blame = "".join(f" {note}" for note in getattr(problem, "__notes__", [])[:1] if note.startswith(BLAME))
     if isinstance(problem, TimeIsUp):
         return _message(problem)
     if isinstance(problem, Diverged):
         return _message(problem) + blame
-    place = "" if isinstance(problem, (ContractBroken, AssumptionFailed)) else f" ({_place(problem)})"
+    place = "" if isinstance(problem, (ContractBroken, AssumptionFailed, StoreFailed)) else f" ({_place(problem)})"
     return f"{type(problem).__name__}{blame}: {_message(problem)}{place}"
 
 

@@ -37,6 +37,7 @@ def train(spec: OriginalSpec, poisoned: PoisonedDataset, data: OnDevice, tools: 
         keeper.offer(model)
     require_finite(model, "the original model's")
     kept = keeper.keep(model)
+    kept.zero_grad(set_to_none=True)  # workers keep originals, and gradients would keep the memory of graphs
     if tied is not None:
         tied.settle()
     return kept

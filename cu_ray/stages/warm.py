@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from cu_ray.errors import ContractBroken
+from cu_ray.errors import ContractBroken, StoreFailed
 from cu_ray.lazy import torch
 from cu_ray.learning.batches import as_tensor
 from cu_ray.stages.poison import OnDevice
@@ -15,7 +16,8 @@ from cu_ray.stages.shared import Fingerprints, Look, tensors_of
 from cu_ray.stages.unlearn import Memo
 from cu_ray.types import Cost, NamedTensors, PoisonedDataset, Store
 
-KEPT = {"data": 4, "originals": 4, "memos": 4}  # how many of each
+KEPT = {"data": 4, "originals": 4, "memos": 4}  # how many of each, of one data set
+MOST_DATASETS = 2  # of which a worker keeps something
 SPARE = 1 / 128  # of a GPU's memory: as much may stay with the allocator for the next trial
 
 Value = TypeVar("Value")
@@ -41,7 +43,8 @@ class Warm:
         self.require_untouched()
         arrays = {name: tensor.cpu().numpy() for name, tensor in memo.tensors.items()}
         facts = {"forward": memo.cost.forward, "backward": memo.cost.backward, "seconds": memo.seconds}
-        self._store.save("memos", key, arrays, {name: str(fact) for name, fact in facts.items()})
+        with contextlib.suppress(StoreFailed):  # others compute it again
+            self._store.save("memos", key, arrays, {name: str(fact) for name, fact in facts.items()})
         self._memos.get(key, lambda: memo)
 
     def require_untouched(self) -> None:
@@ -72,7 +75,10 @@ class Warm:
             torch.cuda.empty_cache()
 
     def _from_store(self, key: str) -> Memo | None:
-        entry = self._store.load("memos", key)
+        try:
+            entry = self._store.load("memos", key)
+        except StoreFailed:
+            entry = None
         if entry is None:
             return None
         arrays, facts = entry

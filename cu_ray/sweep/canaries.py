@@ -14,6 +14,7 @@ from cu_ray.plugins import describe, name_of
 from cu_ray.sweep.plan import Plan, StudySpec, typical_point
 from cu_ray.types import LEARNING_VERSION, OriginalSpec, Setting, TrialSpec
 
+MEMORY_VERSION = 2  # of this code, raised where trials come to take more or less of a device's memory than before
 Spec = OriginalSpec | TrialSpec
 
 
@@ -52,7 +53,7 @@ def kind_of(spec: Spec) -> str:
 
 def canary_key(spec: Spec, device: str) -> str:
     """The key under which the measure of a canary on such a device can be kept."""
-    return key_of([kind_of(spec), _shape(spec), _deletion_size(spec), device, metadata.version("torch")])
+    return key_of([MEMORY_VERSION, kind_of(spec), _shape(spec), _deletion_size(spec), device, metadata.version("torch")])
 
 
 def setting_of(spec: Spec) -> Setting:

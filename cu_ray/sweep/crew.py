@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import ray
 from ray import tune
@@ -27,6 +28,7 @@ class Crew:
     def __init__(self, sweep: Sweep, datasets: Iterable[Dataset], device: str) -> None:
         self._sweep = sweep
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._handed: Any = None  # what the desk says of the last job that it was given
         self._desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
         self._trainable = tune.with_parameters(
             StageTrainable,
@@ -41,7 +43,17 @@ class Crew:
 
     def hand(self, worker: str, job: Job | None) -> None:
         """Give a worker its next job, or dismiss it."""
-        self._desk.put.remote(worker, None if job is None else pack(job))
+        self._handed = self._desk.put.remote(worker, None if job is None else pack(job))
+
+    def _look_after_the_desk(self, dispatch: Dispatch) -> None:
+        """Give up where it has ended: nobody gets a job any more."""
+        if self._handed is None or not ray.wait([self._handed], timeout=0)[0]:
+            return
+        try:
+            ray.get(self._handed)
+        except ray.exceptions.RayActorError:
+            dispatch.give_up("the desk at which workers wait for their jobs ended", "its process is gone")
+        self._handed = None
 
     def work(
         self,
@@ -74,7 +86,7 @@ class Crew:
                 verbose=0,
                 progress_reporter=tune.CLIReporter(),  # else Tune clears a notebook's cell for its own display
                 stop=WhenOver(dispatch),
-                callbacks=[NowAndThen(dispatch, dispatch.go_on, *now_and_then)],
+                callbacks=[NowAndThen(dispatch, dispatch.go_on, lambda: self._look_after_the_desk(dispatch), *now_and_then)],
             ),
         )
         try:

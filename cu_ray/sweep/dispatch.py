@@ -25,6 +25,7 @@ from cu_ray.types import Record, TrialSpec
 MAX_RETRIES = 3  # of a job whose worker died
 MOST_FAILED_STARTS = 5  # of workers, one after another, before it is clear that none will come up
 MOST_LOSSES = 3  # of its device by a kind of job, one after another, before it is tried with fewer neighbours
+MOST_STORE_FAILURES = 2  # of a job, before it is clear that original models cannot be kept
 MOST_LOSERS = 3  # methods (or originals) that lost their device, one after another, before the device is to blame
 
 
@@ -89,6 +90,8 @@ class Dispatch:
         self._written: deque[tuple[Job, Record, Future[None]]] = deque()  # on their way into the ledger, in order
         self.set_aside: list[Job] = []
         self._failed_starts = 0
+        self._store_failures: Counter[str] = Counter()  # by the key of the job
+        self._given_up: str | None = None
         self.last_death: str | None = None  # why the last worker died, where that is known
         self._kinds_set_aside: set[str] = set()
         self._health = health or Health()
@@ -110,9 +113,17 @@ class Dispatch:
         """What keeps happening to workers, so that no more come; None where there is hope."""
         if self._failed_starts >= MOST_FAILED_STARTS:
             return "no worker comes up, they die while they start"
+        if max(self._store_failures.values(), default=0) >= MOST_STORE_FAILURES:
+            return "original models cannot be kept or read"
+        if self._given_up is not None:
+            return self._given_up
         most = 0 if self._alone else MOST_LOSSES * MOST_LOSERS  # who reports a loss first need not be to blame
         broken = len(self._losers) >= MOST_LOSERS and self._num_losses > most
         return "workers lose their GPU, whatever they do" if broken else None
+
+    def give_up(self, what: str, why: str) -> None:
+        """Let no more jobs begin: what keeps them from it, and the reason."""
+        self._given_up, self.last_death = what, why
 
     @property
     def _alone(self) -> bool:
@@ -159,11 +170,19 @@ class Dispatch:
             del self._health.losses[kind_of(job.spec)]
         if record.facts.get("device_lost") and not record.ok:
             self._without_device(job, record, began)
+        elif record.facts.get("store_failed") and not record.ok:
+            self._without_store(job, record)
         elif record.facts.get("out_of_memory") and not self._alone:
             self._set_aside(job)
         else:
             self._complete(job, record, file)
         self.go_on()
+
+    def _without_store(self, job: Job, record: Record) -> None:
+        """A job whose original could not be kept or read: that may pass, and is no result."""
+        self.last_death = record.error
+        self._store_failures[job.key] += 1
+        self._agenda.give_back(job)
 
     def _without_device(self, job: Job, record: Record, began: float) -> None:
         """A job lost its device: its own fault, that of the GPU, or of a neighbour there, for under MPS all go down together."""
@@ -204,8 +223,9 @@ class Dispatch:
     def go_on(self) -> None:
         """Take in what the ledger has by now, hand jobs to the workers that have none, dismiss all when nothing is left."""
         self._take_in()
+        stopping = time.monotonic() > self._deadline or self.hopeless is not None
         for worker in [worker for worker in self._workers.values() if worker.job is None and not worker.dismissed]:
-            job = None if time.monotonic() > self._deadline else self._next(worker)
+            job = None if stopping else self._next(worker)
             if job is not None:
                 worker.take(job)
                 self._heard(job, None)

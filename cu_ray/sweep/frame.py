@@ -55,10 +55,10 @@ class Frame:
 
     @classmethod
     def read(cls, path: Path) -> Frame | None:
-        """The frame in a file; None where there is none."""
+        """The frame in a file; None where there is no whole one."""
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError, TypeError):  # after a power cut it may be empty
             return None
 
 

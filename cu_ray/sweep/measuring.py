@@ -19,6 +19,7 @@ from cu_ray.sweep.plan import Plan
 from cu_ray.sweep.shares import Share, share_of
 from cu_ray.types import Dataset
 
+ANSWERS_WITHIN = 60.0  # seconds that a node has to say whether MPS is on
 Kept = dict[str, dict[str, Any]]  # measures as JSON, by the key of their canary
 
 
@@ -80,7 +81,10 @@ def _mps_is_on_everywhere() -> bool:
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU", 0)]
     there = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
     asked = [ray.remote(num_cpus=0, scheduling_strategy=each)(mps_is_on).remote() for each in there]
-    return all(ray.get(asked))
+    try:
+        return all(ray.get(asked, timeout=ANSWERS_WITHIN))
+    except ray.exceptions.RayError:  # a node that left meanwhile, or does not answer
+        return False
 
 
 def mps_is_on() -> bool:

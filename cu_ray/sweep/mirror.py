@@ -16,7 +16,7 @@ from typing import Any, Self
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -26,13 +26,14 @@ from cu_ray.sweep.agenda import StudyState
 from cu_ray.sweep.plan import StudySpec
 
 FILE = "optuna-journal.log"
+PATIENCE = 60.0  # seconds that the end of a sweep waits for it
 
 
 class Mirror:
     """Writes finished points into the journal in a thread of its own: each takes milliseconds with the disk."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder.absolute() / FILE  # Optuna's lock is a link to it, and has to lead there
+        self._path = folder / FILE
         self._queue: queue.SimpleQueue[list[tuple[StudySpec, list[FrozenTrial]]] | None] = queue.SimpleQueue()
         self._sent: dict[str, int] = {}
         self._thread = threading.Thread(target=self._work, name="optuna journal", daemon=True)
@@ -52,7 +53,7 @@ class Mirror:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._queue.put(None)
-        self._thread.join()
+        self._thread.join(PATIENCE)
 
     def take(self, studies: Iterable[StudyState]) -> None:
         """Have the points mirrored that were finished since the last time."""
@@ -78,7 +79,8 @@ class Mirror:
             traceback.print_exc()
 
     def _storage(self) -> JournalStorage:
-        return JournalStorage(JournalFileBackend(str(self._path)))
+        path = str(self._path)
+        return JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path)))  # by default it is a link to a relative path
 
 
 def _cut_unfinished_line(path: Path) -> None:

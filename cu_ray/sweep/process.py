@@ -89,14 +89,19 @@ def memory_held() -> dict[str, str]:
 
 @contextlib.contextmanager
 def only_errors_of(name: str) -> Iterator[None]:
-    """The logger of that name says nothing but errors."""
+    """The logger of that name says nothing but errors, and these where error output goes now, not where it went at its import."""
     logger = logging.getLogger(name)
     before = logger.level
+    streams = [(handler, handler.stream) for handler in logger.handlers if isinstance(handler, logging.StreamHandler)]
     logger.setLevel(logging.ERROR)
+    for handler, _ in streams:
+        handler.setStream(sys.stderr)
     try:
         yield
     finally:
         logger.setLevel(before)
+        for handler, stream in streams:
+            handler.setStream(stream)
 
 
 @contextlib.contextmanager

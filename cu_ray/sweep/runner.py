@@ -229,10 +229,16 @@ class _Work:
 
     def run(self) -> None:
         """Run the agenda to its end on Ray, with everything that Ray and Tune print in the log."""
+        import ray
+
         with at_ray(self.sweep, self.console, plugins.own_files(*self.sweep.import_path), self._last_words) as vigil:
-            if cluster.num_nodes() > 1:
-                doctor.require_alike(self.sweep.runtime.storage)
-            self._run_phases(vigil)
+            try:
+                if cluster.num_nodes() > 1:
+                    doctor.require_alike(self.sweep.runtime.storage)
+                self._run_phases(vigil)
+            except ray.exceptions.RayError as error:  # the object store is full, say
+                reason = str(error).strip().splitlines()[0]
+                raise RayStopped(f"Ray: {reason} (see {log_of(self.sweep)}). The same command goes on.") from error
 
     def _last_words(self, message: str) -> None:
         """What is left to do, by another thread, where this one hangs in a Ray that has ended."""

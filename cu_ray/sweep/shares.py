@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from cu_ray.identity import key_of
 from cu_ray.plugins import name_of
 from cu_ray.stages.canary import Measure
-from cu_ray.stages.warm import KEPT
+from cu_ray.stages.warm import KEPT, MOST_DATASETS
 from cu_ray.sweep.canaries import Spec, setting_of
 from cu_ray.sweep.plan import Plan
 from cu_ray.types import OriginalSpec
@@ -57,19 +57,19 @@ def share_of(plan: Plan, measured: Measured, *, mps: bool = False) -> Share:
 
 
 def kept_bytes(plan: Plan, measured: Measured) -> int:
-    """What a warm worker may come to hold on the device between trials: data, originals and memos of every data set."""
+    """What a warm worker may come to hold on the device between trials: data, originals and memos of the largest data sets."""
     data, originals = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
     for study in plan.studies:
         for setting in study.settings:
             data[setting.content_hash].add(key_of(setting.poison_identity))
             originals[setting.content_hash].add(study.original(setting).key)
-    total = 0
+    totals = []
     for content_hash in data:
         there = [measure for spec, measure in measured if setting_of(spec).content_hash == content_hash]
-        total += min(KEPT["data"], len(data[content_hash])) * max((each.data_bytes for each in there), default=0)
+        total = min(KEPT["data"], len(data[content_hash])) * max((each.data_bytes for each in there), default=0)
         total += min(KEPT["originals"], len(originals[content_hash])) * max((each.original_bytes for each in there), default=0)
-        total += KEPT["memos"] * max((each.memo_bytes for each in there), default=0)
-    return total
+        totals.append(total + KEPT["memos"] * max((each.memo_bytes for each in there), default=0))
+    return sum(sorted(totals)[-MOST_DATASETS:])
 
 
 def usable_bytes(gpu_bytes: int) -> int:

@@ -205,10 +205,12 @@ def _hp_types(rows: list[Row]) -> dict[str, pa.DataType]:
     for method in sorted({row["method"] for row in rows}):
         for name, fact in _facts("methods", method).items():
             kinds.setdefault(f"hp_{name}", set()).update({*(get_args(fact.hint) or (fact.hint,))} - {type(None)})
-    for row in rows:  # of methods that are no longer there
+    for row in rows:  # of methods that are no longer there, or had another type in an earlier version
         for name in row:
-            if name.startswith("hp_") and name not in kinds and row[name] is not None:
-                kinds[name] = {type(row[name])}
+            if name.startswith("hp_") and row[name] is not None:
+                known = kinds.setdefault(name, set())
+                if not any(isinstance(row[name], kind) for kind in known if isinstance(kind, type)):
+                    known.add(type(row[name]))
     return {name: _hp_type(kinds[name]) for name in sorted(kinds)}
 
 

@@ -17,6 +17,7 @@ from ray import tune
 
 from cu_ray.lazy import torch
 from cu_ray.stages.pipeline import Workbench
+from cu_ray.stages.warm import MOST_DATASETS
 from cu_ray.store import open_store
 from cu_ray.sweep.desk import Packed
 from cu_ray.sweep.ledger import evidence
@@ -60,7 +61,7 @@ class StageTrainable(tune.Trainable):
         sys.path[:0] = [path for path in import_path if path not in sys.path]  # plug-ins beside the sweep file
         torch.set_num_threads(1)
         self._desk, self._datasets, self._store, self._device = desk, datasets, open_store(storage), device
-        self._benches: dict[str, Workbench] = {}
+        self._benches: dict[str, Workbench] = {}  # by data set, the last used last
         self._trial_seconds, self._keeps_evidence, self._arrived = trial_seconds, keeps_evidence, False
 
     def step(self) -> dict[str, Any]:
@@ -93,7 +94,11 @@ class StageTrainable(tune.Trainable):
             return bench.run_original(spec) if isinstance(spec, OriginalSpec) else bench.run_trial(spec)
 
     def _bench(self, content_hash: str) -> Workbench:
-        if content_hash not in self._benches:
-            dataset = ray.get(self._datasets[content_hash])
-            self._benches[content_hash] = Workbench(dataset, self._store, self._device)
-        return self._benches[content_hash]
+        """The workbench of a data set, which is warm where it was used lately."""
+        bench = self._benches.pop(content_hash, None)
+        if bench is None:
+            if len(self._benches) >= MOST_DATASETS:
+                self._benches.pop(next(iter(self._benches))).forget()
+            bench = Workbench(ray.get(self._datasets[content_hash]), self._store, self._device)
+        self._benches[content_hash] = bench
+        return bench

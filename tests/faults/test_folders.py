@@ -48,6 +48,23 @@ def test_a_disk_that_fills_up_ends_the_sweep_and_with_room_it_goes_on(undisturbe
         sweeps.assert_same_tables(undisturbed / "results" / "small", results)
 
 
+def test_a_storage_that_fills_up_ends_the_sweep_without_a_failed_row_and_with_room_it_goes_on(undisturbed, tmp_path):
+    file, results = sweeps.small(tmp_path), tmp_path / "results" / "small"
+    with mounted(tmp_path / "store", "size=24k"):
+        first = sweeps.command(tmp_path, "sweep", str(file))
+        said = " ".join(first.stderr.split())
+        assert first.returncode == 1
+        assert "cu-ray: original models cannot be kept or read: StoreFailed: runtime.storage: " in said
+        assert "No space left on device" in said
+        assert "Traceback" not in first.stdout + first.stderr
+        known = ledger.read(results / "ledger")
+        assert all(record.ok for record in {**known.originals, **known.trials}.values())
+        subprocess.run(["mount", "-o", "remount,size=20m", str(tmp_path / "store")], check=True)
+        second = sweeps.command(tmp_path, "sweep", str(file))
+        assert second.returncode == 0, second.stdout + second.stderr
+        sweeps.assert_same_tables(undisturbed / "results" / "small", results)
+
+
 @pytest.mark.parametrize("which", ["results", "store"])
 def test_a_folder_that_cannot_be_written_is_said_before_anything_starts(tmp_path, which):
     file = sweeps.small(tmp_path)

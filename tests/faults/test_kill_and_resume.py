@@ -112,6 +112,32 @@ def test_a_killed_worker_is_replaced_and_the_tables_are_the_same(undisturbed, tm
         time.sleep(0.2)
     assert process.wait(timeout=240) == 0, (tmp_path / "driver.log").read_text()
     assert killed
+    assert "Traceback" not in (tmp_path / "driver.log").read_text(), "what Ray says of it is in its log"
+    sweeps.assert_same_tables(undisturbed / "results" / "small", tmp_path / "results" / "small")
+
+
+def test_when_the_desk_is_killed_the_sweep_ends_with_a_message_and_the_same_command_goes_on(undisturbed, tmp_path):
+    import psutil
+
+    file = sweeps.small(tmp_path)
+    process = sweeps.start(tmp_path, "sweep", str(file))
+    logs, deadline, killed = tmp_path / "results" / "small" / "ledger", time.monotonic() + 120, 0
+    while process.poll() is None and time.monotonic() < deadline and not killed:
+        if logs.exists() and len(ledger.read(logs).originals) == 2:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                if child.name().startswith("ray::Desk"):
+                    child.kill()
+                    killed += 1
+        time.sleep(0.1)
+    assert killed == 1
+    assert process.wait(timeout=120) == 1
+    said = " ".join((tmp_path / "driver.log").read_text().split())
+    assert "cu-ray: the desk at which workers wait for their jobs ended: " in said
+    assert "Traceback" not in said
+    known = ledger.read(logs)
+    assert all(record.ok for record in {**known.originals, **known.trials}.values())
+    again = sweeps.command(tmp_path, "sweep", str(file))
+    assert again.returncode == 0, again.stdout + again.stderr
     sweeps.assert_same_tables(undisturbed / "results" / "small", tmp_path / "results" / "small")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,6 +80,35 @@ def test_each_replay_reads_its_own_batch_and_rate_and_leaves_loss_and_gradients(
     for (loss, gradients), (other_loss, others) in zip(seen[:8], seen[8:], strict=True):
         assert loss == other_loss
         assert all(map(torch.equal, gradients, others))
+
+
+@pytest.mark.parametrize("how", [{}, {"fault": RuntimeError("operation not permitted")}], ids=["recorded", "failed to record"])
+def test_steps_in_fp16_are_recorded_too_and_those_that_overflow_are_left_out(monkeypatch, how):
+    overflowing = (1, WARM_UPS + 2)
+
+    @repeats
+    def loss(logits, batch):
+        return cross_entropy(logits, batch) * (1 + 1e35 * batch.in_deletion.sum())
+
+    def outcome(kind):
+        model = fakes.small_net(1, dtype=torch.float32).train()
+        sgd, seen = kind(model, replace(fakes.RECIPE, precision="fp16"), CPU), []
+        for number in range(8):
+            before = [each.clone() for each in model.parameters()]
+            batch = fakes.some_batches(number, [4], in_deletion=number in overflowing)[0]
+            sgd.step(replace(batch, images=batch.images.float()), loss)
+            changed = not all(map(torch.equal, before, model.parameters()))
+            seen.append((changed, sgd._scaler.get_scale(), sgd._scaler._get_growth_tracker(), float(sgd._last_loss)))
+        return seen, fakes.snapshot(model)
+
+    monkeypatch.setattr(RecordedSgd, "how", how)
+    (plain, state), (recorded, other) = map(outcome, (PlainSgd, RecordedSgd))
+    assert plain == recorded
+    assert [changed for changed, *_ in plain] == [number not in overflowing for number in range(8)]
+    assert all(math.isfinite(loss) for *_, loss in plain)
+    assert [scale for _, scale, *_ in plain] == [65536.0] + 4 * [32768.0] + 3 * [16384.0]
+    assert fakes.same_bits(state, other)
+    assert replays() == (0 if how else 8 - WARM_UPS)
 
 
 def test_each_loss_and_each_size_is_recorded_by_itself():

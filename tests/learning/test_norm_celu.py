@@ -72,6 +72,45 @@ def test_the_kernels_are_what_runs(kernels, monkeypatch):
         _blocks._norm_celu(some((4, 5, 6, 6), torch.float32), norm, celu)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", TOLERANCE)
+def test_by_running_statistics_outputs_are_those_of_the_two_layers(kernels, shape, kind):
+    norm, celu = layers(shape[1])
+    exact, images = copy.deepcopy(norm).double().eval(), some(shape, kind)
+    expected = celu(exact(images.double()))
+    given = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    with torch.inference_mode():
+        found = kernels.norm_celu_(images, *given, norm.eps, celu.alpha)
+    assert found is images
+    torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE[kind], atol=TOLERANCE[kind])
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_a_chain_evaluates_as_the_layers_one_by_one_and_by_our_kernel_where_nobody_asks_for_gradients(
+    kernels, monkeypatch, without
+):
+    monkeypatch.setattr(Chain, "spares_bias", staticmethod(lambda inputs: True))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    calls, kernel = [], kernels.norm_celu_
+    monkeypatch.setattr(kernels, "norm_celu_", lambda *given: calls.append(1) or kernel(*given))
+    chain = torch.nn.Sequential(_blocks.conv_norm_celu(3, 8, 3), _blocks.conv_norm_celu(8, 8, 3))
+    chain = chain.to(DEVICE, memory_format=torch.channels_last)
+    with torch.no_grad():
+        for _ in range(3):
+            chain(some((8, 3, 6, 6), torch.float32))
+    assert not calls
+    plain = torch.nn.Sequential(*(copy.deepcopy(module) for block in chain for module in block))
+    images = some((8, 3, 6, 6), torch.float32)
+    kept = images.clone()
+    with without():
+        torch.testing.assert_close(chain.eval()(images), plain.eval()(images), rtol=1e-3, atol=1e-4)
+    assert torch.equal(images, kept)
+    assert len(calls) == 2
+    gradients = [torch.autograd.grad((block(images) ** 2).sum(), next(block.parameters()))[0] for block in (chain, plain)]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+    assert len(calls) == 2
+
+
 def test_a_large_mean_costs_no_digits():
     norm, celu = layers(8)
     exact = copy.deepcopy(norm).double()

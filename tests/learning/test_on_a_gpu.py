@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import warnings
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -25,7 +26,11 @@ from tests.learning.recording import DATASET, FURTHER, METHODS, PlainSgd, traine
 from tests.protocol.tiny import original_spec
 
 pytestmark = pytest.mark.gpu
-TOLERANCE = {"fp32": {"rtol": 1e-3, "atol": 1e-4}, "bf16": {"rtol": 2e-2, "atol": 2e-3}}
+TOLERANCE = {
+    "fp32": {"rtol": 1e-3, "atol": 1e-4},
+    "bf16": {"rtol": 2e-2, "atol": 2e-3},
+    "fp16": {"rtol": 2e-2, "atol": 2e-3},
+}
 
 
 class GraphSgd(Sgd):
@@ -106,6 +111,31 @@ def test_a_gpu_and_a_cpu_step_alike():
         on_cpu.step(type(batch)(*(each.cpu() for each in fields)), cross_entropy)
     for name, tensor in cpu.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name].cpu(), tensor, rtol=1e-2, atol=1e-3)
+
+
+@repeats
+def loss_that_may_overflow(logits, batch):
+    return cross_entropy(logits, batch) * (1 + 1e35 * batch.in_deletion.sum())
+
+
+def test_in_fp16_a_recorded_step_that_overflows_is_left_out():
+    _, stream, model = cuda_training()
+    other = ResNet9(width=8).build((12, 12, 1), 4).to("cuda", memory_format=torch.channels_last).train()
+    other.load_state_dict(model.state_dict())
+    graphs, plain = (sgd_of(each, kind, precision="fp16") for each, kind in ((model, GraphSgd), (other, PlainSgd)))
+    scales, changed = [], []
+    for number, batch in enumerate(batch for _ in range(4) for batch in stream.epoch() if len(batch) == 16):
+        batch = replace(batch, in_deletion=torch.full_like(batch.in_deletion, number in (7, 9)))
+        before = [each.clone() for each in model.parameters()]
+        for sgd in (graphs, plain):
+            sgd.step(batch, loss_that_may_overflow)
+        scales.append((graphs._scaler.get_scale(), plain._scaler.get_scale()))
+        changed.append(not all(map(torch.equal, before, model.parameters())))
+    assert num_graphs() == 1
+    assert [one for one, _ in scales] == [other for _, other in scales]
+    assert not changed[7] and not changed[9] and changed[8] and changed[11]
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, other.state_dict()[name], **TOLERANCE["fp16"])
 
 
 class OneWeight(torch.nn.Module):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from cu_ray.learning.sgd import learning_rate_factor
+from cu_ray.models import _blocks
 from cu_ray.models._blocks import Chain, _with_whole_eights, conv_norm_celu
 from cu_ray.models.resnet9 import ResNet9
 from cu_ray.models.wide_resnet import WideResNet
@@ -73,6 +74,13 @@ def test_evaluation_gives_the_same(spared, monkeypatch):
     )
     with torch.no_grad(), pytest.raises(TypeError):  # it is really left out: BatchNorm gets our None
         ours(images())
+
+
+def test_where_our_kernels_do_not_take_the_images_evaluation_has_both_layers(spared, monkeypatch):
+    monkeypatch.setattr(_blocks, "_kernels_work", lambda device: True)
+    plain, ours = blocks()
+    with torch.no_grad():
+        same(ours.eval()(images()), plain.eval()(images()))
 
 
 def test_importances_in_eval_mode_have_the_gradient_of_the_bias(spared):

@@ -10,14 +10,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cu_ray.detections.uniform import Uniform
 from cu_ray.learning.batches import RowStream
 from cu_ray.learning.importance import squared_gradient_importance
 from cu_ray.learning.sgd import Sgd
 from cu_ray.manipulations.backdoor import Backdoor
 from cu_ray.methods.ssd import Ssd
+from cu_ray.stages import evaluate as evaluation
 from cu_ray.stages import pipeline
 from cu_ray.stages import unlearn as unlearning
+from cu_ray.stages.evaluate import evaluate, images_evaluated, training_sets
 from cu_ray.stages.pipeline import Workbench
+from cu_ray.stages.poison import detect
 from cu_ray.stages.unlearn import _changed_share
 from cu_ray.types import Cost, Sizes
 from tests.learning.recording import DATASET, METHODS, trained, unlearned
@@ -36,6 +40,11 @@ class Operations(TorchDispatchMode):
         self.counts = Counter()
 
     def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        if torch.is_inference_mode_enabled():  # there composite operations come whole
+            with self:
+                parts = operation.decompose(*args, **(kwargs or {}))
+            if parts is not NotImplemented:
+                return parts
         name = operation.overloadpacket.__name__
         self.counts[name] += 1
         if name == "convolution_backward":
@@ -134,6 +143,23 @@ def test_importances_are_one_pass_forward_and_backward_in_few_operations_and_no_
     assert (counts["_foreach_addcmul_"], counts[LOOK]) == (batches, 0)
 
 
+def test_an_evaluation_takes_each_image_once_forward_in_whole_batches_and_looks_at_nothing(monkeypatch):
+    monkeypatch.setitem(evaluation.BATCH_SIZES, "cpu", 7)
+    spec = trial_spec(DATASET, METHODS["SCRUB"], deletion_size=9)
+    bench, batches = Workbench(DATASET, MemoryStore()), []
+    model, _ = bench.original(spec.original)
+    poisoned, data = bench.poisoned(spec.original.setting)
+    split = detect(poisoned, Uniform(), spec.deletion_size, None)
+    model.register_forward_pre_hook(lambda model, inputs: batches.append(len(inputs[0])))
+    with Operations() as operations:
+        evaluate(model, poisoned, data, split, "fp32")
+    sets = [len(rows) for rows in training_sets(poisoned, split).values()] + 2 * [len(DATASET.test)]
+    assert sum(batches) == sum(sets) == images_evaluated(poisoned, split)
+    assert len(batches) == sum(-(-size // 7) for size in sets)
+    assert [operations.counts[name] for name in CONVOLVED] == [CONVOLUTIONS * len(batches), 0, 0]
+    assert operations.counts[LOOK] == 0
+
+
 def test_what_a_method_changed_is_counted_in_one_look():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
     other = copy.deepcopy(model)
@@ -167,7 +193,7 @@ def test_pixels_are_uploaded_once_for_all_manipulations_and_seeds_and_anew_after
         first, *others = (getattr(each, part) for each in there)
         assert all(each.pixels_NHWC is first.pixels_NHWC for each in others)
         assert len({id(each.labels) for each in (first, *others)}) == 4
-    bench._forget()
+    bench.forget()
     assert bench.poisoned(settings[0])[1].train.pixels_NHWC is not there[0].train.pixels_NHWC
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from cu_ray.errors import StoreFailed
 from cu_ray.identity import seed_for
 from cu_ray.manipulations.backdoor import Backdoor
 from cu_ray.manipulations.random_label_swap import RandomLabelSwap
@@ -432,6 +433,37 @@ def test_a_worker_makes_room_before_it_takes_in_more(monkeypatch, store):
     for seed in (0, 1, 2, 3, 3, 2, 0):
         bench.poisoned(trial_spec(DATASET, METHODS[0], seed=seed).original.setting)
     assert at_once == [1, 2, 2, 2, 2]
+
+
+class FullStore(MemoryStore):
+    """Has no room for entries of one kind."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self._kind = kind
+
+    def save(self, kind, key, tensors, metadata):
+        """Kept, or not."""
+        if kind == self._kind:
+            raise StoreFailed("runtime.storage: No space left on device")
+        super().save(kind, key, tensors, metadata)
+
+
+def test_an_original_that_cannot_be_kept_is_nobodys_failure():
+    record = Workbench(DATASET, FullStore("originals")).run_trial(trial_spec(DATASET, METHODS[0]))
+    assert record.status == "failed"
+    assert record.facts["store_failed"]
+    assert record.error == "StoreFailed: runtime.storage: No space left on device"
+
+
+def test_a_memo_that_cannot_be_kept_is_computed_again_by_others_and_changes_nothing(store):
+    spec = trial_spec(DATASET, Ssd(selection_share=0.05))
+    expected = Workbench(DATASET, store).run_trial(spec)
+    bench = Workbench(DATASET, FullStore("memos"))
+    assert bench.run_trial(spec).scores == expected.scores
+    again = bench.run_trial(trial_spec(DATASET, Ssd(selection_share=0.1)))
+    assert again.ok
+    assert again.facts["images_forward_spent"] == 0, "it is still at hand here"
 
 
 def test_a_row_says_how_much_of_the_deletion_set_the_original_had_learned(store):

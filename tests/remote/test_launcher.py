@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import tarfile
 import time
 
 import pytest
 
 from cu_ray.errors import UserError
 from cu_ray.remote import launcher
-from cu_ray.remote.launcher import Cluster, HeadFailed, quoted
+from cu_ray.remote.launcher import Cluster, HeadFailed, _harmless, quoted
 
 OWN = "cluster_name: ours\nprovider: {type: local, head_ip: 10.0.0.1, worker_ips: [10.0.0.2, 10.0.0.3]}\n"
 CLOUD = (
@@ -92,6 +93,20 @@ def test_a_cluster_that_is_not_up_is_not_asked(cluster):
 def test_what_is_no_cluster_file_is_one_message(cluster, text, said):
     with pytest.raises(UserError, match=said):
         cluster(text)
+
+
+def test_a_link_out_of_what_is_fetched_is_left_out(tmp_path):
+    there, here, packed = tmp_path / "there", tmp_path / "here", tmp_path / "packed.tar.gz"
+    there.mkdir()
+    (there / "tables").write_text("rows")
+    (there / "latest").symlink_to("tables")
+    (there / "lock").symlink_to(tmp_path / "elsewhere")
+    with tarfile.open(packed, "w:gz") as file:
+        file.add(there, ".")
+    with tarfile.open(packed) as file:
+        file.extractall(here, filter=_harmless)
+    assert sorted(path.name for path in here.iterdir()) == ["latest", "tables"]
+    assert (here / "latest").read_text() == "rows"
 
 
 def test_a_path_on_the_head_is_quoted_and_its_home_is_not():

@@ -68,4 +68,9 @@ def test_a_frame_comes_back_from_its_file_and_there_may_be_none(tmp_path):
     Frame(0, 1, 0, 0, 0.0, None, []).write(file)  # its folder is not there: a sweep does not end of that
     file.parent.mkdir()
     Frame(1, 2, 3, 0, 61.0, 3600.0, [("ssd", 2.0)]).write(file)
+    whole = file.read_text()
+    for damaged in ("", whole[:-5], "{}", "[]"):
+        file.write_text(damaged)
+        assert Frame.read(file) is None
+    file.write_text(whole)
     assert Frame.read(file).line == "1 of 2 done, 1 running, 3 known before, 0 failed, 1:01 elapsed, about 1:00:00 left"

@@ -26,6 +26,14 @@ class OtherOriginal(Method):
 
 
 @dataclass(frozen=True)
+class Costless(Method):
+    """A method without a cost."""
+
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "does not say what it costs"
+
+
+@dataclass(frozen=True)
 class UnknownVariant(OtherOriginal):
     """A method that asks for what no training knows."""
 

@@ -397,6 +397,45 @@ def test_what_does_not_fit_into_a_whole_gpu_has_failed(share):
 # ------------------------------------------------------------------------------------------------------------ a lost device
 
 
+def without_store(job):
+    """The disk with the originals was full."""
+    return replace(fails(job, error="StoreFailed: runtime.storage: No space left on device"), facts={"store_failed": True})
+
+
+def test_a_full_disk_is_no_result_and_ends_the_sweep_where_it_stays_full():
+    crew = Crew(small(), "a", "b")
+    job = crew.jobs["a"]
+    crew.end("a", without_store)
+    assert not crew.dispatch.hopeless
+    assert crew.jobs["a"].key == job.key, "once more: it may have passed"
+    crew.end("a", without_store)
+    assert crew.dispatch.hopeless == "original models cannot be kept or read"
+    assert crew.dispatch.last_death == "StoreFailed: runtime.storage: No space left on device"
+    assert crew.dispatch.over
+    assert sorted(crew.dismissed) == ["a", "b"]
+    assert not crew.known.originals and not crew.known.trials
+
+
+def test_a_disk_that_was_full_for_a_moment_changes_nothing():
+    crew = Crew(small(), "a")
+    crew.end("a", without_store)
+    crew.finish()
+    assert crew.agenda.done
+    assert all(record.ok for record in {**crew.known.trials, **crew.known.originals}.values())
+
+
+def test_where_it_gives_up_what_runs_is_taken_in_and_nothing_more_begins():
+    crew = Crew(small(), "a", "b", "c")
+    crew.end("a")
+    running = dict(crew.jobs)
+    crew.dispatch.give_up("the desk ended", "killed")
+    assert not crew.dispatch.over
+    crew.finish()
+    assert crew.dispatch.over
+    assert (crew.dispatch.hopeless, crew.dispatch.last_death) == ("the desk ended", "killed")
+    assert crew.known.trials.keys() == {job.key for job in running.values()}
+
+
 def loses_its_device(job, *, ok=False):
     """After this job its process can use the GPU no more."""
     record = record_of(job) if ok else fails(job, error="RuntimeError: CUDA error: device-side assert triggered")

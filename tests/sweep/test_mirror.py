@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from pathlib import Path
 
 import optuna
 import pytest
-from optuna.storages.journal import JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileOpenLock, JournalFileSymlinkLock
 from optuna.trial import TrialState
 
+from cu_ray.sweep import mirror as mirroring
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.mirror import FILE, Mirror, name_of_study
 from tests.sweep.simulator import SCRUB, agenda_of, fails, plan, play, record_of
@@ -95,11 +98,12 @@ def test_a_journal_cut_short_is_mended_or_written_anew(tmp_path, finished, rest)
             assert [trial.value for trial in shown[name_of_study(study.spec)].trials] == study.results
 
 
-def test_a_lock_that_a_killed_driver_held_is_broken(tmp_path, finished, monkeypatch):
-    """In a folder that is given relative to the working directory, as by default: its link leads nowhere."""
+@pytest.mark.parametrize("lock", [JournalFileOpenLock, JournalFileSymlinkLock])
+def test_a_lock_that_a_killed_process_held_is_broken(tmp_path, finished, monkeypatch, lock):
+    """In a folder that is given relative to the working directory, as by default: what is a link then leads nowhere."""
     monkeypatch.chdir(tmp_path)
     Path("results").mkdir()
-    JournalFileSymlinkLock(str(Path("results", FILE))).acquire()
+    lock(str(Path("results", FILE))).acquire()
 
     def mirror_all():
         with Mirror(Path("results")) as mirror:
@@ -112,21 +116,21 @@ def test_a_lock_that_a_killed_driver_held_is_broken(tmp_path, finished, monkeypa
     assert len(studies_in(tmp_path / "results")) == 6
 
 
-def test_a_lock_of_ours_leads_to_the_journal(tmp_path, finished, monkeypatch):
-    """Else Optuna waits for ever where whoever holds it was killed, and not for its 30 seconds."""
-    monkeypatch.chdir(tmp_path)
-    acquire, there = JournalFileSymlinkLock.acquire, []
-
-    def looked_at(lock):
-        done = acquire(lock)
-        there.append(Path(lock._lock_file).exists())
-        return done
-
-    monkeypatch.setattr(JournalFileSymlinkLock, "acquire", looked_at)
-    Path("results").mkdir()
-    with Mirror(Path("results")) as mirror:
+def test_it_makes_no_links(tmp_path, finished, monkeypatch):
+    """Not every folder can hold them, and one that leads nowhere Optuna waits for without end."""
+    monkeypatch.setattr(os, "symlink", lambda *given: pytest.fail("a link"))
+    with Mirror(tmp_path) as mirror:
         mirror.take(finished.studies)
-    assert len(there) > 6 and all(there)
+    assert len(studies_in(tmp_path)) == 6
+
+
+def test_it_never_holds_up_the_end_of_a_sweep(tmp_path, finished, monkeypatch):
+    monkeypatch.setattr(mirroring, "PATIENCE", 0.2)
+    began = time.monotonic()
+    with Mirror(tmp_path) as mirror:
+        JournalFileOpenLock(str(tmp_path / FILE)).acquire()  # by somebody who was killed meanwhile
+        mirror.take(finished.studies)
+    assert time.monotonic() - began < 10
 
 
 def test_a_full_disk_does_not_stop_the_sweep(tmp_path, finished, monkeypatch, capfd):

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from cu_ray.errors import Faults
+from cu_ray.errors import Faults, UserError
 from cu_ray.plugins import name_of
 from cu_ray.stages.poison import num_held_out_of
 from cu_ray.sweep.agenda import Job
@@ -14,6 +14,7 @@ from cu_ray.sweep.estimate import ReadOnlyJournal, estimate
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.plan import memo_group, trial_cost, typical_point
 from cu_ray.types import Cost, OriginalSpec, Sizes
+from tests.sweep.own_plugins import Costless
 from tests.sweep.simulator import NUM_TRAIN, SCRUB, SSD_GRID, agenda_of, fails_sometimes, plan, play, record_of, run
 
 OWN = "tests.sweep.own_plugins:OtherOriginal"
@@ -23,6 +24,11 @@ COUNTED = {"no_unlearning": {}, "scrub": GRID, "exact_unlearning": {"steps": 8},
 
 def counted(methods=None, **sections):
     return plan(methods or COUNTED, **{"seeds": [0, 1], "deletion_fractions": [0.1, 0.5], "search": {"seeds": "all"}} | sections)
+
+
+def test_a_method_that_does_not_say_what_it_costs_is_a_mistake_of_its_author():
+    with pytest.raises(UserError, match=r"Costless does not say what a trial costs: it needs a `cost`"):
+        Costless().cost(Sizes(deletion=1, retain=1, batch_size=1, train_steps=1))
 
 
 # -------------------------------------------------------------------------------------------------------------- structure

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from cu_ray.errors import TimeIsUp
+from cu_ray.sweep import trainable
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known
@@ -83,6 +84,29 @@ def test_a_job_that_a_worker_cannot_build_is_a_failure_that_says_why():
     assert (record.key, record.status) == (job["key"], "failed")
     assert "cannot build this job: UserError: " in record.error
     assert "Did you mean" in record.error
+
+
+def test_a_worker_keeps_the_data_sets_warm_that_it_used_last_and_no_more(monkeypatch):
+    monkeypatch.setattr(trainable.ray, "get", lambda reference: f"images of {reference}")
+    monkeypatch.setattr(trainable, "Workbench", Bench)
+    worker = StageTrainable.__new__(StageTrainable)
+    worker._datasets, worker._benches, worker._store, worker._device = {name: name for name in "abc"}, {}, None, "cpu"
+    made = [worker._bench(name) for name in "abacab"]
+    assert [bench.dataset for bench in made] == [f"images of {name}" for name in "abacab"]
+    assert made[2] is made[0] and made[4] is made[0]
+    assert [bench.forgotten for bench in made] == [False, True, False, True, False, False]
+    assert made[5] is not made[1]
+
+
+class Bench:
+    """A workbench that knows whether it was told to forget."""
+
+    def __init__(self, dataset, store, device):
+        self.dataset, self.forgotten = dataset, False
+
+    def forget(self):
+        """Told so."""
+        self.forgotten = True
 
 
 def test_a_record_survives_its_way_to_the_driver():

@@ -122,6 +122,9 @@ def test_each_data_set_has_a_workbench_that_keeps():
     two = replace(PLAN, studies=(*PLAN.studies, replace(PLAN.studies[0], settings=(other,))))
     there = [*measured(taking(3, data_bytes=10)), (OriginalSpec(other), taking(1, data_bytes=7))]
     assert kept_bytes(two, there) == 3 * 10 + 7
+    third = replace(other, content_hash="a third")
+    three = replace(two, studies=(*two.studies, replace(PLAN.studies[0], settings=(third,))))
+    assert kept_bytes(three, [*there, (OriginalSpec(third), taking(1, data_bytes=9))]) == 3 * 10 + 9, "no more than two are kept"
 
 
 def test_a_larger_share_takes_half_as_many_trials_until_a_gpu_is_one_trials():

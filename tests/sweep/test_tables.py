@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -382,6 +383,17 @@ def test_a_hyperparameter_column_has_its_type_also_where_all_are_null(tmp_path):
         tables.write(tmp_path, made, run(made)[0])
         kinds.append(schemas(tmp_path)["trials"]["hp_lr"])
     assert kinds == [pa.float64(), pa.float64()]
+
+
+@pytest.mark.parametrize(("earlier", "kind"), [(0.5, pa.float64()), ("half", pa.string())])
+def test_a_hyperparameter_may_have_had_another_type_in_an_earlier_version(tmp_path, earlier, kind):
+    made = plan({"catastrophic_forgetting": {"steps": [2, 3], "sampler": "grid"}})
+    known = run(made)[0]
+    key, record = next((key, record) for key, record in known.trials.items() if record.spec["method"]["name"] != "no_unlearning")
+    method = record.spec["method"] | {"steps": earlier}
+    known.trials[key] = replace(record, spec=record.spec | {"method": method})
+    tables.write(tmp_path, made, known)
+    assert schemas(tmp_path)["trials"]["hp_steps"] == kind
 
 
 def test_two_methods_may_give_one_name_to_a_number_and_to_a_text(tmp_path):

@@ -28,11 +28,15 @@ class Lock:
         self._file = open(place.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until close)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self._file.seek(0)
             owner = self._file.read().strip() or "another process"
             self._file.close()
             raise UserError(f"{place} is being written by {owner}: wait for it or stop it") from error
+        except OSError as error:
+            self._file.close()
+            told = f"{place} lies on a file system without locks ({error.strerror}): give another place with --output"
+            raise UserError(told) from error
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {platform.node()}")
         self._file.flush()

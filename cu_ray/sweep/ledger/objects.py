@@ -82,7 +82,7 @@ class Batcher:
             for each in batch:
                 each.future.set_result(None)
             if len(self._small) >= COMPACT_AT:
-                with contextlib.suppress(OSError):  # tried again after the next object
+                with contextlib.suppress(Exception):  # tried again after the next object
                     self._compact()
 
     def _next(self) -> list[Waiting]:
