@@ -28,7 +28,7 @@ from cu_ray.places import Folder, Place, at
 from cu_ray.selection import RULES
 
 WATCHED_EVERY = 30  # seconds
-SILENT_AFTER = 900  # seconds without a word, after which a driver on another machine is taken to have ended
+SILENT_AFTER = 7200  # seconds without a word, after which a driver on another machine is taken to have ended
 MOST_FACTS = 30  # in which two results differ, a line each
 QUICKSTART = """
 name: try

@@ -51,19 +51,19 @@ class LocalStore:
         """The arrays of an entry and its metadata; None where there is no entry or it is damaged (it is then removed)."""
         path = self._path(kind, key)
         try:
-            with _failing(path), safe_open(path, framework="numpy") as file:
+            with _failing(path, but=FileNotFoundError), safe_open(path, framework="numpy") as file:
                 metadata = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         except FileNotFoundError:
             return None
         except SafetensorError:
-            path.unlink(missing_ok=True)
-            return None
+            tensors, metadata = {}, {}
         if metadata.pop("checksum", None) != checksum(tensors, metadata):
-            path.unlink(missing_ok=True)
+            with _failing(path):
+                path.unlink(missing_ok=True)
             return None
         if kind in LIMITS:
-            with contextlib.suppress(FileNotFoundError):  # another process trimmed it meanwhile
+            with contextlib.suppress(OSError):  # another process trimmed it meanwhile, or it is somebody else's
                 os.utime(path)
         return tensors, metadata
 
@@ -97,7 +97,8 @@ class LocalStore:
             try:
                 yield
             finally:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it says nothing of what was done meanwhile
+                    path.unlink(missing_ok=True)
 
     def _path(self, kind: str, key: str) -> Path:
         return self.folder / kind / _name(key)
@@ -117,7 +118,7 @@ class RemoteStore:
     def load(self, kind: str, key: str) -> tuple[Tensors, dict[str, str]] | None:
         """The arrays of an entry and its metadata; None where there is no entry or it is damaged (it is then removed)."""
         try:
-            with _failing(self.place):
+            with _failing(self.place, but=FileNotFoundError):
                 content = (self.place / kind).read(_name(key))
         except FileNotFoundError:
             return None
@@ -142,7 +143,8 @@ class RemoteStore:
             yield
         finally:
             if lease is not None:
-                lease.close()
+                with contextlib.suppress(OSError):  # it ends by itself
+                    lease.close()
 
     def save(self, kind: str, key: str, tensors: Tensors, metadata: dict[str, str]) -> None:
         """Keep an entry; the oldest of a limited kind make room."""
@@ -160,11 +162,11 @@ class RemoteStore:
 
 
 @contextlib.contextmanager
-def _failing(place: Path | Remote) -> Iterator[None]:
-    """A context in which StoreFailed, with the place, takes the place of what a file system says; not where nothing is there."""
+def _failing(place: Path | Remote, but: type[OSError] | tuple[()] = ()) -> Iterator[None]:
+    """A context in which StoreFailed, with the place, takes the place of what a file system says, but for one kind."""
     try:
         yield
-    except FileNotFoundError:
+    except but:
         raise
     except OSError as error:
         where = "" if isinstance(place, Remote) else f" ({place})"  # a URI is in the message already

@@ -99,7 +99,7 @@ def test_a_folder_without_a_sweep_is_said(command, tmp_path):
     assert str(tmp_path) in result.output
 
 
-@pytest.mark.parametrize(("silent_for", "state"), [(60, "running"), (1000, "stopped before its end")])
+@pytest.mark.parametrize(("silent_for", "state"), [(3600, "running"), (8000, "stopped before its end")])
 def test_a_driver_on_another_machine_runs_as_long_as_it_says_so(tmp_path, silent_for, state):
     counts = dict.fromkeys(("trials", "trials_done", "trials_failed", "originals", "originals_done", "studies"), 1)
     facts = {"running": True, "process": 1, "host": "elsewhere", "updated_at": time.time() - silent_for}

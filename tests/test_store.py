@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import struct
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from hypothesis.extra import numpy as arrays
 from safetensors import SafetensorError
 
 from cu_ray import store
+from cu_ray.errors import StoreFailed
 from cu_ray.store import LocalStore
 
 THOROUGH = settings(derandomize=True, database=None, deadline=None, max_examples=40)
@@ -214,6 +217,18 @@ def test_a_crash_while_writing_leaves_the_earlier_entry_and_no_temporary(local, 
         local.save("originals", "abc", WEIGHTS, {"round": "2"})
     assert local.load("originals", "abc")[1] == {"round": "1"}
     assert [path.name for path in path_of(local).parent.iterdir()] == ["abc.safetensors"]
+
+
+def test_a_store_that_fails_says_so_whatever_else_fails_with_it(local, monkeypatch):
+    """As where a file system becomes read-only: the claim cannot be given back either."""
+
+    def refuse(*given, **how):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with pytest.raises(StoreFailed, match=r"runtime\.storage: Read-only file system"), local.claimed("originals", "abc"):
+        monkeypatch.setattr(store, "save_file", refuse)
+        monkeypatch.setattr(Path, "unlink", refuse)
+        local.save("originals", "abc", WEIGHTS, {})
 
 
 def test_an_entry_appears_by_a_rename_in_its_own_folder(local, monkeypatch):

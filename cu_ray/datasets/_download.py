@@ -14,7 +14,7 @@ from cu_ray.datasets._torchvision import torchvision_datasets
 from cu_ray.errors import UserError
 
 DOWNLOADS = "~/.cache/cu-ray/downloads"
-SILENT_AFTER = 60.0  # seconds without a byte, after which a server is given up
+SILENT_AFTER = 300.0  # seconds without a byte, after which a server is given up
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ wait $!
 echo $? > ../exit
 """
 # whether the driver is there: a process of its number that also began when it did, for numbers come again
-RUNS = """[ "$(sed 's/.*) //' /proc/$(cat process)/stat 2>/dev/null | cut -d' ' -f20)" = "$(cat since)" ]"""
+RUNS = """if [ -s since ]; then [ "$(sed 's/.*) //' /proc/$(cat process)/stat 2>/dev/null | cut -d' ' -f20)" = "$(cat since)" ]; \
+else [ -s process ] && kill -0 $(cat process) 2>/dev/null; fi"""
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Away:
         Ctrl-C leaves the sweep alone and gives 130, a lost connection 1.
         """
         try:
-            self._show(console.is_terminal)
+            self._show(console.is_terminal, runs=self.status == "running")
             status = self.status
         except KeyboardInterrupt:
             status = "running"
@@ -133,11 +134,11 @@ class Away:
         console.print(f"Results are in {self.home}.", soft_wrap=True)
         return int(status) if status.isdigit() else 1
 
-    def _show(self, is_terminal: bool) -> None:
+    def _show(self, is_terminal: bool, *, runs: bool) -> None:
         log, process = f"{self.folder}/run.log", f"$(cat {self.folder}/process)"
         there = f"cd {self.folder}/files && cu-ray watch {quoted(self.results)} --log {log} --process {process}"
         try:
-            self.cluster.show(there if is_terminal else f"tail -n +1 -f --pid={process} {log}")
+            self.cluster.show(f"cat {log}" if not runs else there if is_terminal else f"tail -n +1 -f --pid={process} {log}")
         except HeadFailed:  # Ctrl-C is sent to the head, where it ends all that is shown
             self.cluster.ask("true")
 

@@ -162,10 +162,12 @@ class Cluster:
 
 
 def _harmless(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """What `tarfile` lets into a folder; nothing in the place of a link that leads out of it, which ends no transfer."""
+    """What `tarfile` lets into a folder; nothing in the place of a link that leads out of it, unless that would be a result."""
     try:
         return tarfile.data_filter(member, folder)
     except tarfile.FilterError:
+        if Path(member.name).parts[:1] in (("ledger",), ("tables",)):
+            raise
         return None
 
 

@@ -12,8 +12,9 @@ import datetime
 import math
 import platform
 import resource
+import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -34,6 +35,9 @@ from cu_ray.stages.train import build_model, train
 from cu_ray.stages.unlearn import Unlearned, now, unlearn
 from cu_ray.stages.warm import Warm
 from cu_ray.types import Dataset, DeletionSplit, OriginalSpec, PoisonedDataset, Record, Scores, Setting, Store, Tensors, TrialSpec
+
+PAUSES = (1.0, 10.0)  # seconds after which the store of the originals is tried again
+Done = TypeVar("Done")
 
 
 class Workbench:
@@ -94,14 +98,14 @@ class Workbench:
                 if (model := self._stored(spec, poisoned)) is not None:  # another sweep has made it meanwhile
                     return model
                 model = train(spec, poisoned, data)
-                self._store.save("originals", spec.key, arrays_of(model), {})
+                _patiently(lambda: self._store.save("originals", spec.key, arrays_of(model), {}))
             trained = True
             return model
 
         return self._warm.originals.get(spec.key, make), trained
 
     def _stored(self, spec: OriginalSpec, poisoned: PoisonedDataset) -> torch.nn.Module | None:
-        entry = self._store.load("originals", spec.key)
+        entry = _patiently(lambda: self._store.load("originals", spec.key))
         if entry is None:
             return None
         model = build_model(spec.setting.model, poisoned, self._device, seed=0)
@@ -280,6 +284,16 @@ class Workbench:
 
 def _split_key(spec: TrialSpec) -> str:
     return key_of([spec.original.key, plugins.describe(spec.detection), spec.deletion_size, spec.held_out])
+
+
+def _patiently(act: Callable[[], Done]) -> Done:
+    """What a store does, tried again where it fails: an outage may pass, and an original has taken long."""
+    for pause in PAUSES:
+        try:
+            return act()
+        except StoreFailed:
+            time.sleep(pause)
+    return act()
 
 
 def arrays_of(model: torch.nn.Module) -> Tensors:

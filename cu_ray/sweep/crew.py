@@ -51,8 +51,10 @@ class Crew:
             return
         try:
             ray.get(self._handed)
-        except ray.exceptions.RayActorError:
-            dispatch.give_up("the desk at which workers wait for their jobs ended", "its process is gone")
+        except ray.exceptions.RayError as error:
+            print(error)  # into the log
+            ray.kill(self._desk)  # or cannot be reached: then nobody is to wait there
+            dispatch.give_up("the desk at which workers wait for their jobs ended", type(error).__name__)
         self._handed = None
 
     def work(

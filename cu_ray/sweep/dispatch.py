@@ -91,7 +91,7 @@ class Dispatch:
         self.set_aside: list[Job] = []
         self._failed_starts = 0
         self._store_failures: Counter[str] = Counter()  # by the key of the job
-        self._given_up: str | None = None
+        self._given_up: tuple[str, str] | None = None  # what keeps all jobs from beginning, and why
         self.last_death: str | None = None  # why the last worker died, where that is known
         self._kinds_set_aside: set[str] = set()
         self._health = health or Health()
@@ -113,17 +113,20 @@ class Dispatch:
         """What keeps happening to workers, so that no more come; None where there is hope."""
         if self._failed_starts >= MOST_FAILED_STARTS:
             return "no worker comes up, they die while they start"
-        if max(self._store_failures.values(), default=0) >= MOST_STORE_FAILURES:
-            return "original models cannot be kept or read"
         if self._given_up is not None:
-            return self._given_up
+            return self._given_up[0]
         most = 0 if self._alone else MOST_LOSSES * MOST_LOSERS  # who reports a loss first need not be to blame
         broken = len(self._losers) >= MOST_LOSERS and self._num_losses > most
         return "workers lose their GPU, whatever they do" if broken else None
 
     def give_up(self, what: str, why: str) -> None:
         """Let no more jobs begin: what keeps them from it, and the reason."""
-        self._given_up, self.last_death = what, why
+        self._given_up = self._given_up or (what, why)
+
+    @property
+    def reason(self) -> str:
+        """Why there is no hope, as far as is known."""
+        return (self._given_up and self._given_up[1]) or self.last_death or "reason unknown"
 
     @property
     def _alone(self) -> bool:
@@ -162,7 +165,7 @@ class Dispatch:
             reason = f"its worker runs another version of cu-ray or of a plug-in ({record.facts.get('host', 'host unknown')})"
             record, file = failed(job, reason), None
         self._ran_out[job.key] += bool(record.facts.get("out_of_memory"))
-        if record.facts.get("device_lost"):
+        if record.facts.get("device_lost") or (record.facts.get("store_failed") and not record.ok):
             self._dismiss(worker)
         if record.ok:
             self._losers.clear()
@@ -179,10 +182,11 @@ class Dispatch:
         self.go_on()
 
     def _without_store(self, job: Job, record: Record) -> None:
-        """A job whose original could not be kept or read: that may pass, and is no result."""
-        self.last_death = record.error
+        """A job whose original could not be kept or read: another worker may be able to, and it is no result."""
         self._store_failures[job.key] += 1
         self._agenda.give_back(job)
+        if self._store_failures[job.key] >= MOST_STORE_FAILURES:
+            self.give_up("original models cannot be kept or read", f"{record.error}, on {record.facts.get('host', 'some host')}")
 
     def _without_device(self, job: Job, record: Record, began: float) -> None:
         """A job lost its device: its own fault, that of the GPU, or of a neighbour there, for under MPS all go down together."""

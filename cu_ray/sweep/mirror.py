@@ -33,7 +33,7 @@ class Mirror:
     """Writes finished points into the journal in a thread of its own: each takes milliseconds with the disk."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / FILE
+        self._path = folder.absolute() / FILE
         self._queue: queue.SimpleQueue[list[tuple[StudySpec, list[FrozenTrial]]] | None] = queue.SimpleQueue()
         self._sent: dict[str, int] = {}
         self._thread = threading.Thread(target=self._work, name="optuna journal", daemon=True)

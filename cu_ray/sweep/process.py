@@ -92,7 +92,8 @@ def only_errors_of(name: str) -> Iterator[None]:
     """The logger of that name says nothing but errors, and these where error output goes now, not where it went at its import."""
     logger = logging.getLogger(name)
     before = logger.level
-    streams = [(handler, handler.stream) for handler in logger.handlers if isinstance(handler, logging.StreamHandler)]
+    handlers = [each for each in logger.handlers if isinstance(each, logging.StreamHandler)]
+    streams = [(each, each.stream) for each in handlers if not isinstance(each, logging.FileHandler)]
     logger.setLevel(logging.ERROR)
     for handler, _ in streams:
         handler.setStream(sys.stderr)

@@ -229,16 +229,10 @@ class _Work:
 
     def run(self) -> None:
         """Run the agenda to its end on Ray, with everything that Ray and Tune print in the log."""
-        import ray
-
         with at_ray(self.sweep, self.console, plugins.own_files(*self.sweep.import_path), self._last_words) as vigil:
-            try:
-                if cluster.num_nodes() > 1:
-                    doctor.require_alike(self.sweep.runtime.storage)
-                self._run_phases(vigil)
-            except ray.exceptions.RayError as error:  # the object store is full, say
-                reason = str(error).strip().splitlines()[0]
-                raise RayStopped(f"Ray: {reason} (see {log_of(self.sweep)}). The same command goes on.") from error
+            if cluster.num_nodes() > 1:
+                doctor.require_alike(self.sweep.runtime.storage)
+            self._run_phases(vigil)
 
     def _last_words(self, message: str) -> None:
         """What is left to do, by another thread, where this one hangs in a Ray that has ended."""
@@ -291,8 +285,7 @@ class _Work:
                     finally:
                         dispatch.settle()
                     if (what := dispatch.hopeless) is not None:
-                        reason = dispatch.last_death or "reason unknown"
-                        raise RayStopped(f"{what}: {reason} (see {log_of(self.sweep)}). Nothing is lost.")
+                        raise RayStopped(f"{what}: {dispatch.reason} (see {log_of(self.sweep)}). Nothing is lost.")
                     if (larger := dispatch.share_for_set_aside) is None or time.monotonic() > self.deadline:
                         break
                     share = larger

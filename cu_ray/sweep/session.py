@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from rich.console import Console
 
 from cu_ray.config import Sweep
+from cu_ray.errors import RayStopped
 from cu_ray.sweep import cluster, process
 from cu_ray.sweep.vigil import Vigil
 
@@ -36,8 +38,24 @@ def at_ray(
         process.only_errors_of("ray"),
         cluster.connected(sweep.runtime, console, own_files=own_files, log=log_of(sweep), last_words=last_words) as vigil,
         process.signals_interrupt(),  # again: when Ray starts it takes SIGTERM for itself
+        _rays_errors_told(log_of(sweep)),
     ):
         yield vigil
+
+
+@contextlib.contextmanager
+def _rays_errors_told(log: Path) -> Iterator[None]:
+    """A context in which an error of Ray's own, a full object store say, is one message; all of it is in the log."""
+    try:
+        yield
+    except Exception as error:
+        import ray
+
+        if not isinstance(error, ray.exceptions.RayError):
+            raise
+        traceback.print_exc()
+        told = [type(error).__name__, *str(error).strip().splitlines()][-1]
+        raise RayStopped(f"Ray: {told} (see {log}). Nothing is lost; the same command goes on.") from error
 
 
 def log_of(sweep: Sweep) -> Path:

@@ -208,9 +208,7 @@ def _hp_types(rows: list[Row]) -> dict[str, pa.DataType]:
     for row in rows:  # of methods that are no longer there, or had another type in an earlier version
         for name in row:
             if name.startswith("hp_") and row[name] is not None:
-                known = kinds.setdefault(name, set())
-                if not any(isinstance(row[name], kind) for kind in known if isinstance(kind, type)):
-                    known.add(type(row[name]))
+                kinds.setdefault(name, set()).add(type(row[name]))
     return {name: _hp_type(kinds[name]) for name in sorted(kinds)}
 
 

@@ -436,20 +436,35 @@ def test_a_worker_makes_room_before_it_takes_in_more(monkeypatch, store):
 
 
 class FullStore(MemoryStore):
-    """Has no room for entries of one kind."""
+    """Has no room for entries of one kind, for as many tries."""
 
-    def __init__(self, kind):
+    def __init__(self, kind, tries=99):
         super().__init__()
-        self._kind = kind
+        self._kind, self._tries = kind, tries
 
     def save(self, kind, key, tensors, metadata):
         """Kept, or not."""
-        if kind == self._kind:
+        if kind == self._kind and self._tries:
+            self._tries -= 1
             raise StoreFailed("runtime.storage: No space left on device")
         super().save(kind, key, tensors, metadata)
 
 
-def test_an_original_that_cannot_be_kept_is_nobodys_failure():
+@pytest.fixture
+def pauses(monkeypatch):
+    waited = []
+    monkeypatch.setattr(pipeline.time, "sleep", waited.append)
+    return waited
+
+
+def test_an_original_that_can_be_kept_after_a_moment_is_trained_once(pauses, store):
+    spec = trial_spec(DATASET, METHODS[0])
+    expected = Workbench(DATASET, store).run_trial(spec)
+    assert Workbench(DATASET, FullStore("originals", tries=2)).run_trial(spec).scores == expected.scores
+    assert pauses == list(pipeline.PAUSES)
+
+
+def test_an_original_that_cannot_be_kept_is_nobodys_failure(pauses):
     record = Workbench(DATASET, FullStore("originals")).run_trial(trial_spec(DATASET, METHODS[0]))
     assert record.status == "failed"
     assert record.facts["store_failed"]

@@ -107,6 +107,11 @@ def test_a_link_out_of_what_is_fetched_is_left_out(tmp_path):
         file.extractall(here, filter=_harmless)
     assert sorted(path.name for path in here.iterdir()) == ["latest", "tables"]
     assert (here / "latest").read_text() == "rows"
+    (there / "ledger").symlink_to(tmp_path / "elsewhere")
+    with tarfile.open(packed, "w:gz") as file:
+        file.add(there, ".")
+    with tarfile.open(packed) as file, pytest.raises(tarfile.FilterError):
+        file.extractall(here, filter=_harmless)
 
 
 def test_a_path_on_the_head_is_quoted_and_its_home_is_not():

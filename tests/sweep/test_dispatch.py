@@ -399,7 +399,8 @@ def test_what_does_not_fit_into_a_whole_gpu_has_failed(share):
 
 def without_store(job):
     """The disk with the originals was full."""
-    return replace(fails(job, error="StoreFailed: runtime.storage: No space left on device"), facts={"store_failed": True})
+    record = fails(job, error="StoreFailed: runtime.storage: No space left on device")
+    return replace(record, facts={"store_failed": True, "host": "host 7"})
 
 
 def test_a_full_disk_is_no_result_and_ends_the_sweep_where_it_stays_full():
@@ -407,10 +408,12 @@ def test_a_full_disk_is_no_result_and_ends_the_sweep_where_it_stays_full():
     job = crew.jobs["a"]
     crew.end("a", without_store)
     assert not crew.dispatch.hopeless
-    assert crew.jobs["a"].key == job.key, "once more: it may have passed"
-    crew.end("a", without_store)
+    assert crew.dismissed == ["a"], "another may have a disk that works"
+    assert crew.jobs["b"].key == job.key
+    crew.end("b", without_store)
     assert crew.dispatch.hopeless == "original models cannot be kept or read"
-    assert crew.dispatch.last_death == "StoreFailed: runtime.storage: No space left on device"
+    crew.dispatch.last_death = "somebody else died"
+    assert crew.dispatch.reason == "StoreFailed: runtime.storage: No space left on device, on host 7"
     assert crew.dispatch.over
     assert sorted(crew.dismissed) == ["a", "b"]
     assert not crew.known.originals and not crew.known.trials
@@ -419,6 +422,8 @@ def test_a_full_disk_is_no_result_and_ends_the_sweep_where_it_stays_full():
 def test_a_disk_that_was_full_for_a_moment_changes_nothing():
     crew = Crew(small(), "a")
     crew.end("a", without_store)
+    crew.die("a")
+    crew.dispatch.arrived("b")
     crew.finish()
     assert crew.agenda.done
     assert all(record.ok for record in {**crew.known.trials, **crew.known.originals}.values())
@@ -432,7 +437,7 @@ def test_where_it_gives_up_what_runs_is_taken_in_and_nothing_more_begins():
     assert not crew.dispatch.over
     crew.finish()
     assert crew.dispatch.over
-    assert (crew.dispatch.hopeless, crew.dispatch.last_death) == ("the desk ended", "killed")
+    assert (crew.dispatch.hopeless, crew.dispatch.reason) == ("the desk ended", "killed")
     assert crew.known.trials.keys() == {job.key for job in running.values()}
 
 

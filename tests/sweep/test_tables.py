@@ -385,7 +385,7 @@ def test_a_hyperparameter_column_has_its_type_also_where_all_are_null(tmp_path):
     assert kinds == [pa.float64(), pa.float64()]
 
 
-@pytest.mark.parametrize(("earlier", "kind"), [(0.5, pa.float64()), ("half", pa.string())])
+@pytest.mark.parametrize(("earlier", "kind"), [(0.5, pa.float64()), ("half", pa.string()), (True, pa.string())])
 def test_a_hyperparameter_may_have_had_another_type_in_an_earlier_version(tmp_path, earlier, kind):
     made = plan({"catastrophic_forgetting": {"steps": [2, 3], "sampler": "grid"}})
     known = run(made)[0]

@@ -28,7 +28,7 @@ class Lock:
         self._file = open(place.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until close)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        except (BlockingIOError, PermissionError) as error:  # the latter over CIFS
             self._file.seek(0)
             owner = self._file.read().strip() or "another process"
             self._file.close()
