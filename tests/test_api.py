@@ -64,7 +64,7 @@ import sys
 import cu_ray
 heavy = {name for name in ("torch", "ray", "pandas", "pydantic", "rich") if name in sys.modules}
 assert not heavy, heavy
-assert {"Sweep", "Results", "UserError", "Interrupted"} == set(cu_ray.__all__) <= set(dir(cu_ray))
+assert {"Sweep", "Results", "UserError", "RayStopped", "Interrupted"} == set(cu_ray.__all__) <= set(dir(cu_ray))
 for name in cu_ray.__all__:
     assert getattr(cu_ray, name).__name__ == name
 try:
