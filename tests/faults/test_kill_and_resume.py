@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
@@ -98,49 +97,49 @@ def test_a_driver_killed_again_and_again_loses_nothing_and_repeats_nothing(undis
     sweeps.assert_same_tables(undisturbed / "results" / "small", tmp_path / "results" / "small")
 
 
-def test_a_killed_worker_is_replaced_and_the_tables_are_the_same(undisturbed, tmp_path):
+def start_and_kill_one(folder, file, is_it):
+    """The sweep, of whose processes the first that is it was killed once the originals were there."""
     import psutil
 
-    file = sweeps.small(tmp_path)
-    process = sweeps.start(tmp_path, "sweep", str(file))
-    logs, deadline, killed = tmp_path / "results" / "small" / "ledger", time.monotonic() + 120, 0
-    while process.poll() is None and time.monotonic() < deadline and not killed:
+    process, logs = sweeps.start(folder, "sweep", str(file)), folder / "results" / "small" / "ledger"
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
         if logs.exists() and len(ledger.read(logs).originals) == 2:
-            workers = [child for child in psutil.Process(process.pid).children(recursive=True) if _is_stage_worker(child)]
-            for worker in workers[:1]:
-                worker.kill()
-                killed += 1
-        time.sleep(0.2)
+            for child in filter(is_it, psutil.Process(process.pid).children(recursive=True)):
+                child.kill()
+                return process
+        time.sleep(0.1)
+    raise AssertionError(f"nothing was killed: {(folder / 'driver.log').read_text()}")
+
+
+def test_a_killed_worker_is_replaced_and_the_tables_are_the_same(undisturbed, tmp_path):
+    process = start_and_kill_one(tmp_path, sweeps.small(tmp_path), _is_stage_worker)
     assert process.wait(timeout=240) == 0, (tmp_path / "driver.log").read_text()
-    assert killed
     assert "Traceback" not in (tmp_path / "driver.log").read_text(), "what Ray says of it is in its log"
     sweeps.assert_same_tables(undisturbed / "results" / "small", tmp_path / "results" / "small")
 
 
 def test_when_the_desk_is_killed_the_sweep_ends_with_a_message_and_the_same_command_goes_on(undisturbed, tmp_path):
-    import psutil
-
     file = sweeps.small(tmp_path)
-    process = sweeps.start(tmp_path, "sweep", str(file))
-    logs, deadline, killed = tmp_path / "results" / "small" / "ledger", time.monotonic() + 120, 0
-    while process.poll() is None and time.monotonic() < deadline and not killed:
-        if logs.exists() and len(ledger.read(logs).originals) == 2:
-            for child in psutil.Process(process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    if child.name().startswith("ray::Desk"):
-                        child.kill()
-                        killed += 1
-        time.sleep(0.1)
-    assert killed == 1
+    process = start_and_kill_one(tmp_path, file, _is_desk)
     assert process.wait(timeout=120) == 1
     said = " ".join((tmp_path / "driver.log").read_text().split())
     assert "cu-ray: the desk at which workers wait for their jobs ended: ActorDiedError (see " in said
     assert "Traceback" not in said
-    known = ledger.read(logs)
+    known = ledger.read(tmp_path / "results" / "small" / "ledger")
     assert all(record.ok for record in {**known.originals, **known.trials}.values())
     again = sweeps.command(tmp_path, "sweep", str(file))
     assert again.returncode == 0, again.stdout + again.stderr
     sweeps.assert_same_tables(undisturbed / "results" / "small", tmp_path / "results" / "small")
+
+
+def _is_desk(process):
+    import psutil
+
+    try:
+        return process.name().startswith("ray::Desk")
+    except psutil.Error:
+        return False
 
 
 def _is_stage_worker(process):
