@@ -1,9 +1,10 @@
-"""What `cu-ray plan` says of a sweep's time once a part of it is done, beside what the rest then takes.
+"""What `cu-ray plan` says of a sweep's time, measured beforehand and once a part of it is done, beside what it then takes.
 
-    python benchmarks/projection.py --out benchmarks/results/projection.json      # about four minutes
+    python benchmarks/projection.py --out benchmarks/results/projection.json      # about five minutes
 
-A sweep of six methods on two seeds: first one seed at one deletion fraction, as one tries a sweep; then `cu-ray plan`, which has
-the pace of that; then the rest. The goal is 30 % either way, of the workers' time and of the whole time of the second command.
+A sweep of six methods on two seeds: `cu-ray plan --measure` for one seed at one deletion fraction, as one tries a sweep; then
+that; then `cu-ray plan` for the rest, which has the pace of what is done; then the rest. The goal is 30 % either way, of the
+workers' time and of the whole time of a command.
 """
 
 from __future__ import annotations
@@ -73,31 +74,39 @@ def seconds(record: Record) -> float:
     return (ended - began).total_seconds()
 
 
+def compared(folder: Path, called: str, plan_options: list[str], options: list[str]) -> list[figures.Row]:
+    """What plan says before a command, what the command takes, and how far that is apart."""
+    before = done(folder)
+    began = time.perf_counter()
+    said = json.loads(cu_ray(folder, "plan", "projection.yaml", "--json", *plan_options, *options))
+    planning = time.perf_counter() - began
+    began = time.perf_counter()
+    cu_ray(folder, "sweep", "projection.yaml", "--local", *options)
+    wall = time.perf_counter() - began
+    new = [record for key, record in done(folder).items() if key not in before]
+    expected, spent = said["seconds"], sum(map(seconds, new))
+    goal = f"goal {1 - GOAL:g} to {1 + GOAL:g}"
+    return [
+        figures.row(f"{called}: jobs", "jobs", [len(new)]),
+        figures.row(f"{called}: planning took", "s", [planning]),
+        figures.row(f"{called}: said of the workers' time", "s", [expected]),
+        figures.row(f"{called}: taken of the workers' time", "s", [spent]),
+        figures.row(f"{called}: said over taken ({goal})", "times", [expected / spent]),
+        figures.row(f"{called}: said of the whole", "s", [said["wall_seconds"]]),
+        figures.row(f"{called}: taken by the command from start to end, Ray's start included", "s", [wall]),
+        figures.row(f"{called}: said over taken, whole command ({goal})", "times", [said["wall_seconds"] / wall]),
+    ]
+
+
 def measure(steps: int, width: int) -> list[figures.Row]:
-    """Of the second command: what plan said, what it took, and how far that is apart."""
+    """Of both commands: what plan said, what it took, and how far that is apart."""
     with tempfile.TemporaryDirectory(prefix="cu-ray-projection-") as place:
         folder = Path(place)
         sweep = sweep_file(steps, width)
         sweep["runtime"] |= {"storage": str(folder / "storage"), "output": str(folder / "results")}
         (folder / "projection.yaml").write_text(json.dumps(sweep))
-        cu_ray(folder, "sweep", "projection.yaml", "--local", "--only", "seed=0,fraction=1.0")
-        before = done(folder)
-        said = json.loads(cu_ray(folder, "plan", "projection.yaml", "--json"))
-        began = time.perf_counter()
-        cu_ray(folder, "sweep", "projection.yaml", "--local")
-        wall = time.perf_counter() - began
-        new = [record for key, record in done(folder).items() if key not in before]
-    expected, spent = 3600 * said["hours"], sum(map(seconds, new))
-    return [
-        figures.row("done before", "jobs", [len(before)]),
-        figures.row("left", "jobs", [len(new)]),
-        figures.row("plan: time of the workers", "s", [expected]),
-        figures.row("taken: time of the workers", "s", [spent]),
-        figures.row(f"said over taken (goal {1 - GOAL:g} to {1 + GOAL:g})", "times", [expected / spent]),
-        figures.row("plan: time of the workers, by their number", "s", [expected / WORKERS]),
-        figures.row("taken: the command from start to end, Ray's start included", "s", [wall]),
-        figures.row(f"said over taken, whole command (goal {1 - GOAL:g} to {1 + GOAL:g})", "times", [expected / WORKERS / wall]),
-    ]
+        first = compared(folder, "measured beforehand", ["--measure"], ["--only", "seed=0,fraction=1.0"])
+        return first + compared(folder, "by what is done", [], [])
 
 
 def main() -> None:

@@ -76,11 +76,14 @@ class Sweep:
         """Where its results go: `<output>/<name>`."""
         return self.file.folder
 
-    def plan(self) -> Estimate:
-        """What the sweep comes to and what of it is done. Starts and downloads nothing."""
-        from cu_ray.sweep import runner
+    def plan(self, *, measure: bool = False) -> Estimate:
+        """What the sweep comes to and what of it is done. Starts and downloads nothing.
 
-        found = runner.preview(self.file)
+        measure: first run a few steps of each kind of trial in this process, to know how long all will take.
+        """
+        from cu_ray.sweep.preview import preview
+
+        found = preview(self.file, (lambda _: None) if measure else None)
         for remark in found.remarks("`run`"):
             warnings.warn(remark, stacklevel=2)
         return found.estimate

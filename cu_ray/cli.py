@@ -343,17 +343,31 @@ def _doctor_there(file: str, storage: str, nodes: int | None) -> int:
 @sweep_options
 @click.option("--json", "as_json", is_flag=True, help="one JSON object")
 @click.option("--price", type=click.FloatRange(min=0), help="of an hour of a GPU, or of a worker on CPUs: what is left costs")
+@click.option("--measure", is_flag=True, help="first run a little of each kind of trial here, to know how long all will take")
 def plan(
-    file: str, only: tuple[str, ...], seeds: str, shard: str | None, output: str | None, as_json: bool, price: float | None
+    file: str,
+    only: tuple[str, ...],
+    seeds: str,
+    shard: str | None,
+    output: str | None,
+    as_json: bool,
+    price: float | None,
+    measure: bool,
 ) -> None:
     """Say what the sweep of FILE comes to and what of it is done. Starts nothing."""
-    from cu_ray.sweep import runner
+    from cu_ray.sweep.frame import clock
+    from cu_ray.sweep.preview import preview
 
-    found = runner.preview(load_sweep(file, only, seeds, shard, output=output))
-    counts = found.estimate
+    def measuring(number: int) -> None:
+        if not as_json:
+            console().print(f"Measuring {number} kinds of training and unlearning, a few steps of each ...")
+
+    found = preview(load_sweep(file, only, seeds, shard, output=output), measuring if measure else None)
+    counts, wall = found.estimate, found.wall_seconds
     cost = None if price is None or counts.hours is None else price * counts.hours
     if as_json:
         facts = {"cost": cost, "datasets_not_here": found.absent, "device": found.device, "precisions": found.precisions}
+        facts |= {"wall_seconds": wall}
         print(json.dumps({**counts.to_json(), **facts}))
         return
     table = Table(show_header=False, box=None)
@@ -363,8 +377,11 @@ def plan(
     for method, count in counts.by_method.items():
         table.add_row(f"  {method}", f"{count:,}")
     if price is not None:
-        table.add_row("cost", "unknown until a trial is done" if cost is None else f"{cost:,.2f}")
+        table.add_row("cost", "unknown until a trial is done, or with --measure" if cost is None else f"{cost:,.2f}")
     console().print(table)
+    if wall:
+        lane = "GPU" if found.device == "cuda" else "worker"
+        console().print(f"About {clock(wall)} on {found.lanes} {lane}{'s' if found.lanes != 1 else ''} of this machine.")
     for remark in found.remarks("`cu-ray sweep`"):
         console().print(Text(remark), soft_wrap=True)
 

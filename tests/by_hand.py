@@ -44,7 +44,7 @@ def run(wanted: config.Sweep) -> list[Job]:
     store, jobs = open_store(wanted.runtime.storage), []
     benches = {each.content_hash: Workbench(each, store) for each in datasets.values()}
     with Ledger(wanted.folder / "ledger") as book:
-        lacking = runner._without_evidence(wanted, book.known)
+        lacking = runner.without_evidence(wanted, book.known)
         agenda = Agenda(made, book, original_cached=lambda key: store.has("originals", key), lacking=lacking)
         while (job := agenda.next()) is not None:
             jobs.append(job)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from cu_ray.cli import main
@@ -181,7 +184,7 @@ def test_no_share_of_a_gpu_is_refused(tmp_path):
 def test_plan_says_what_is_left_at_a_price(tmp_path):
     file = sweeps.small(tmp_path, seeds="[0]", fractions="[1.0]", trials=2)
     unknown = cu_ray("plan", str(file), "--price", "2.5", "--output", str(tmp_path))
-    assert unknown.output.split("cost", 1)[1].strip() == "unknown until a trial is done"
+    assert unknown.output.split("cost", 1)[1].strip() == "unknown until a trial is done, or with --measure"
     done = sweeps.command(tmp_path, "sweep", str(file), "--only", "method=scrub", "--output", "results")
     assert done.returncode == 0, done.stderr
     counts, free = (
@@ -191,9 +194,25 @@ def test_plan_says_what_is_left_at_a_price(tmp_path):
     assert counts["hours"] > 0
     assert counts["cost"] == 2.5 * counts["hours"]
     assert free["cost"] is None
+    assert 3600 * free["hours"] / os.cpu_count() <= free["wall_seconds"] < 600
     refused = cu_ray("plan", str(file), "--price", "-1")
     assert refused.exit_code == 2
     assert "--price" in refused.output
+
+
+def test_plan_measures_how_long_all_will_take_where_nothing_is_done_yet(tmp_path):
+    file = sweeps.small(tmp_path, seeds="[0]", fractions="[1.0]", trials=2)
+    options = [str(file), "--output", str(tmp_path / "results")]
+    assert json.loads(cu_ray("plan", *options, "--json").stdout)["wall_seconds"] is None
+    threads = torch.get_num_threads()
+    said = json.loads(cu_ray("plan", *options, "--json", "--measure").stdout)
+    assert 0 < said["seconds"] / os.cpu_count() < said["wall_seconds"] <= said["seconds"] < 600  # one original: others wait
+    assert torch.get_num_threads() == threads
+    shown = cu_ray("plan", *options, "--measure").output
+    assert re.search(r"Measuring \d kinds of training and unlearning", shown)
+    assert re.search(rf"About \d:\d\d on {os.cpu_count()} workers? of this machine\.", shown)
+    assert not (tmp_path / "results").exists()
+    assert not list(tmp_path.rglob("originals"))
 
 
 def test_merge_takes_over_what_others_have_done_and_a_full_or_forbidden_place_is_one_message(tmp_path):

@@ -20,9 +20,10 @@ from cu_ray.methods.no_unlearning import NoUnlearning
 from cu_ray.places import Folder
 from cu_ray.stages import evaluate
 from cu_ray.stages.pipeline import Workbench
-from cu_ray.sweep import ledger, runner
+from cu_ray.sweep import ledger
 from cu_ray.sweep.ledger import Ledger, evidence, folder
 from cu_ray.sweep.plan import trial_cost
+from cu_ray.sweep.preview import preview
 from cu_ray.types import Predictions, Record
 from tests import by_hand, sweeps
 from tests.protocol.tiny import MemoryStore, tiny_dataset, trial_spec
@@ -196,9 +197,9 @@ def test_every_trial_and_original_has_evidence_and_nothing_else_differs(tmp_path
 def test_what_was_made_without_evidence_is_made_again_once_it_is_wanted_and_only_that(tmp_path):
     plain, kept = by_hand.sweep(tmp_path), by_hand.sweep(tmp_path, evidence=True)
     jobs = by_hand.run(plain)
-    before = runner.preview(plain).estimate
+    before = preview(plain).estimate
     assert (before.trials_done, before.evidence_bytes) == (before.trials, 0)
-    planned = runner.preview(kept).estimate
+    planned = preview(kept).estimate
     unlearning = sum(trial_cost(job.spec, 6000).backward for job in jobs if job.kind == "trial")
     assert (planned.trials, planned.trials_done) == (before.trials, 0)
     assert planned.images_backward == unlearning, "the originals are not trained again"
@@ -213,7 +214,7 @@ def test_what_was_made_without_evidence_is_made_again_once_it_is_wanted_and_only
     for lost in (next(iter(known.originals)), next(iter(known.trials))):
         (kept.folder / "ledger" / "evidence").delete(f"{lost}.parquet")
         assert [job.key for job in by_hand.run(kept)] == [lost]
-    after = runner.preview(kept).estimate
+    after = preview(kept).estimate
     assert (after.trials_done, after.evidence_bytes) == (after.trials, 0)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import gc
+import platform
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,13 +15,13 @@ from typing import Any, Protocol
 from cu_ray.errors import Diverged
 from cu_ray.lazy import torch
 from cu_ray.learning.precision import require
-from cu_ray.stages.evaluate import predict, training_sets
+from cu_ray.stages.evaluate import images_evaluated, predict, training_sets
 from cu_ray.stages.evidence import OriginalsEvidence
 from cu_ray.stages.poison import OnDevice, detect, nothing_found, poison, upload
 from cu_ray.stages.process import device_is_lost
 from cu_ray.stages.short import MOST_CALLS, Enough, Watch, predict_some, short_tools, short_training_tools
 from cu_ray.stages.train import build_model, train
-from cu_ray.stages.unlearn import Memo, unlearn
+from cu_ray.stages.unlearn import Memo, now, unlearn
 from cu_ray.types import Dataset, DeletionSplit, OriginalSpec, PoisonedDataset, TrialSpec
 
 OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|CUDA( error:)? out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")
@@ -41,6 +42,7 @@ class Measure:
     original_bytes: int
     memo_bytes: int
     seconds_per_pass: float | None  # None where no image went through a model, or learning came to no end
+    evaluation_seconds: float | None  # of all images that are evaluated; None where it did not come to that
     stopped: str | None  # why it did not come to its end; None where it did
 
     def to_json(self) -> dict[str, Any]:
@@ -63,6 +65,27 @@ class Probe(Protocol):
 
     def lost(self) -> bool:
         """Whether this process can use the device no more."""
+
+
+class CpuProbe:
+    """Of a processor time alone is measured: memory is what all of its processes share."""
+
+    device: torch.device
+    total_bytes = 0
+
+    def __init__(self) -> None:
+        self.device, self.name = torch.device("cpu"), platform.processor() or platform.machine()
+
+    def begin(self) -> None:
+        """Nothing."""
+
+    def peak_bytes(self) -> int:
+        """None."""
+        return 0
+
+    def lost(self) -> bool:
+        """Never."""
+        return False
 
 
 class CudaProbe:
@@ -113,7 +136,8 @@ def measure(spec: OriginalSpec | TrialSpec, dataset: Dataset, probe: Probe) -> M
     if ran_out_of_memory(canary.stopped):
         peak = max(peak, probe.total_bytes)
     kept = (canary.data_bytes, canary.original_bytes, canary.memo_bytes)
-    return Measure(probe.name, probe.total_bytes, peak, *kept, canary.seconds_per_pass, canary.stopped)
+    seconds = (canary.seconds_per_pass, canary.evaluation_seconds)
+    return Measure(probe.name, probe.total_bytes, peak, *kept, *seconds, canary.stopped)
 
 
 def ran_out_of_memory(error: str | None) -> bool:
@@ -127,11 +151,12 @@ class _Canary:
         self._setting = (spec if isinstance(spec, OriginalSpec) else spec.original).setting
         self.data_bytes = self.original_bytes = self.memo_bytes = 0
         self.seconds_per_pass: float | None = None
+        self.evaluation_seconds: float | None = None
         self.stopped: str | None = None
         self._split: DeletionSplit | None = None  # what was found; None where it did not come to that
 
     def run(self) -> None:
-        """Learn twice, as the first time warms up, and evaluate: also where learning came to no end."""
+        """Learn twice, as the first time warms up, and evaluate twice: also where learning came to no end."""
         setting = self._setting
         with self._noting():
             require(setting.train.precision, self._device)
@@ -148,7 +173,11 @@ class _Canary:
                     learned = None  # the one before, as a worker frees it
                     learned = self._learned(original, poisoned, data)
             split, precision = self._split or nothing_found(poisoned), setting.train.precision
-            predict_some(learned or original, poisoned, data, precision, training=training_sets(poisoned, split).values())
+            sets = training_sets(poisoned, split).values()
+            for _ in range(2):
+                began = now(self._device)
+                some = predict_some(learned or original, poisoned, data, precision, training=sets)
+                self.evaluation_seconds = (now(self._device) - began) * images_evaluated(poisoned, split) / some
             if isinstance(self._spec, TrialSpec):  # what the original had learned of the deletion set is a score, too
                 predict(copy.deepcopy(original), data.train, data.rows(split.deletion), precision)
 

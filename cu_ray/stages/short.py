@@ -6,7 +6,9 @@ memory depends on both.
 
 from __future__ import annotations
 
+import itertools
 import math
+import statistics
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -23,6 +25,7 @@ from cu_ray.types import Indices, PoisonedDataset, TrainRecipe
 
 MOST_STEPS = 24  # of one optimisation: eight short passes
 MOST_ATTEMPTS = 4  # of one search
+MOST_OF_USUAL = 3  # times the usual time for an image: what takes longer is no part of a long optimisation's pace
 MOST_CALLS = 500  # batches taken and forward passes; of the package's methods REM takes most, 353 in the tests
 
 
@@ -34,20 +37,35 @@ class Watch:
     """Ends a canary that takes too many batches; knows how many image passes there were and how long they took."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._began, self._calls = device, 0.0, 0
+        self._device, self._calls = device, 0
+        self._batches: list[tuple[float, int]] = []  # when each began, and how many passes there were until then
         self.passes = 0  # of one image; a backward pass counts as two
 
+    def batch(self) -> None:
+        """Count a batch. Raises Enough where there were too many calls."""
+        if not self._batches or self._device.type == "cuda":  # elsewhere nothing but the whole time is looked at
+            self._batches.append((now(self._device), self.passes))
+        self.call()
+
     def call(self) -> None:
-        """Count a batch or a forward pass. Raises Enough where there were too many."""
-        if not self._calls:
-            self._began = now(self._device)
+        """Count a forward pass. Raises Enough where there were too many calls."""
         self._calls += 1
         if self._calls > MOST_CALLS:
             raise Enough
 
     def seconds_per_pass(self) -> float | None:
-        """Since the first batch, so that new weights and copies made before it do not count; None without any pass."""
-        return (now(self._device) - self._began) / self.passes if self.passes else None
+        """Since the first batch, so that new weights and copies made before it do not count; None without any pass.
+
+        On a GPU without what one batch took far longer for than most: a step that is recorded as a graph, once for many.
+        """
+        if not self.passes or not self._batches:
+            return None
+        marks = [*self._batches, (now(self._device), self.passes)]
+        spans = [(end - begin, after - before) for (begin, before), (end, after) in itertools.pairwise(marks)]
+        spans = [(seconds, passes) for seconds, passes in spans if passes]
+        usual = statistics.median(seconds / passes for seconds, passes in spans)
+        kept = [(seconds, passes) for seconds, passes in spans if seconds <= MOST_OF_USUAL * usual * passes]
+        return sum(seconds for seconds, _ in kept) / sum(passes for _, passes in kept)
 
 
 def short_tools(watch: Watch) -> Tools:
@@ -79,7 +97,7 @@ class ShortStream(RowStream):
     def _chunks(self, rows: torch.Tensor, batch_size: int) -> Iterator[torch.Tensor]:
         chunks = rows.split(batch_size)
         for chunk in (*chunks[:2], *chunks[2:][-1:]):
-            self._watch.call()
+            self._watch.batch()
             yield chunk
 
 
@@ -134,11 +152,12 @@ class WatchedMeter(Meter):
 
 def predict_some(
     model: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice, precision: str, *, training: Iterable[Indices] = ()
-) -> None:
-    """What an evaluation predicts, in its order: test images, these with the trigger, sets of training rows.
+) -> int:
+    """What an evaluation predicts, in its order: test images, these with the trigger, sets of training rows; how many of them.
 
     Of each the first two batches and the last, which may be smaller.
     """
+    num_images = 0
     test_rows = torch.arange(len(poisoned.selection_half), device=data.device)
     views = [(data.test, test_rows, False)]
     if poisoned.corruption.stamp is not None:
@@ -146,4 +165,7 @@ def predict_some(
     views += [(data.train, data.rows(rows), False) for rows in training]
     for images, rows, stamp_all in views:
         chunks = rows.split(BATCH_SIZES[data.device.type])
-        predict(model, images, torch.cat([*chunks[:2], *chunks[2:][-1:]]), precision, stamp_all=stamp_all)
+        some = torch.cat([*chunks[:2], *chunks[2:][-1:]])
+        predict(model, images, some, precision, stamp_all=stamp_all)
+        num_images += len(some)
+    return num_images

@@ -25,7 +25,7 @@ def canaries(plan: Plan) -> list[Spec]:
     """
     found: dict[str, Spec] = {}
     for spec in _candidates(plan):
-        same = key_of([kind_of(spec), _shape(spec)])
+        same = key_of([kind_of(spec), shape_of(spec)])
         if same not in found or _deletion_size(found[same]) < _deletion_size(spec):
             found[same] = spec
     return list(found.values())
@@ -53,7 +53,7 @@ def kind_of(spec: Spec) -> str:
 
 def canary_key(spec: Spec, device: str) -> str:
     """The key under which the measure of a canary on such a device can be kept."""
-    return key_of([MEMORY_VERSION, kind_of(spec), _shape(spec), _deletion_size(spec), device, metadata.version("torch")])
+    return key_of([MEMORY_VERSION, kind_of(spec), shape_of(spec), _deletion_size(spec), device, metadata.version("torch")])
 
 
 def setting_of(spec: Spec) -> Setting:
@@ -75,10 +75,10 @@ def demanding_trials(study: StudySpec) -> list[TrialSpec]:
     a switch may.
     """
     specs = list(_trials_to_weigh(study))
-    ends = {name: _ends([_shape(spec)[name] for spec in specs]) for name in _shape(specs[0])}
+    ends = {name: _ends([shape_of(spec)[name] for spec in specs]) for name in shape_of(specs[0])}
     chosen, seen = list[TrialSpec](), set[str]()
     for spec in specs:
-        at_ends = {canonical_json([name, value]) for name, value in _shape(spec).items() if value in ends[name]}
+        at_ends = {canonical_json([name, value]) for name, value in shape_of(spec).items() if value in ends[name]}
         if at_ends - seen or not chosen:
             chosen.append(spec)
             seen |= at_ends
@@ -110,7 +110,7 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _shape(spec: Spec) -> dict[str, Any]:
+def shape_of(spec: Spec) -> dict[str, Any]:
     """The hyperparameters of a trial as far as they may shape its computation."""
     if isinstance(spec, OriginalSpec):
         return {}

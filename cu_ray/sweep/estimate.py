@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from cu_ray.plugins import name_of
+from cu_ray.stages.canary import Measure
 from cu_ray.sweep.agenda import Agenda, StudyState
+from cu_ray.sweep.canaries import Spec
 from cu_ray.sweep.ledger import Known, PointRecord, evidence, finished
+from cu_ray.sweep.pace import Load, Pace, Work, work_of
 from cu_ray.sweep.plan import Plan, memo_group, trial_cost, typical_point
 from cu_ray.types import Cost, OriginalSpec, Record, Setting, TrialSpec
 
@@ -20,9 +23,9 @@ class Estimate:
     """Counts of a plan. Images are what is still to be run: training and unlearning; a memo counts once.
 
     A study that is still to be searched counts with one confirmed point; rules that choose different points add to that.
-    `seconds` is the work of one worker, from the pace of trials that are done; None where there are none. `hours` are what that
-    and the evaluation take of GPUs, each worker its share of one; on CPUs of workers. `evidence_bytes` are about what the
-    evidence of that takes on the disk, 0 where none is kept.
+    `seconds` is the work of one worker, evaluation included, from the pace of what is done or was measured; None where nothing is
+    known. `hours` are what that takes of GPUs, each worker its share of one; on CPUs of workers. `evidence_bytes` are about what
+    the evidence of that takes on the disk, 0 where none is kept.
     """
 
     originals: int
@@ -37,10 +40,12 @@ class Estimate:
     hours: float | None
     evidence_bytes: int
     by_method: dict[str, int]
+    work: Work = dataclasses.field(repr=False)  # what is still to be run
+    pace: Pace = dataclasses.field(repr=False)  # of what is done
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return dataclasses.asdict(self)
+        return {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if each.repr}
 
 
 class ReadOnlyJournal:
@@ -58,8 +63,8 @@ class ReadOnlyJournal:
         return finished()
 
 
-def estimate(plan: Plan, agenda: Agenda, known: Known) -> Estimate:
-    """The counts of a plan whose agenda has taken in what is known."""
+def estimate(plan: Plan, agenda: Agenda, known: Known, measures: Iterable[tuple[Spec, Measure]] = ()) -> Estimate:
+    """The counts of a plan whose agenda has taken in what is known; measures: of canaries, where there are any."""
     trials: dict[str, TrialSpec] = {}
     unknown: list[tuple[TrialSpec, int]] = []  # a typical trial and how many such there will be
     for study in agenda.studies:
@@ -72,8 +77,14 @@ def estimate(plan: Plan, agenda: Agenda, known: Known) -> Estimate:
     for spec, count in [*((spec, 1) for spec in trials.values()), *unknown]:
         by_method[name_of(spec.method)] += count
     to_run = [*((spec, 1) for key, spec in trials.items() if key not in done), *unknown]
-    cost = _remaining(plan, agenda, to_run, originals)
-    pace = _pace(known)
+    costs: list[tuple[Spec, int, Cost]] = [
+        (spec, 1, Cost(spec.images, spec.images)) for spec in originals if agenda.trains(spec.key)
+    ]
+    costs += unlearning_costs(plan, to_run)
+    pace = _pace([*((trials[key], known.trials[key]) for key in done), *_made(originals, known)], measures)
+    work = work_of((pace.likeness(spec), Load(count, passes(cost))) for spec, count, cost in costs)
+    seconds = pace.seconds(work)
+    total = sum((cost for _, _, cost in costs), Cost())
     return Estimate(
         originals=len(originals),
         originals_done=sum(spec.key in known.originals for spec in originals),
@@ -81,13 +92,28 @@ def estimate(plan: Plan, agenda: Agenda, known: Known) -> Estimate:
         trials=sum(by_method.values()),
         trials_done=len(done),
         trials_failed=sum(not known.trials[key].ok for key in done),
-        images_forward=cost.forward,
-        images_backward=cost.backward,
-        seconds=None if pace is None else pace * passes(cost),
-        hours=_hours(known, cost, sum(by_method.values()) - len(done)),
+        images_forward=total.forward,
+        images_backward=total.backward,
+        seconds=seconds,
+        hours=None if seconds is None else pace.share * seconds / 3600,
         evidence_bytes=_evidence_bytes(plan, agenda, to_run, originals) if plan.evidence else 0,
         by_method=by_method,
+        work=work,
+        pace=pace,
     )
+
+
+def _made(originals: Iterable[OriginalSpec], known: Known) -> list[tuple[OriginalSpec, Record]]:
+    return [(spec, known.originals[spec.key]) for spec in originals if spec.key in known.originals]
+
+
+def _pace(done: Iterable[tuple[Spec, Record]], measures: Iterable[tuple[Spec, Measure]]) -> Pace:
+    pace = Pace()
+    for spec, record in done:
+        pace.hear(spec, record)
+    for spec, measure in measures:
+        pace.measured(spec, measure)
+    return pace
 
 
 def _known_trials(study: StudyState, agenda: Agenda) -> list[TrialSpec]:
@@ -107,47 +133,18 @@ def trials_to_come(study: StudyState) -> list[tuple[TrialSpec, int]]:
     return searched + confirmed + repeated
 
 
-def _remaining(plan: Plan, agenda: Agenda, trials: list[tuple[TrialSpec, int]], originals: list[OriginalSpec]) -> Cost:
-    cost = unlearning_cost(plan, trials)
-    for original in originals:
-        if agenda.trains(original.key):
-            cost += Cost(original.images, original.images)
-    return cost
-
-
-def unlearning_cost(plan: Plan, trials: Iterable[tuple[TrialSpec, int]]) -> Cost:
-    """What so many of each trial take, a memo once; their evaluation apart."""
-    cost, memo_groups = Cost(), set[str]()
+def unlearning_costs(plan: Plan, trials: Iterable[tuple[TrialSpec, int]]) -> Iterator[tuple[TrialSpec, int, Cost]]:
+    """The trials and what so many of each take, a memo once; their evaluation apart."""
+    memo_groups = set[str]()
     for spec, count in trials:
         num_train, _ = plan.num_images[spec.original.setting.content_hash]
         group = memo_group(spec)
-        if group is not None and group in memo_groups:
-            continue
-        memo_groups |= {group} if group is not None else set()
-        alone = trial_cost(spec, num_train)
-        repeats = 1 if group is not None else count
-        cost += Cost(alone.forward * repeats, alone.backward * repeats)
-    return cost
-
-
-def _pace(known: Known) -> float | None:
-    """Seconds a forward pass of one image, from what is done."""
-    facts = [record.facts for record in known.trials.values() if record.ok]
-    seconds = sum(each["unlearn_seconds_spent"] for each in facts)
-    passes = sum(each["images_forward_spent"] + 2 * each["images_backward_spent"] for each in facts)
-    return seconds / passes if passes else None
-
-
-def _hours(known: Known, cost: Cost, trials: int) -> float | None:
-    """Hours of a GPU, or of a worker without one, for that much of unlearning and so many evaluations, from what is done."""
-    facts = [record.facts for record in known.trials.values() if record.ok]
-    spent = sum(each["images_forward_spent"] + 2 * each["images_backward_spent"] for each in facts)
-    if not spent:
-        return None
-    shares = [each.get("gpu_share") or 1.0 for each in facts]
-    unlearning = sum(share * each["unlearn_seconds_spent"] for share, each in zip(shares, facts, strict=True)) / spent
-    evaluation = sum(share * each["eval_seconds"] for share, each in zip(shares, facts, strict=True)) / len(facts)
-    return float(unlearning * passes(cost) + evaluation * trials) / 3600
+        if group is None:
+            alone = trial_cost(spec, num_train)
+            yield spec, count, Cost(alone.forward * count, alone.backward * count)
+        else:
+            yield spec, count, Cost() if group in memo_groups else trial_cost(spec, num_train)
+            memo_groups.add(group)
 
 
 def _evidence_bytes(

@@ -34,8 +34,8 @@ class Frame:
         """In one line."""
         return (
             f"{self.done} of {self.expected} done, {len(self.running)} running, {self.cached} known before, "
-            f"{self.failed} failed, {_clock(self.elapsed)} elapsed"
-            + (f", about {_clock(self.left)} left" if self.left is not None else "")
+            f"{self.failed} failed, {clock(self.elapsed)} elapsed"
+            + (f", about {clock(self.left)} left" if self.left is not None else "")
         )
 
     def render(self) -> Group:
@@ -67,7 +67,8 @@ def file_in(scratch: Path) -> Path:
     return scratch / "logs" / "frame.json"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Minutes and seconds, of long times with hours before."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -16,6 +16,7 @@ from rich.text import Text
 from cu_ray.plugins import name_of
 from cu_ray.sweep.estimate import Estimate
 from cu_ray.sweep.frame import Frame
+from cu_ray.sweep.pace import take_off
 from cu_ray.sweep.ready import Job
 from cu_ray.types import OriginalSpec, Record, TrialSpec
 
@@ -25,14 +26,13 @@ LINE_EVERY, FRAME_EVERY = 10.0, 1.0  # seconds between plain lines, and between 
 class Progress:
     """Counts what is cached, done, running and failed, and estimates the time left."""
 
-    def __init__(self, console: Console, estimate: Estimate, images_per_evaluation: int, file: Path) -> None:
-        self._console, self._images_per_evaluation, self._file = console, images_per_evaluation, file
+    def __init__(self, console: Console, estimate: Estimate, file: Path) -> None:
+        self._console, self._file = console, file
         self._cached = estimate.originals_done + estimate.trials_done
         self._expected = estimate.originals - estimate.originals_done + estimate.trials - estimate.trials_done
-        self._expected_images = estimate.images_forward + 2 * estimate.images_backward + self._expected * images_per_evaluation
+        self._left, self._pace = dict(estimate.work), estimate.pace
         self._running: dict[str, tuple[Job, float]] = {}
         self._statuses: Counter[str] = Counter()
-        self._images = 0.0
         self._started = self._last_line = self._last_frame = time.monotonic()
         self._live = live(console, lambda: self._frame().render()) if console.is_terminal else None
 
@@ -55,8 +55,9 @@ class Progress:
         self._running.pop(job.key, None)
         self._statuses[record.status] += 1
         spent = record.facts.get("images_forward_spent")
-        self._images += job.images if spent is None else spent + 2 * record.facts["images_backward_spent"]
-        self._images += self._images_per_evaluation
+        passes = job.images if spent is None else spent + 2 * record.facts["images_backward_spent"]
+        take_off(self._left, self._pace.likeness(job.spec), passes)
+        self._pace.hear(job.spec, record)
         if not record.ok:
             self._say(f"{record.status}: {describe(job)}: {record.error}")
 
@@ -71,11 +72,12 @@ class Progress:
             self._frame().write(self._file)
 
     def seconds_left(self) -> float | None:
-        """The time left at the pace so far; None before the first job ended."""
-        elapsed = time.monotonic() - self._started
-        if not self._images:
-            return None
-        return elapsed * max(0.0, self._expected_images - self._images) / self._images
+        """The time left by the pace of what is done, with as many workers as are at it now; None where that is not known."""
+        seconds, now = self._pace.seconds(self._left), time.monotonic()
+        if seconds is None or not self._running:
+            return seconds
+        spent = sum(now - since for _, since in list(self._running.values()))
+        return max(0.0, seconds - spent) / len(self._running)
 
     def _frame(self) -> Frame:
         now, done = time.monotonic(), sum(self._statuses.values())

@@ -21,10 +21,10 @@ from cu_ray.errors import FieldFault, RayStopped, UserError
 from cu_ray.places import Place, at, lasting
 from cu_ray.stages.poison import poison
 from cu_ray.store import checksum, open_store
-from cu_ray.sweep import cluster, doctor, frame, hardware, ledger, plan, process, remarks, status, tables, trackers, weights
+from cu_ray.sweep import cluster, doctor, frame, hardware, ledger, plan, process, remarks, tables, trackers, weights
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.dispatch import Dispatch, Health
-from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
+from cu_ray.sweep.estimate import Estimate, estimate
 from cu_ray.sweep.growth import growth
 from cu_ray.sweep.ready import Job
 from cu_ray.sweep.room import Room, require, shape
@@ -82,52 +82,6 @@ def make_plan(sweep: Sweep, datasets: Mapping[Any, Dataset]) -> plan.Plan:
     return part_of(made, *sweep.shard)
 
 
-@dataclass(frozen=True)
-class Preview:
-    """What a sweep comes to and what of it is done, before it runs."""
-
-    estimate: Estimate
-    absent: list[str]  # the data sets that are not on this machine
-    device: str
-    precisions: list[str]
-    elsewhere: str | None  # the host on which it last ran, where that decides what is left to the hardware, and unlike this one
-
-    def remarks(self, command: str) -> list[str]:
-        """What a reader has to know of it. command: what would run the sweep."""
-        said = [f"{name} is not on this machine: counted from its known sizes. {command} downloads it." for name in self.absent]
-        if self.elsewhere:
-            where = f"as it last ran, from {self.elsewhere}; this machine would decide otherwise"
-            said.append(f"Counted for {self.device} in {', '.join(self.precisions)}, {where}.")
-        return said
-
-
-def preview(sweep: Sweep) -> Preview:
-    """What the sweep comes to and what of it is done. Starts and downloads nothing.
-
-    What is left to the hardware is what it was for the sweep in the folder, if there is one, else as this machine decides.
-    """
-    here = hardware.here(sweep).settle(sweep)
-    sweep, host = _as_before(sweep) or (here, None)
-    made = make_plan(sweep, {dataset: dataset.load() for dataset in sweep.datasets if dataset.is_here()})
-    known = ledger.read(sweep.folder / "ledger")
-    journal = ReadOnlyJournal(known)
-    absent = [plugins.name_of(dataset) for dataset in sweep.datasets if not dataset.is_here()]
-    agenda = Agenda(made, journal, original_cached=_cached_in(sweep), lacking=_without_evidence(sweep, journal.known))
-    precisions = list(dict.fromkeys(train.precision for train in sweep.trains))
-    elsewhere = host if sweep != here else None
-    return Preview(estimate(made, agenda, journal.known), absent, sweep.runtime.device, precisions, elsewhere)
-
-
-def _as_before(sweep: Sweep) -> tuple[Sweep, str] | None:
-    """The sweep on what it last ran on, and the host it ran from; None where that is not known."""
-    try:
-        facts = status.read(sweep.folder)
-    except UserError:  # nothing has run there
-        return None
-    found = hardware.as_before(sweep, facts)
-    return None if found is None else (found.settle(sweep), facts["host"])
-
-
 def run(sweep: Sweep, console: Console, *, retry_failed: bool = False, seconds: float = math.inf) -> Outcome:
     """Run what of the sweep is not done yet; after so many seconds nothing more is started.
 
@@ -159,10 +113,10 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
         agenda = Agenda(
             made,
             journal,
-            original_cached=_cached_in(sweep),
+            original_cached=cached_in(sweep),
             retry_failed=retry_failed,
             max_failures=sweep.runtime.max_failures,
-            lacking=_without_evidence(sweep, journal.known),
+            lacking=without_evidence(sweep, journal.known),
         )
         work = _Work(sweep, found, made, datasets, agenda, journal, console, deadline)
         interrupted = False
@@ -248,10 +202,9 @@ class _Work:
 
         before = self.estimate()
         self._write_status(before, running=True)
-        largest_test_set = max(len(dataset.test) for dataset in self.datasets.values())
         share, ran_out, health, grown = self._share(), Counter[str](), Health(), growth()
         with (
-            Progress(self.console, before, 2 * largest_test_set, frame.file_in(self.sweep.scratch)) as progress,
+            Progress(self.console, before, frame.file_in(self.sweep.scratch)) as progress,
             Mirror(self.sweep.scratch) as mirror,
             Tracking(self.plan.name, self._tracker(), lambda text: self.console.print(text, soft_wrap=True)) as tracking,
         ):
@@ -344,12 +297,13 @@ def _at_most_every(seconds: float, act: Callable[[], object]) -> Callable[[], No
     return now_and_then
 
 
-def _cached_in(sweep: Sweep) -> Any:
+def cached_in(sweep: Sweep) -> Callable[[str], bool]:
+    """Whether the store has the original of a key."""
     store = open_store(sweep.runtime.storage)
     return lambda key: store.has("originals", key)
 
 
-def _without_evidence(sweep: Sweep, known: ledger.Known) -> set[str]:
+def without_evidence(sweep: Sweep, known: ledger.Known) -> set[str]:
     """The keys of the models that were made without the evidence that the sweep keeps."""
     if not sweep.evidence:
         return set()

@@ -265,7 +265,8 @@ def test_it_evaluates_what_a_trial_does_in_its_order_but_for_batches_in_the_midd
     assert sizes == [*(12, 12, 12, 4), *(12, 12, 12, 4), 9, 6, *(12, 12, 12, 12, 3), 9]
     sizes.clear()
     measured(spec)
-    assert sizes == [*(12, 12, 4), *(12, 12, 4), 9, 6, *(12, 12, 3), 9]
+    once = [*(12, 12, 4), *(12, 12, 4), 9, 6, *(12, 12, 3)]  # and again, for the time that it takes
+    assert sizes == [*once, *once, 9]
 
 
 def test_untrained_weights_that_diverge_are_no_fault():
@@ -355,6 +356,36 @@ def test_there_are_no_seconds_where_no_image_was_learned_from():
     assert of(NoUnlearning()).seconds_per_pass is None
     assert of(CatastrophicForgetting()).seconds_per_pass > 0
     assert measured(original_spec(DATASET)).seconds_per_pass > 0
+
+
+def test_an_evaluation_takes_what_its_second_time_took_for_each_image(monkeypatch):
+    clock, predicted = SimpleNamespace(time=0.0, warm=False), canary.predict_some
+
+    def slowly(*given, **also):
+        number = predicted(*given, **also)
+        clock.time += 0.5 * number + (0 if clock.warm else 777)
+        clock.warm = True
+        return number
+
+    monkeypatch.setattr(canary, "predict_some", slowly)
+    monkeypatch.setattr(canary, "now", lambda device: clock.time)
+    spec = trial_spec(DATASET, CatastrophicForgetting())
+    bench = Workbench(DATASET, MemoryStore())
+    bench.run_original(spec.original)
+    assert measured(spec).evaluation_seconds == 0.5 * bench.run_trial(spec).facts["images_evaluated"]
+
+
+def test_on_a_gpu_what_takes_far_longer_than_the_other_batches_is_no_part_of_the_pace(monkeypatch):
+    """A step that is recorded as a graph takes as long as a hundred replays, and there is one of it."""
+    clock = SimpleNamespace(time=0.0)
+    monkeypatch.setattr(short, "now", lambda device: clock.time)
+    for device, expected in (("cuda", 0.5), ("cpu", (0.5 * 100 * 10 + 990.0) / (100 * 10))):
+        watch, clock.time = short.Watch(torch.device(device)), 0.0
+        for step in range(10):
+            watch.batch()
+            watch.passes += 100
+            clock.time += 50 + (990.0 if step == 3 else 0)
+        assert watch.seconds_per_pass() == pytest.approx(expected)
 
 
 def test_a_measure_can_be_kept_as_json():

@@ -19,6 +19,7 @@ from cu_ray.sweep import hardware, runner
 from cu_ray.sweep.growth import UNKNOWN
 from cu_ray.sweep.hardware import device_of
 from cu_ray.sweep.ledger import Ledger
+from cu_ray.sweep.preview import preview
 from cu_ray.types import Record
 from tests import sweeps
 
@@ -135,14 +136,14 @@ def test_a_plan_counts_what_was_done_where_the_sweep_last_ran(tmp_path, monkeypa
     monkeypatch.setattr(hardware, "local_device_kind", lambda: "cpu")
     monkeypatch.setattr(hardware, "local_flags", lambda device: frozenset({"amx_bf16"} if other == "bf16" else ()))
     sweep = of_auto(tmp_path)
-    assert runner.preview(sweep).remarks("`cu-ray sweep`") == []
+    assert preview(sweep).remarks("`cu-ray sweep`") == []
     number = done_on(sweep, device, precision)
-    found = runner.preview(sweep)
+    found = preview(sweep)
     assert (found.estimate.originals_done, found.device, found.precisions) == (number, device, [precision])
     assert found.remarks("`cu-ray sweep`") == [
         f"Counted for {device} in {precision}, as it last ran, from head; this machine would decide otherwise."
     ]
-    said = runner.preview(replace(sweep, runtime=replace(sweep.runtime, device="cpu")))
+    said = preview(replace(sweep, runtime=replace(sweep.runtime, device="cpu")))
     assert said.device == "cpu", "a device that the file names is not decided by an earlier run"
     assert said.estimate.originals_done == (number if device == "cpu" else 0)
 
@@ -154,7 +155,7 @@ def test_a_plan_goes_by_this_machine_where_nothing_is_told_of_an_earlier_run(tmp
     done_on(sweep, "cuda", "bf16")
     facts = json.loads(sweep.folder.read("status.json"))
     sweep.folder.write("status.json", json.dumps(facts | {"auto_precision": None}).encode())
-    found = runner.preview(sweep)
+    found = preview(sweep)
     assert (found.estimate.originals_done, found.device, found.precisions, found.elsewhere) == (0, "cpu", ["fp32"], None)
 
 

@@ -314,33 +314,6 @@ def test_what_other_sweeps_left_in_the_ledger_is_not_counted():
     assert (counts.originals, counts.originals_done, counts.trials, counts.trials_done) == (1, 1, 5, 3)
 
 
-def test_time_is_estimated_from_the_pace_of_what_is_done():
-    made, journal = counted(), ReadOnlyJournal(Known())
-    agenda = agenda_of(made, journal)
-    assert now(made, journal, agenda).seconds is None
-    play(agenda, kill_after=12)
-    counts = now(made, journal, agenda)
-    facts = [record.facts for record in journal.known.trials.values()]
-    spent = sum(each["images_forward_spent"] + 2 * each["images_backward_spent"] for each in facts)
-    pace = sum(each["unlearn_seconds_spent"] for each in facts) / spent
-    assert counts.seconds == pytest.approx(pace * (counts.images_forward + 2 * counts.images_backward))
-    assert estimate(made, agenda, journal.known).to_json()["by_method"] == counts.by_method
-
-
-@pytest.mark.parametrize("share", [None, 1.0, 0.25])
-def test_hours_of_gpus_are_those_of_the_share_that_a_worker_has_with_evaluation(share):
-    made, journal = counted(), ReadOnlyJournal(Known())
-    agenda = agenda_of(made, journal)
-    assert now(made, journal, agenda).hours is None
-    play(agenda, kill_after=12)
-    for record in journal.known.trials.values():
-        record.facts["gpu_share"] = share
-    counts = now(made, journal, agenda)
-    evaluation = sum(record.facts["eval_seconds"] for record in journal.known.trials.values()) / counts.trials_done
-    left = counts.trials - counts.trials_done
-    assert counts.hours == pytest.approx((share or 1) * (counts.seconds + evaluation * left) / 3600)
-
-
 def test_a_preview_writes_nothing_into_what_it_is_given():
     known, _ = run(counted({"no_unlearning": {}}))
     before = (dict(known.trials), dict(known.points))

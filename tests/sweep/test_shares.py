@@ -18,7 +18,7 @@ from cu_ray.types import OriginalSpec
 from tests.sweep.simulator import SCRUB, SSD_GRID, plan
 
 GIB = 1 << 30
-SMALL = Measure("a GPU", 80 * GIB, GIB, 0, 0, 0, 1e-5, None)
+SMALL = Measure("a GPU", 80 * GIB, GIB, 0, 0, 0, 1e-5, 1.0, None)
 PLAN = plan({"scrub": SCRUB, "ssd": SSD_GRID}, seeds=[0, 1, 2], deletion_fractions=[0.1, 0.5])
 ORIGINAL, SCRUB_TRIAL, SSD_TRIAL = canaries(PLAN)
 
@@ -53,7 +53,7 @@ def test_shares_are_rounded_down():
     gpu=st.integers(GIB, 200 * GIB),
 )
 def test_the_memory_of_a_gpu_is_never_exceeded_and_no_trial_less_than_fits(peaks, kept, gpu):
-    canaries = measured(*(Measure("a GPU", gpu, peak + sum(kept), *kept, None, None) for peak in peaks[:1]))
+    canaries = measured(*(Measure("a GPU", gpu, peak + sum(kept), *kept, None, None, None) for peak in peaks[:1]))
     canaries = [
         (spec, replace(canaries[1][1], peak_bytes=peak + sum(kept))) for (spec, _), peak in zip(canaries, peaks, strict=True)
     ]

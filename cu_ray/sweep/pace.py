@@ -1,0 +1,155 @@
+"""How long jobs take, from those that are done and from canaries: for a pass of one image, and for each job besides. Pure.
+
+A job for which there is nothing goes by those most like it: first those of the same method whose whole-numbered hyperparameters
+are the same (a number of layers, a batch size), then those of the method, then all of the same model and data, then all.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from cu_ray.plugins import name_of
+from cu_ray.stages.canary import Measure
+from cu_ray.sweep.canaries import Spec, kind_of, shape_of
+from cu_ray.types import OriginalSpec, Record
+
+ORIGINAL = "original"
+Likeness = tuple[Hashable, ...]  # what a job has in common with others, from the closest of them to all
+
+
+@dataclass(frozen=True)
+class Load:
+    """So many jobs, and the passes of one image that they take together; a backward pass counts as two."""
+
+    jobs: int = 0
+    passes: float = 0.0
+
+    def __add__(self, other: Load) -> Load:
+        return Load(self.jobs + other.jobs, self.passes + other.passes)
+
+
+Work = dict[Likeness, Load]
+
+
+@dataclass
+class _Seen:
+    """What jobs took: of learning, and besides."""
+
+    jobs: int = 0
+    passes: float = 0.0
+    learning: float = 0.0  # seconds, of those that had passes
+    besides: float = 0.0  # seconds
+
+
+@dataclass
+class Pace:
+    """What jobs of each likeness took. What is done counts before what was measured."""
+
+    _done: dict[Hashable, _Seen] = field(default_factory=dict)
+    _measured: dict[Hashable, _Seen] = field(default_factory=dict)
+    _kinds: dict[str, str] = field(default_factory=dict)  # of originals, by key
+    _seconds: float = 0.0  # of what is done
+    _gpu_seconds: float = 0.0  # the same, of each the share of a GPU that it had
+
+    def likeness(self, spec: Spec) -> Likeness:
+        """Of an original or a trial."""
+        original = spec if isinstance(spec, OriginalSpec) else spec.original
+        if original.key not in self._kinds:
+            self._kinds[original.key] = kind_of(original)
+        setting = self._kinds[original.key]
+        if isinstance(spec, OriginalSpec):
+            return (setting, ORIGINAL), setting, None
+        method = (setting, name_of(spec.method), spec.method.version, spec.keep)
+        return (method, repr(shape_of(spec))), method, setting, None
+
+    def hear(self, spec: Spec, record: Record) -> None:
+        """Take in what is done; what failed says nothing, nor what another program has made without a clock."""
+        facts, original = record.facts, isinstance(spec, OriginalSpec)
+        began, ended = facts.get("started_at"), facts.get("finished_at")
+        learning = facts.get("train_seconds" if original else "unlearn_seconds_spent")
+        if not (record.ok and isinstance(began, str) and isinstance(ended, str)) or (learning is None and not original):
+            return
+        seconds = (datetime.datetime.fromisoformat(ended) - datetime.datetime.fromisoformat(began)).total_seconds()
+        if isinstance(spec, OriginalSpec):  # without a time where it was there already
+            passes = 0 if learning is None else 3 * spec.images
+        else:
+            passes = facts["images_forward_spent"] + 2 * facts["images_backward_spent"]
+        _add(self._done, self.likeness(spec), passes, learning or 0.0, seconds)
+        self._seconds += seconds
+        self._gpu_seconds += seconds * (facts.get("gpu_share") or 1.0)
+
+    def measured(self, spec: Spec, measure: Measure) -> None:
+        """Take in what a canary came to, where it came to its end."""
+        if measure.stopped is None and measure.evaluation_seconds is not None:
+            learning = measure.seconds_per_pass or 0.0
+            passes = 0.0 if measure.seconds_per_pass is None else 1.0
+            _add(self._measured, self.likeness(spec), passes, learning, learning + measure.evaluation_seconds)
+
+    def seconds(self, work: Mapping[Likeness, Load]) -> float | None:
+        """How long one worker takes for it; None where nothing is known of any job."""
+        found = [self._of(likeness, load) for likeness, load in work.items()]
+        return None if None in found else sum(filter(None, found), 0.0)
+
+    def longest(self, work: Mapping[Likeness, Load]) -> float:
+        """About the seconds of its longest job: as long as all of one likeness are on average."""
+        means = {likeness: Load(1, load.passes / load.jobs) for likeness, load in work.items() if load.jobs}
+        return max((self._of(likeness, load) or 0.0 for likeness, load in means.items()), default=0.0)
+
+    def wall_seconds(self, work: Mapping[Likeness, Load], lanes: int) -> float | None:
+        """From the first job to the last on so many GPUs, or with so many workers on CPUs; None where nothing is known.
+
+        No trial begins before its original is there: where there are fewer originals than lanes, the others wait that long.
+        """
+        seconds, originals = self.seconds(work), {like: load for like, load in work.items() if _is_original(like)}
+        if seconds is None:
+            return None
+        trials = {like: load for like, load in work.items() if not _is_original(like)}
+        training, num_originals = self.longest(originals), sum(load.jobs for load in originals.values())
+        waited = max(0.0, lanes - self.share * num_originals) * training
+        return max((self.share * seconds + waited) / lanes, training + self.longest(trials))
+
+    @property
+    def share(self) -> float:
+        """Of a GPU, that a worker had on average; 1 where nothing is done, and on CPUs."""
+        return self._gpu_seconds / self._seconds if self._seconds else 1.0
+
+    def _of(self, likeness: Likeness, load: Load) -> float | None:
+        """The seconds of jobs of one likeness; None where nothing is known of any job."""
+        known = [seen for like in likeness for table in (self._done, self._measured) if (seen := table.get(like)) is not None]
+        learned = next((seen.learning / seen.passes for seen in known if seen.passes), None)
+        if not known or (load.passes and learned is None):
+            return None
+        return load.passes * (learned or 0.0) + load.jobs * known[0].besides / known[0].jobs
+
+
+def work_of(loads: Iterable[tuple[Likeness, Load]]) -> Work:
+    """These together."""
+    work: Work = {}
+    for likeness, load in loads:
+        work[likeness] = work.get(likeness, Load()) + load
+    return work
+
+
+def take_off(work: Work, likeness: Likeness, passes: float) -> None:
+    """Take a job off its likeness, or off the closest that has any left: the typical points of a search stand for others."""
+    for depth, like in enumerate(likeness):
+        back = len(likeness) - depth
+        found = (each for each, load in work.items() if load.jobs and len(each) >= back and each[-back] == like)
+        if (closest := next(found, None)) is not None:
+            work[closest] = Load(work[closest].jobs - 1, max(0.0, work[closest].passes - passes))
+            return
+
+
+def _is_original(likeness: Likeness) -> bool:
+    return isinstance(likeness[0], tuple) and likeness[0][1:] == (ORIGINAL,)
+
+
+def _add(table: dict[Hashable, _Seen], likeness: Likeness, passes: float, learning: float, seconds: float) -> None:
+    for like in likeness:
+        seen = table.setdefault(like, _Seen())
+        seen.jobs += 1
+        seen.passes += passes
+        seen.learning += learning if passes else 0.0
+        seen.besides += max(0.0, seconds - learning) if passes else seconds

@@ -1,0 +1,243 @@
+"""How long a sweep takes, from what is done and from canaries: of jobs that take a known time it is known to the second."""
+
+from __future__ import annotations
+
+import datetime
+import io
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from cu_ray.plugins import name_of
+from cu_ray.stages.canary import Measure
+from cu_ray.sweep import progress as progress_module
+from cu_ray.sweep.estimate import ReadOnlyJournal, estimate
+from cu_ray.sweep.ledger import Known
+from cu_ray.sweep.pace import Load, Pace, take_off, work_of
+from cu_ray.sweep.plan import memo_group
+from cu_ray.sweep.preview import Preview
+from cu_ray.sweep.progress import Progress
+from cu_ray.types import OriginalSpec
+from tests.sweep.simulator import SCRUB, SSD_GRID, agenda_of, fails, plan, play, record_of
+
+GRID = {**SCRUB, "alpha": [0.1, 1, 10], "sampler": "grid"}
+METHODS = {"scrub": GRID, "exact_unlearning": {"steps": 4}}
+PER_PASS = {"original": 0.01, "scrub": 0.003, "exact_unlearning": 0.02, "ssd": 0.05, "no_unlearning": 0.0}  # seconds
+BESIDES = {"original": 7.0, "scrub": 3.0, "exact_unlearning": 2.0, "ssd": 0.5, "no_unlearning": 1.0}
+BEGAN = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)
+
+
+def counted(methods=METHODS, **sections):
+    return plan(methods, **{"seeds": [0, 1], "deletion_fractions": [0.1, 0.5], "search": {"seeds": "all"}} | sections)
+
+
+def name(spec):
+    return "original" if isinstance(spec, OriginalSpec) else name_of(spec.method)
+
+
+class World:
+    """Jobs take what their method says: for each pass, and besides. Of trials that share a memo the first has the passes."""
+
+    def __init__(self, share=None, slow=lambda spec: 1.0):
+        self.share, self.slow, self.groups, self.seconds = share, slow, set(), {}
+
+    def __call__(self, job):
+        record, method = record_of(job), name(job.spec)
+        facts, group = dict(record.facts), None if method == "original" else memo_group(job.spec)
+        passes = 3 * job.spec.images if method == "original" else facts["images_forward"] + 2 * facts["images_backward"]
+        if group in self.groups:
+            passes = facts["images_forward_spent"] = facts["images_backward_spent"] = 0
+        self.groups |= {group} - {None}
+        learning = PER_PASS[method] * passes * self.slow(job.spec)
+        self.seconds[job.key] = learning + BESIDES[method]
+        ended = BEGAN + datetime.timedelta(seconds=self.seconds[job.key])
+        facts |= {"started_at": BEGAN.isoformat(), "finished_at": ended.isoformat(), "gpu_share": self.share}
+        facts |= {"train_seconds": learning} if method == "original" else {"unlearn_seconds_spent": learning}
+        return replace(record, facts=facts)
+
+
+def played(made, world, num_jobs):
+    """The counts after so many jobs, and the seconds that the others take."""
+    journal = ReadOnlyJournal(Known())
+    agenda = agenda_of(made, journal)
+    done = {job.key for job in play(agenda, kill_after=num_jobs, outcome=world).ended} if num_jobs else set()
+    whole = World(world.share, world.slow)
+    rest = play(agenda_of(made, ReadOnlyJournal(Known())), outcome=whole)
+    left = sum(seconds for key, seconds in whole.seconds.items() if key not in done)
+    assert len(rest.ended) > num_jobs
+    return estimate(made, agenda, journal.known), left, [job for job in rest.ended if job.key not in done]
+
+
+def test_nothing_is_known_where_nothing_is_done():
+    counts, _, _ = played(counted(), World(), 0)
+    assert (counts.seconds, counts.hours, counts.pace.wall_seconds(counts.work, 2)) == (None, None, None)
+
+
+def test_what_is_left_takes_what_jobs_of_its_method_took_though_other_methods_took_another_time():
+    made, tested = counted(seeds=[0, 1, 2, 3]), 0
+    whole = play(agenda_of(made, ReadOnlyJournal(Known())), outcome=World()).ended
+    for num_jobs in range(1, len(whole)):
+        if {name(job.spec) for job in whole[:num_jobs]} == {"original", *METHODS}:
+            counts, left, others = played(made, World(), num_jobs)
+            assert counts.seconds == pytest.approx(left)
+            assert counts.pace.longest(counts.work) == pytest.approx(max(map(seconds_alone, others)))
+            tested += 1
+    assert tested == 7
+
+
+def seconds_alone(job):
+    passes = 3 * job.spec.images if name(job.spec) == "original" else job.images
+    return PER_PASS[name(job.spec)] * passes + BESIDES[name(job.spec)]
+
+
+def test_of_trials_that_share_a_memo_one_takes_its_passes_and_all_what_comes_besides():
+    made = counted({"ssd": SSD_GRID}, seeds=[0])
+    counts, left, others = played(made, World(), 1 + 2)  # the original, and who computes the memos
+    groups = {memo_group(job.spec): job.images for job in others}
+    assert (len(groups), len(others)) == (2, 6)
+    assert counts.seconds == pytest.approx(left + PER_PASS["ssd"] * sum(groups.values()))  # a memo counts while trials use it
+
+
+def test_hyperparameters_that_shape_the_computation_have_a_pace_of_their_own():
+    """With two blocks retrained a step is quicker than with all."""
+
+    def slow(spec):
+        return 0.25 if name(spec) == "exact_unlearning" and spec.method.k == 2 else 1.0
+
+    made = counted({"exact_unlearning": {"k": [None, 2], "steps": 4, "sampler": "grid"}}, seeds=[0, 1, 2])
+    tested = 0
+    for num_jobs in range(4, 15):
+        journal = ReadOnlyJournal(Known())
+        done = play(agenda_of(made, journal), kill_after=num_jobs, outcome=World()).ended
+        if len({job.spec.method.k for job in done if name(job.spec) != "original"}) == 2:
+            counts, left, _ = played(made, World(slow=slow), num_jobs)
+            assert counts.seconds == pytest.approx(left)
+            tested += 1
+    assert tested
+
+
+def test_a_method_of_which_nothing_is_done_goes_by_the_originals_of_its_model():
+    made = counted({"exact_unlearning": {"steps": 4}})
+    counts, _, others = played(made, World(), 1)
+    assert [name(job.spec) for job in others] == ["original", *4 * ["exact_unlearning"]]
+    passes = 3 * others[0].spec.images + sum(job.images for job in others[1:])
+    assert counts.seconds == pytest.approx(PER_PASS["original"] * passes + 5 * BESIDES["original"])
+
+
+@pytest.mark.parametrize("share", [None, 1.0, 0.25])
+def test_hours_of_gpus_are_those_of_the_share_that_a_worker_has(share):
+    counts, _, _ = played(counted(), World(share), 12)
+    assert counts.hours == pytest.approx((share or 1) * counts.seconds / 3600)
+
+
+def test_what_failed_says_nothing():
+    made, pace = counted(), Pace()
+    job = agenda_of(made, ReadOnlyJournal(Known())).next()
+    pace.hear(job.spec, fails(job))
+    assert pace.seconds({pace.likeness(job.spec): Load(1, 10)}) is None
+
+
+# --------------------------------------------------------------------------------------------------------------- canaries
+
+
+def measure(per_pass, evaluation, stopped=None):
+    return Measure("a processor", 0, 0, 0, 0, 0, per_pass, evaluation, stopped)
+
+
+def specs_of(made):
+    return {name(job.spec): job.spec for job in play(agenda_of(made, ReadOnlyJournal(Known()))).ended}
+
+
+def test_before_anything_is_done_canaries_tell_and_afterwards_what_is_done():
+    made = counted({"no_unlearning": {}, "exact_unlearning": {"steps": 8}})
+    specs, journal = specs_of(made), ReadOnlyJournal(Known())
+    agenda = agenda_of(made, journal)
+    told = [(specs["original"], measure(0.1, 5.0)), (specs["exact_unlearning"], measure(0.2, 4.0))]
+    told += [(specs["no_unlearning"], measure(None, 3.0))]
+    counts = estimate(made, agenda, journal.known, told)
+    images, original = 4 * specs["exact_unlearning"].method.steps * 16, specs["original"].images
+    assert counts.seconds == pytest.approx(0.1 * 3 * 2 * original + 2 * 5 + 0.2 * 3 * images + 4 * 4 + 2 * 3)
+    assert counts.hours == pytest.approx(counts.seconds / 3600)
+    play(agenda, kill_after=1, outcome=World())  # an original: canaries of all other kinds still tell
+    counts = estimate(made, agenda, journal.known, told)
+    assert counts.seconds == pytest.approx(0.01 * 3 * original + 7 + 0.2 * 3 * images + 4 * 4 + 2 * 3)
+
+
+def test_a_canary_that_came_to_no_end_tells_nothing():
+    made = counted({"no_unlearning": {}})
+    spec, journal = specs_of(made)["no_unlearning"], ReadOnlyJournal(Known())
+    for stopped in (measure(0.1, 5.0, "RuntimeError: no luck"), measure(0.1, None)):
+        assert estimate(made, agenda_of(made, journal), journal.known, [(spec, stopped)]).seconds is None
+
+
+# -------------------------------------------------------------------------------------------------------------- work left
+
+
+def test_a_job_is_taken_off_what_is_closest_to_it():
+    work = work_of([(("a2", "a", "s", None), Load(2, 20)), (("b", "s", None), Load(1, 7))])
+    take_off(work, ("a9", "a", "s", None), 10)  # another point of a search: its typical point stands for it
+    assert work == {("a2", "a", "s", None): Load(1, 10), ("b", "s", None): Load(1, 7)}
+    take_off(work, ("b", "s", None), 3)
+    take_off(work, ("b", "s", None), 3)
+    assert work == {("a2", "a", "s", None): Load(0, 7), ("b", "s", None): Load(0, 4)}
+    take_off(work, ("b", "s", None), 3)  # more than was expected
+    assert sum(load.jobs for load in work.values()) == 0
+
+
+def test_the_display_says_what_is_left_by_the_pace_of_each_method(tmp_path, monkeypatch):
+    """Two workers, jobs of known times: from the moment when each kind was seen, what it says is what is to come."""
+    made, world, clock = counted(seeds=[0, 1, 2, 3]), World(), SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock.now)
+    journal = ReadOnlyJournal(Known())
+    agenda = agenda_of(made, journal)
+    shown = Progress(Console(file=io.StringIO()), estimate(made, agenda, journal.known), tmp_path / "frame.json")
+    running, seen, said = [], set(), []
+    while not agenda.done:
+        while len(running) < 2 and (job := agenda.next()) is not None:
+            record = world(job)
+            shown.heard(job, None)
+            running.append((clock.now + world.seconds[job.key], job, record))
+        running.sort(key=lambda each: each[0])
+        if seen == {"original", *METHODS} and len(running) == 2:
+            said.append((clock.now, shown.seconds_left()))
+        clock.now, job, record = running.pop(0)
+        journal.write(record)
+        agenda.complete(record)
+        shown.heard(job, record)
+        seen.add(name(job.spec))
+    assert shown.seconds_left() == pytest.approx(0, abs=1e-6)
+    assert len(said) >= 6
+    for now, left in said:  # at the end one of two workers has nothing to do
+        assert left == pytest.approx(clock.now - now, abs=max(world.seconds.values()) + 1e-6)
+    assert math.isfinite(said[0][1])
+
+
+@pytest.mark.parametrize(
+    ("originals", "trials", "lanes", "share", "expected"),
+    [
+        (4, 10, 2, None, (4 * 10 + 10 * 6) / 2),  # as many originals as workers, or more: nobody waits for them
+        (1, 10, 2, None, 10 + 10 * 6 / 2),  # two workers wait for one original
+        (0, 10, 4, None, 10 * 6 / 4),
+        (1, 3, 64, None, 10 + 6),  # never less than an original and a trial
+        (0, 1, 64, None, 6),
+        (4, 10, 1, 0.25, (4 * 10 + 10 * 6) / 4),  # four workers on a GPU
+        (2, 10, 1, 0.25, (2 * 10 + 10 * 6) / 4 + 10 / 2),  # half of it waits for two originals
+        (2, 10, None, None, None),
+    ],
+)
+def test_the_time_of_a_sweep_is_its_work_by_workers_and_what_they_wait_for_originals(originals, trials, lanes, share, expected):
+    """An original takes ten seconds, a trial six."""
+    made, pace, loads = counted({"exact_unlearning": {"steps": 4}}), Pace(), {}
+    for job in play(agenda_of(made, ReadOnlyJournal(Known()))).ended:
+        passes, seconds = (3 * job.spec.images, 10) if name(job.spec) == "original" else (job.images, 6)
+        facts = record_of(job).facts | {"started_at": BEGAN.isoformat(), "gpu_share": share}
+        facts |= {"finished_at": (BEGAN + datetime.timedelta(seconds=seconds)).isoformat()}
+        facts |= {"train_seconds": 9.0} if name(job.spec) == "original" else {"unlearn_seconds_spent": 5.0}
+        pace.hear(job.spec, replace(record_of(job), facts=facts))
+        load = {"original": originals, "exact_unlearning": trials}[name(job.spec)]
+        loads[name(job.spec)] = pace.likeness(job.spec), Load(load, load * passes)
+    found = Preview(SimpleNamespace(pace=pace, work=work_of(loads.values())), [], "cpu", [], None, lanes).wall_seconds
+    assert found == (None if expected is None else pytest.approx(expected))
