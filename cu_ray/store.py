@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from cu_ray.lease import Lease, Taken
 from cu_ray.places import Folder, Remote, at
 from cu_ray.types import Tensors
 
+ABANDONED_AFTER = 24 * 3600.0  # seconds; nobody writes an entry for so long
 LIMITS = {"memos": 4 << 30}  # bytes kept of a kind; the least recently used entries go first
 
 
@@ -74,6 +76,7 @@ class LocalStore:
         tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
         with _failing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
+            _clear_abandoned(path.parent)
             try:
                 _write(tensors, temporary, {**metadata, "checksum": checksum(tensors, metadata)})
                 with open(temporary, "rb") as file:
@@ -201,6 +204,14 @@ def checksum(tensors: Tensors, metadata: dict[str, str]) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(array.data if array.size else b"")
     return digest.hexdigest()
+
+
+def _clear_abandoned(folder: Path) -> None:
+    """Take away what writers that were killed left under temporary names."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(OSError):  # another process was first, or it is somebody else's
+            if path.stat().st_mtime < time.time() - ABANDONED_AFTER:
+                path.unlink()
 
 
 def _trim(folder: Path, limit: int) -> None:

@@ -96,6 +96,18 @@ def test_kinds_and_keys_are_apart(local):
     assert local.load("originals", "abd") is None
 
 
+def test_what_killed_writers_left_is_taken_away_once_nobody_can_be_at_it(local):
+    local.save("originals", "abc", WEIGHTS, {})
+    folder = local.folder / "originals"
+    (old, new, lock) = (folder / name for name in (".abc.1.tmp", ".abd.2.tmp", ".abc.lock"))
+    for path in (old, new, lock):
+        path.write_bytes(b"half")
+    for path in (old, lock):
+        os.utime(path, (0, time.time() - store.ABANDONED_AFTER - 60))
+    local.save("originals", "abe", WEIGHTS, {})
+    assert sorted(path.name for path in folder.iterdir()) == [lock.name, new.name, "abc.safetensors", "abe.safetensors"]
+
+
 def test_a_later_entry_replaces_the_earlier_one(local):
     local.save("originals", "abc", WEIGHTS, {"round": "1"})
     local.save("originals", "abc", {"other": np.ones(2, np.float32)}, {"round": "2"})

@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import gc
+import math
 import platform
 import re
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from cu_ray.stages.evaluate import images_evaluated, predict, training_sets
 from cu_ray.stages.evidence import OriginalsEvidence
 from cu_ray.stages.poison import OnDevice, detect, nothing_found, poison, upload
 from cu_ray.stages.process import device_is_lost
-from cu_ray.stages.short import MOST_CALLS, Enough, Watch, predict_some, short_tools, short_training_tools
+from cu_ray.stages.short import MOST_CALLS, Enough, LongEnough, Watch, predict_some, short_tools, short_training_tools
 from cu_ray.stages.train import build_model, train
 from cu_ray.stages.unlearn import Memo, now, unlearn
 from cu_ray.types import Dataset, DeletionSplit, OriginalSpec, PoisonedDataset, TrialSpec
@@ -122,22 +123,23 @@ class CudaProbe:
         return int(total - free - torch.cuda.memory_reserved(self.device))
 
 
-def measure(spec: OriginalSpec | TrialSpec, dataset: Dataset, probe: Probe) -> Measure:
+def measure(spec: OriginalSpec | TrialSpec, dataset: Dataset, probe: Probe, seconds: float = math.inf) -> Measure:
     """What the beginning, the middle and the end of a training or a trial take, and an evaluation after it.
 
     Model, batch sizes, precision, deletion set and hyperparameters are those of the whole one; the original's weights are
     untrained and no store is touched. Never raises for what a plug-in does. A canary that runs out of memory is taken to
-    need more than the device has, and one that loses the device nothing: whole trials of it will fail.
+    need more than the device has, and one that loses the device nothing: whole trials of it will fail. seconds: where the pace
+    alone is wanted, how long it may learn.
     """
     probe.begin()
-    canary = _Canary(spec, dataset, probe.device)
+    canary = _Canary(spec, dataset, probe.device, seconds)
     canary.run()
     peak = 0 if probe.lost() else probe.peak_bytes()
     if ran_out_of_memory(canary.stopped):
         peak = max(peak, probe.total_bytes)
     kept = (canary.data_bytes, canary.original_bytes, canary.memo_bytes)
-    seconds = (canary.seconds_per_pass, canary.evaluation_seconds)
-    return Measure(probe.name, probe.total_bytes, peak, *kept, *seconds, canary.stopped)
+    pace = (canary.seconds_per_pass, canary.evaluation_seconds)
+    return Measure(probe.name, probe.total_bytes, peak, *kept, *pace, canary.stopped)
 
 
 def ran_out_of_memory(error: str | None) -> bool:
@@ -146,8 +148,8 @@ def ran_out_of_memory(error: str | None) -> bool:
 
 
 class _Canary:
-    def __init__(self, spec: OriginalSpec | TrialSpec, dataset: Dataset, device: torch.device) -> None:
-        self._spec, self._dataset, self._device = spec, dataset, device
+    def __init__(self, spec: OriginalSpec | TrialSpec, dataset: Dataset, device: torch.device, seconds: float) -> None:
+        self._spec, self._dataset, self._device, self._seconds = spec, dataset, device, seconds
         self._setting = (spec if isinstance(spec, OriginalSpec) else spec.original).setting
         self.data_bytes = self.original_bytes = self.memo_bytes = 0
         self.seconds_per_pass: float | None = None
@@ -182,9 +184,9 @@ class _Canary:
                 predict(copy.deepcopy(original), data.train, data.rows(split.deletion), precision)
 
     def _learned(self, original: torch.nn.Module, poisoned: PoisonedDataset, data: OnDevice) -> torch.nn.Module | None:
-        """What learning makes; None where it diverged, as untrained weights may: memory does not depend on them."""
-        watch, memos, learned = Watch(self._device), _Memos(), None
-        with contextlib.suppress(Diverged):
+        """What learning makes; None where its time was up, or it diverged: untrained weights may, and need the same memory."""
+        watch, memos, learned = Watch(self._device, self._seconds / 2), _Memos(), None
+        with contextlib.suppress(Diverged, LongEnough):
             if isinstance(self._spec, OriginalSpec):
                 learned = train(self._spec, poisoned, data, short_training_tools(watch))
             else:

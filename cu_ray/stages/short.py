@@ -25,6 +25,7 @@ from cu_ray.types import Indices, PoisonedDataset, TrainRecipe
 
 MOST_STEPS = 24  # of one optimisation: eight short passes
 MOST_ATTEMPTS = 4  # of one search
+FEWEST_BATCHES = 2  # that a pace is taken from
 MOST_OF_USUAL = 3  # times the usual time for an image: what takes longer is no part of a long optimisation's pace
 MOST_CALLS = 500  # batches taken and forward passes; of the package's methods REM takes most, 353 in the tests
 
@@ -33,18 +34,24 @@ class Enough(BaseException):
     """A canary took more batches than it may. No Exception, for those a method may catch."""
 
 
+class LongEnough(BaseException):
+    """A canary took its time, and its pace is known. No Exception either."""
+
+
 class Watch:
     """Ends a canary that takes too many batches; knows how many image passes there were and how long they took."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._device, self._calls = device, 0
+    def __init__(self, device: torch.device, seconds: float = math.inf) -> None:
+        """seconds: after which it is long enough, once a few batches were taken."""
+        self._device, self._calls, self._seconds = device, 0, seconds
         self._batches: list[tuple[float, int]] = []  # when each began, and how many passes there were until then
         self.passes = 0  # of one image; a backward pass counts as two
 
     def batch(self) -> None:
-        """Count a batch. Raises Enough where there were too many calls."""
-        if not self._batches or self._device.type == "cuda":  # elsewhere nothing but the whole time is looked at
-            self._batches.append((now(self._device), self.passes))
+        """Count a batch. Raises Enough where there were too many calls, LongEnough where the time is up."""
+        self._batches.append((now(self._device), self.passes))
+        if len(self._batches) > FEWEST_BATCHES and self._batches[-1][0] - self._batches[0][0] > self._seconds:
+            raise LongEnough
         self.call()
 
     def call(self) -> None:
@@ -61,8 +68,9 @@ class Watch:
         if not self.passes or not self._batches:
             return None
         marks = [*self._batches, (now(self._device), self.passes)]
-        spans = [(end - begin, after - before) for (begin, before), (end, after) in itertools.pairwise(marks)]
-        spans = [(seconds, passes) for seconds, passes in spans if passes]
+        if self._device.type != "cuda":
+            return (marks[-1][0] - marks[0][0]) / self.passes
+        spans = [(end - begin, after - before) for (begin, before), (end, after) in itertools.pairwise(marks) if after > before]
         usual = statistics.median(seconds / passes for seconds, passes in spans)
         kept = [(seconds, passes) for seconds, passes in spans if seconds <= MOST_OF_USUAL * usual * passes]
         return sum(seconds for seconds, _ in kept) / sum(passes for _, passes in kept)

@@ -11,6 +11,7 @@ import datetime
 import hashlib
 import inspect
 import json
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,17 +100,29 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
     target.write("CITATION.cff", _citation(name).encode())
     target.write("README.txt", _readme(name, missing, unfinished).encode())
     target.place.write(SUMS, "".join(f"{digest}  {path}\n" for path, digest in sorted(target.digests.items())).encode())
-    return Bundle(target.place, len(target.digests) + 1, missing, unfinished)
+    return Bundle(target.finish(), len(target.digests) + 1, missing, unfinished)
 
 
 class _Target:
-    """The folder that is written, which has to be new or empty; the SHA-256 of each file in it."""
+    """The folder that is written, which has to be new or empty; the SHA-256 of each file in it.
+
+    A new one has another name until it is whole: where the program is killed, the same command begins anew.
+    """
 
     def __init__(self, place: Folder) -> None:
-        if place.path.exists() and (not place.path.is_dir() or any(place.path.iterdir())):
+        there = place.path.exists()
+        if there and (not place.path.is_dir() or any(place.path.iterdir())):
             raise UserError(f"{place} is there already: give another folder with --to")
-        self.place = place
+        self._whole, self.place = place, place if there else Folder(place.path.with_name(f".{place.path.name}.unfinished"))
+        if not there:
+            shutil.rmtree(self.place.path, ignore_errors=True)
         self.digests: dict[str, str] = {}
+
+    def finish(self) -> Folder:
+        """The folder, with its name."""
+        if self.place != self._whole:
+            self.place.path.rename(self._whole.path)
+        return self._whole
 
     def write(self, path: str, content: bytes) -> None:
         folder, _, name = path.rpartition("/")

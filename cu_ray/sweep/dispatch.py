@@ -23,7 +23,8 @@ from cu_ray.sweep.watchdog import took_too_long
 from cu_ray.types import Record, TrialSpec
 
 MAX_RETRIES = 3  # of a job whose worker died
-MOST_FAILED_STARTS = 5  # of workers, one after another, before it is clear that none will come up
+MOST_FAILED_STARTS = 5  # of workers, one after another, before it is clear that none will come up now
+START_AGAIN_AFTER = 60.0  # seconds without one of them, where there are workers: a node may be broken that others are not
 MOST_LOSSES = 3  # of its device by a kind of job, one after another, before it is tried with fewer neighbours
 MOST_STORE_FAILURES = 2  # of a job, before it is clear that original models cannot be kept
 MOST_LOSERS = 3  # methods (or originals) that lost their device, one after another, before the device is to blame
@@ -89,7 +90,7 @@ class Dispatch:
         self._deaths: Counter[str] = Counter()  # of workers, by the key of the job they were at
         self._written: deque[tuple[Job, Record, Future[None]]] = deque()  # on their way into the ledger, in order
         self.set_aside: list[Job] = []
-        self._failed_starts = 0
+        self._failed_starts, self._last_failed_start = 0, -math.inf
         self._store_failures: Counter[str] = Counter()  # by the key of the job
         self._given_up: tuple[str, str] | None = None  # what keeps all jobs from beginning, and why
         self.last_death: str | None = None  # why the last worker died, where that is known
@@ -111,7 +112,7 @@ class Dispatch:
     @property
     def hopeless(self) -> str | None:
         """What keeps happening to workers, so that no more come; None where there is hope."""
-        if self._failed_starts >= MOST_FAILED_STARTS:
+        if self._failed_starts >= MOST_FAILED_STARTS and not self._workers:
             return "no worker comes up, they die while they start"
         if self._given_up is not None:
             return self._given_up[0]
@@ -145,6 +146,11 @@ class Dispatch:
     def num_wanted(self) -> int:
         """How many workers have something to do, as far as is known."""
         return self._agenda.num_open - len(self.set_aside)
+
+    @property
+    def takes_workers(self) -> bool:
+        """Whether a further worker may start: not for a while where one after another dies while it starts."""
+        return self._failed_starts < MOST_FAILED_STARTS or time.monotonic() > self._last_failed_start + START_AGAIN_AFTER
 
     @property
     def num_workers(self) -> int:
@@ -219,9 +225,11 @@ class Dispatch:
         """A worker is gone, dismissed or dead: the job that it was at is handed out again, but not for ever."""
         worker = self._workers.pop(name, None)
         if worker is None:
-            self._failed_starts += 1
+            self._failed_starts, self._last_failed_start = self._failed_starts + 1, time.monotonic()
         elif worker.job is not None:
             self._lost(worker.job, time.monotonic() - worker.since)
+        if worker is not None and not self._workers:
+            self._failed_starts = 0  # where this one came up another may
         self.go_on()
 
     def go_on(self) -> None:

@@ -65,15 +65,15 @@ class Pace:
         return (method, repr(shape_of(spec))), method, setting, None
 
     def hear(self, spec: Spec, record: Record) -> None:
-        """Take in what is done; what failed says nothing, nor what another program has made without a clock."""
-        facts, original = record.facts, isinstance(spec, OriginalSpec)
-        began, ended = facts.get("started_at"), facts.get("finished_at")
-        learning = facts.get("train_seconds" if original else "unlearn_seconds_spent")
-        if not (record.ok and isinstance(began, str) and isinstance(ended, str)) or (learning is None and not original):
+        """Take in what is done; what failed says nothing, nor what was recorded without times."""
+        facts, seconds = record.facts, _seconds_of(record)
+        learning = facts.get("train_seconds" if isinstance(spec, OriginalSpec) else "unlearn_seconds_spent")
+        if not record.ok or seconds is None:
             return
-        seconds = (datetime.datetime.fromisoformat(ended) - datetime.datetime.fromisoformat(began)).total_seconds()
-        if isinstance(spec, OriginalSpec):  # without a time where it was there already
+        if isinstance(spec, OriginalSpec):  # without a time of learning where it was there already
             passes = 0 if learning is None else 3 * spec.images
+        elif learning is None:
+            return
         else:
             passes = facts["images_forward_spent"] + 2 * facts["images_backward_spent"]
         _add(self._done, self.likeness(spec), passes, learning or 0.0, seconds)
@@ -140,6 +140,15 @@ def take_off(work: Work, likeness: Likeness, passes: float) -> None:
         if (closest := next(found, None)) is not None:
             work[closest] = Load(work[closest].jobs - 1, max(0.0, work[closest].passes - passes))
             return
+
+
+def _seconds_of(record: Record) -> float | None:
+    """From its beginning to its end; None where these are not told."""
+    try:
+        began, ended = (datetime.datetime.fromisoformat(record.facts[name]) for name in ("started_at", "finished_at"))
+        return (ended - began).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _is_original(likeness: Likeness) -> bool:

@@ -21,6 +21,8 @@ from cu_ray.sweep.plan import Plan
 from cu_ray.sweep.runner import cached_in, make_plan, without_evidence
 from cu_ray.types import Dataset
 
+MEASURED_FOR = 10.0  # seconds of learning, by a kind of trial whose steps are long
+
 
 @dataclass(frozen=True)
 class Preview:
@@ -82,7 +84,7 @@ def _measured(
     torch.set_num_threads(1)
     try:
         for spec in specs:
-            measures.append((spec, measure(spec, images[setting_of(spec).content_hash], probe)))
+            measures.append((spec, measure(spec, images[setting_of(spec).content_hash], probe, MEASURED_FOR)))
             if probe.lost():
                 break
     finally:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from cu_ray import plugins
 from cu_ray.config import Sweep
@@ -233,8 +234,9 @@ class _Work:
                         ran_out=ran_out,
                         health=health,
                     )
+                    warned = _once(functools.partial(self._warned_of_failed_starts, dispatch))
                     try:
-                        crew.work(dispatch, share, grown, now_and_then)
+                        crew.work(dispatch, share, grown, (*now_and_then, warned))
                     finally:
                         dispatch.settle()
                     if (what := dispatch.hopeless) is not None:
@@ -246,6 +248,14 @@ class _Work:
                         self.agenda.give_back(job)
             finally:
                 mirror.take(self.agenda.studies)
+
+    def _warned_of_failed_starts(self, dispatch: Dispatch) -> bool:
+        """Say so where no more workers come up beside those that are at it; whether it was said."""
+        if dispatch.takes_workers or dispatch.hopeless:
+            return False
+        told = f"Workers die while they start: {dispatch.reason}. {dispatch.num_workers} go on; others are tried now and then."
+        self.console.print(Text(told), soft_wrap=True)
+        return True
 
     def _tracker(self) -> Callable[[], trackers.Tracker] | None:
         name = self.sweep.runtime.tracker
@@ -281,6 +291,17 @@ def _hardware_of(sweep: Sweep, console: Console) -> hardware.Hardware | None:
     precisions = ", ".join(dict.fromkeys(train.precision for train in found.settle(sweep).trains))
     console.print(f"Trials run on {found.device} in {precisions}: so say the nodes of this Ray.")
     return found
+
+
+def _once(act: Callable[[], bool]) -> Callable[[], None]:
+    """A function that acts when it is called, until that came to something."""
+    done = False
+
+    def until_done() -> None:
+        nonlocal done
+        done = done or act()
+
+    return until_done
 
 
 def _at_most_every(seconds: float, act: Callable[[], object]) -> Callable[[], None]:

@@ -33,7 +33,7 @@ class WorkerSearcher(Searcher):
         """A further worker where there is room for one; FINISHED in the end (for None Tune would wait)."""
         if self._dispatch.over:
             return str(Searcher.FINISHED)
-        if len(self._workers) >= self._room():
+        if len(self._workers) >= self._room() or not self._dispatch.takes_workers:
             return None
         self._workers.add(trial_id)
         return {}

@@ -7,6 +7,7 @@ import json
 import platform
 import shutil
 import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -186,3 +187,22 @@ def test_an_original_that_is_gone_is_said_and_corrected_models_are_written_where
     assert {path.name for path in models} == {key[:16] for key in rows["trial_keys"].explode()}
     assert all((path / "model.safetensors").exists() for path in models)
     assert f"models/{models[0].name}/model.safetensors" in (tmp_path / "with" / "SHA256SUMS").read_text()
+
+
+def test_after_a_kill_in_the_middle_the_same_command_makes_the_same_bundle(finished, tmp_path):
+    """Killed with -9 by itself, where it has written most of it."""
+    half = (
+        "import os, signal; from cu_ray.sweep import bundle; from cu_ray import cli;"
+        "bundle._citation = lambda name: os.kill(os.getpid(), signal.SIGKILL); cli.main()"
+    )
+    command = ["bundle", str(finished / "results" / "small"), "--to", "whole"]
+    killed = subprocess.run([sys.executable, "-c", half, *command], cwd=tmp_path, capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    (left,) = tmp_path.glob("*whole*")
+    assert left.name == ".whole.unfinished"
+    assert len([path for path in left.rglob("*") if path.is_file()]) > 5
+    done = sweeps.command(tmp_path, *command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name for path in tmp_path.glob("*whole*")] == ["whole"]
+    sums = [(folder / "SHA256SUMS").read_text().splitlines() for folder in (tmp_path / "whole", finished / "small-bundle")]
+    assert set(sums[0]) == set(sums[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -373,6 +374,31 @@ def test_an_evaluation_takes_what_its_second_time_took_for_each_image(monkeypatc
     bench = Workbench(DATASET, MemoryStore())
     bench.run_original(spec.original)
     assert measured(spec).evaluation_seconds == 0.5 * bench.run_trial(spec).facts["images_evaluated"]
+
+
+def test_where_a_step_takes_long_its_pace_is_known_after_a_few(monkeypatch):
+    """Of fifteen passes of three batches, a second for each image, as many are made as fit."""
+    clock = SimpleNamespace(time=0.0, warm=True)
+    monkeypatch.setattr(short, "now", lambda device: clock.time)
+    taken = []
+
+    @dataclass(frozen=True)
+    class Slow(Own):
+        def unlearn(self, task):
+            taken.append(0)
+            for _ in range(15):
+                for batch in task.retain.epoch():
+                    task.original.train()(batch.images).sum().backward()
+                    clock.time += 3.0 * len(batch)
+                    taken[-1] += 1
+            return task.original
+
+    for seconds, batches in ((math.inf, 45), (240.0, 4), (0.0, 2)):
+        taken.clear()
+        result = canary.measure(trial_spec(DATASET, Slow()), DATASET, TensorMemory(), seconds)
+        assert (result.seconds_per_pass, result.stopped) == (1.0, None)
+        assert result.evaluation_seconds is not None
+        assert taken == [batches, batches]
 
 
 def test_on_a_gpu_what_takes_far_longer_than_the_other_batches_is_no_part_of_the_pace(monkeypatch):

@@ -14,7 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from cu_ray.plugins import name_of
-from cu_ray.sweep.dispatch import MAX_RETRIES, MOST_FAILED_STARTS, MOST_LOSSES, Dispatch, Health
+from cu_ray.sweep.dispatch import MAX_RETRIES, MOST_FAILED_STARTS, MOST_LOSSES, START_AGAIN_AFTER, Dispatch, Health
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.plan import memo_group
@@ -126,17 +126,43 @@ def test_a_job_whose_worker_died_is_done_by_another_up_to_a_limit():
 
 def test_when_workers_die_while_they_start_again_and_again_it_is_over():
     crew = Crew(small())
-    for number in range(MOST_FAILED_STARTS - 1):
-        crew.die(f"never came {number}")
-    assert not crew.dispatch.over
-    crew.dispatch.arrived("a")
     for number in range(MOST_FAILED_STARTS):
+        assert not crew.dispatch.over
+        crew.die(f"never came {number}")
+    assert crew.dispatch.hopeless == "no worker comes up, they die while they start"
+    assert crew.dispatch.over
+
+
+def test_one_worker_that_is_up_goes_on_though_no_other_comes_and_these_are_tried_again_after_a_while(monkeypatch):
+    """A node may be broken, and all new workers land there."""
+    clock = [0.0]
+    monkeypatch.setattr("cu_ray.sweep.dispatch.time.monotonic", lambda: clock[0])
+    crew = Crew(small(), "a")
+    for number in range(MOST_FAILED_STARTS):
+        assert crew.dispatch.takes_workers
+        crew.die(f"never came {number}")
+    assert not crew.dispatch.takes_workers
+    clock[0] = START_AGAIN_AFTER + 1
+    assert crew.dispatch.takes_workers
+    crew.die("nor this one")
+    assert not crew.dispatch.takes_workers
+    assert not crew.dispatch.hopeless
+    while crew.jobs:
+        crew.end("a")
+    assert crew.dispatch.over
+    assert crew.agenda.done
+
+
+def test_when_the_last_worker_dies_others_are_tried_anew_before_it_is_over():
+    crew = Crew(small(), "a")
+    for number in range(MOST_FAILED_STARTS):
+        crew.die(f"never came {number}")
+    crew.die("a")
+    for number in range(MOST_FAILED_STARTS):
+        assert crew.dispatch.takes_workers
         assert not crew.dispatch.hopeless
         crew.die(f"nor these {number}")
     assert crew.dispatch.hopeless
-    assert not crew.dispatch.over, "one is still at work"
-    crew.end("a")
-    assert crew.dispatch.over or crew.jobs
 
 
 def test_a_worker_that_dies_long_after_the_time_limit_of_its_trial_did_not_crash(monkeypatch):

@@ -137,6 +137,27 @@ def test_a_sweep_whose_workers_die_while_they_start_ends_with_one_message(cluste
         run_there(cluster, tmp_path, 3)
 
 
+class Firstborn(Waits):
+    """A worker that does not come up unless it is the first."""
+
+    mark = ""  # a file that the first one makes
+
+    def setup(self, config: dict, **shared) -> None:
+        Path(self.mark).touch(exist_ok=False)
+        super().setup(config, **shared)
+
+
+def test_a_sweep_goes_on_with_the_worker_that_is_up_where_no_other_comes(cluster, tmp_path, monkeypatch):
+    """As where a cluster has a broken node, on which all further workers land."""
+    monkeypatch.setattr(crew, "StageTrainable", Firstborn)
+    monkeypatch.setattr(Firstborn, "mark", str(tmp_path / "first"))
+    cluster.add_node(num_cpus=3)
+    records = run_there(cluster, tmp_path, 40)
+    assert len(records) == 40
+    assert all(record.ok for record in records)
+    assert len({record.facts["host"] for record in records}) == 1
+
+
 # --------------------------------------------------------------------------------------------------------------- memos
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from cu_ray.errors import TimeIsUp
 from cu_ray.sweep import trainable
-from cu_ray.sweep.dispatch import Dispatch
+from cu_ray.sweep.dispatch import MOST_FAILED_STARTS, Dispatch
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.searcher import WhenOver, WorkerSearcher
@@ -46,6 +46,17 @@ def test_as_many_workers_are_asked_for_as_there_is_room_also_later():
     tune.searcher.on_trial_complete("a", None, error=True)
     assert tune.searcher.suggest("d") == {}
     assert tune.searcher.suggest("e") is None
+
+
+def test_no_more_workers_are_asked_for_where_one_after_another_dies_while_it_starts():
+    tune = Tune(room=2)
+    tune.searcher.suggest("a")
+    tune.searcher.on_trial_result("a", ARRIVED)
+    for number in range(MOST_FAILED_STARTS):
+        assert tune.searcher.suggest(f"b{number}") == {}
+        tune.searcher.on_trial_complete(f"b{number}", None, error=True)
+    assert tune.searcher.suggest("c") is None
+    assert not tune.over.stop_all()
 
 
 def test_workers_report_until_all_is_done_and_the_run_ends_when_they_have_left():
