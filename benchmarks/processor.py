@@ -73,15 +73,15 @@ class Product:
 
 
 def compared(what: str, rates: dict[str, list[float]], products: dict[str, list[float]], flops: float) -> list[figures.Row]:
-    """Images a second in each precision, their part of the product's rate, and how many times fp32 the other is."""
+    """Images a second in each precision, their part of the product's rate, and how many times fp32 the others are."""
     rows = []
     for precision, values in rates.items():
         shares = [rate * flops / product for rate, product in zip(values, products[precision], strict=True)]
         rows.append(figures.row(f"{what}, {precision}", "images/s", values))
         rows.append(figures.row(f"{what}, {precision}: of a matrix product's rate", "of it", shares))
-    if len(rates) > 1:
-        factors = [other / own for own, other in zip(rates["fp32"], rates["bf16"], strict=True)]
-        rows.append(figures.row(f"{what}: bf16 over fp32", "times", factors))
+    for other in list(rates)[1:]:
+        factors = [each / own for own, each in zip(rates["fp32"], rates[other], strict=True)]
+        rows.append(figures.row(f"{what}: {other} over fp32", "times", factors))
     return rows
 
 
