@@ -71,6 +71,7 @@ def measure(trials: int, studies: int, seconds: float, workers: int) -> dict[str
     from cu_ray.sweep.desk import Packed
     from cu_ray.sweep.dispatch import Dispatch
     from cu_ray.sweep.ledger import evidence
+    from cu_ray.sweep.preview import preview
     from cu_ray.sweep.trainable import StageTrainable
     from cu_ray.types import OriginalSpec, Record, TrialSpec
     from tests.sweep.simulator import record_of
@@ -106,7 +107,7 @@ def measure(trials: int, studies: int, seconds: float, workers: int) -> dict[str
         sweep = config.load(sweep_file(folder, trials, studies))
         object.__setattr__(sweep.runtime, "workers", workers)
         began = time.perf_counter()
-        counts = runner.preview(sweep).estimate
+        counts = preview(sweep).estimate
         planning = time.perf_counter() - began
         disk = Disk(folder)
         began, cpu = time.perf_counter(), time.process_time()

@@ -377,7 +377,8 @@ def plan(
     for method, count in counts.by_method.items():
         table.add_row(f"  {method}", f"{count:,}")
     if price is not None:
-        table.add_row("cost", "unknown until a trial is done, or with --measure" if cost is None else f"{cost:,.2f}")
+        unknown = "unknown" if measure else "unknown until a trial is done, or with --measure"
+        table.add_row("cost", unknown if cost is None else f"{cost:,.2f}")
     console().print(table)
     if wall:
         lane = "GPU" if found.device == "cuda" else "worker"

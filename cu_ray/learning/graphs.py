@@ -67,6 +67,11 @@ class Graphs:
         self._plain = False
         self._condition = Condition(model)
 
+    @property
+    def progress(self) -> int:
+        """A number that grows with each plain step that precedes a recording, and with each recording."""
+        return sum(self._warm_ups.values()) + len(self._recorded)
+
     def run(self, step: Step, batch: Batch, loss: Loss) -> torch.Tensor:
         """The loss of one step. A replayed step leaves gradients and counts where a plain one does."""
         if self._plain or not getattr(loss, "repeats", False) or any(tensor.requires_grad for tensor in _tensors(batch)):

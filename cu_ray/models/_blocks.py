@@ -117,8 +117,7 @@ def _kernels_work(device: torch.device) -> bool:
 def _can_be_one(norm: Any, celu: Any, device: torch.device) -> bool:
     """Whether our kernels take BatchNorm and this module after it as one: as built; in eval mode, without gradients."""
     plain = type(celu) is nn.CELU and not celu.inplace and not any(vars(celu)[kind] for kind in HOOKS)
-    usual = norm.affine and norm.track_running_stats and norm.momentum is not None
-    one = plain and usual and (norm.training or not torch.is_grad_enabled())
+    one = plain and norm.affine and (norm.training or not torch.is_grad_enabled())
     transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     return one and not transformed and _kernels_work(device)
 
@@ -132,7 +131,8 @@ def _can_spare_bias(convolution: Any, norm: Any) -> bool:
     if type(convolution) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d or convolution.bias is None:
         return False
     watched = any(vars(module)[kind] for module in (convolution, norm) for kind in HOOKS)
-    return not watched and (norm.training or not _learns(convolution))
+    tracked = norm.track_running_stats and norm.momentum is not None
+    return tracked and not watched and (norm.training or not _learns(convolution))
 
 
 def conv3x3(channels_in: int, channels: int, *, stride: int = 1, bias: bool = False) -> nn.Conv2d:

@@ -19,7 +19,7 @@ from cu_ray.learning.precision import require
 from cu_ray.stages.evaluate import images_evaluated, predict, training_sets
 from cu_ray.stages.evidence import OriginalsEvidence
 from cu_ray.stages.poison import OnDevice, detect, nothing_found, poison, upload
-from cu_ray.stages.process import device_is_lost
+from cu_ray.stages.process import device_is_lost, is_from_signal
 from cu_ray.stages.short import MOST_CALLS, Enough, LongEnough, Watch, predict_some, short_tools, short_training_tools
 from cu_ray.stages.train import build_model, train
 from cu_ray.stages.unlearn import Memo, now, unlearn
@@ -43,7 +43,7 @@ class Measure:
     original_bytes: int
     memo_bytes: int
     seconds_per_pass: float | None  # None where no image went through a model, or learning came to no end
-    evaluation_seconds: float | None  # of all images that are evaluated; None where it did not come to that
+    besides_seconds: float | None  # of a whole trial, its evaluation among them; None where it did not come to that
     stopped: str | None  # why it did not come to its end; None where it did
 
     def to_json(self) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def measure(spec: OriginalSpec | TrialSpec, dataset: Dataset, probe: Probe, seco
     if ran_out_of_memory(canary.stopped):
         peak = max(peak, probe.total_bytes)
     kept = (canary.data_bytes, canary.original_bytes, canary.memo_bytes)
-    pace = (canary.seconds_per_pass, canary.evaluation_seconds)
+    pace = (canary.seconds_per_pass, canary.besides_seconds)
     return Measure(probe.name, probe.total_bytes, peak, *kept, *pace, canary.stopped)
 
 
@@ -153,7 +153,8 @@ class _Canary:
         self._setting = (spec if isinstance(spec, OriginalSpec) else spec.original).setting
         self.data_bytes = self.original_bytes = self.memo_bytes = 0
         self.seconds_per_pass: float | None = None
-        self.evaluation_seconds: float | None = None
+        self.besides_seconds: float | None = None
+        self._once_seconds = 0.0
         self.stopped: str | None = None
         self._split: DeletionSplit | None = None  # what was found; None where it did not come to that
 
@@ -179,7 +180,8 @@ class _Canary:
             for _ in range(2):
                 began = now(self._device)
                 some = predict_some(learned or original, poisoned, data, precision, training=sets)
-                self.evaluation_seconds = (now(self._device) - began) * images_evaluated(poisoned, split) / some
+                evaluating = (now(self._device) - began) * images_evaluated(poisoned, split) / some
+                self.besides_seconds = self._once_seconds + evaluating
             if isinstance(self._spec, TrialSpec):  # what the original had learned of the deletion set is a score, too
                 predict(copy.deepcopy(original), data.train, data.rows(split.deletion), precision)
 
@@ -192,9 +194,10 @@ class _Canary:
             else:
                 evidence = OriginalsEvidence(self._setting.model, lambda: original, data)
                 held_out = self._spec.held_out
-                self._split = detect(poisoned, self._spec.detection, self._spec.deletion_size, evidence, held_out=held_out)
+                if self._split is None:
+                    self._split = detect(poisoned, self._spec.detection, self._spec.deletion_size, evidence, held_out=held_out)
                 learned = unlearn(self._spec, original, poisoned, data, self._split, memos, short_tools(watch)).model
-        self.seconds_per_pass = watch.seconds_per_pass()
+        self.seconds_per_pass, self._once_seconds = watch.pace() or (None, 0.0)
         self.memo_bytes = memos.num_bytes
         return learned
 
@@ -205,7 +208,9 @@ class _Canary:
             yield
         except Enough:
             self.stopped = self.stopped or f"it took more than {MOST_CALLS} batches and forward passes"
-        except Exception as problem:  # whatever a plug-in raises: the whole trial will say it in its row
+        except (Exception, SystemExit) as problem:  # whatever a plug-in raises: the whole trial will say it in its row
+            if is_from_signal(problem):
+                raise
             self.stopped = self.stopped or f"{type(problem).__name__}: {problem}"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+import time
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -20,14 +21,15 @@ from cu_ray.learning.sgd import Sgd
 from cu_ray.stages.evaluate import BATCH_SIZES, Keeper, predict
 from cu_ray.stages.poison import OnDevice
 from cu_ray.stages.tools import Tools
-from cu_ray.stages.unlearn import now
 from cu_ray.types import Indices, PoisonedDataset, TrainRecipe
 
 MOST_STEPS = 24  # of one optimisation: eight short passes
 MOST_ATTEMPTS = 4  # of one search
 FEWEST_BATCHES = 2  # that a pace is taken from
-MOST_OF_USUAL = 3  # times the usual time for an image: what takes longer is no part of a long optimisation's pace
+MOST_OF_USUAL = 20  # times the usual time for an image
 MOST_CALLS = 500  # batches taken and forward passes; of the package's methods REM takes most, 353 in the tests
+
+Moment = Any  # seconds, or an event on a GPU
 
 
 class Enough(BaseException):
@@ -39,18 +41,23 @@ class LongEnough(BaseException):
 
 
 class Watch:
-    """Ends a canary that takes too many batches; knows how many image passes there were and how long they took."""
+    """Ends a canary that takes too many batches; knows how many image passes there were and how long they took.
+
+    seconds: after which it is long enough, once a few batches were taken.
+    """
 
     def __init__(self, device: torch.device, seconds: float = math.inf) -> None:
-        """seconds: after which it is long enough, once a few batches were taken."""
         self._device, self._calls, self._seconds = device, 0, seconds
-        self._batches: list[tuple[float, int]] = []  # when each began, and how many passes there were until then
+        self._began: float | None = None
+        self._batches: list[tuple[Moment, int]] = []  # when each began, and how many passes there were until then
+        self._once: set[int] = set()  # the numbers of batches with which something was done that is not done each time
         self.passes = 0  # of one image; a backward pass counts as two
 
     def batch(self) -> None:
         """Count a batch. Raises Enough where there were too many calls, LongEnough where the time is up."""
-        self._batches.append((now(self._device), self.passes))
-        if len(self._batches) > FEWEST_BATCHES and self._batches[-1][0] - self._batches[0][0] > self._seconds:
+        self._batches.append((moment(self._device), self.passes))
+        self._began = time.perf_counter() if self._began is None else self._began
+        if len(self._batches) > FEWEST_BATCHES and time.perf_counter() - self._began > self._seconds:
             raise LongEnough
         self.call()
 
@@ -60,32 +67,65 @@ class Watch:
         if self._calls > MOST_CALLS:
             raise Enough
 
-    def seconds_per_pass(self) -> float | None:
-        """Since the first batch, so that new weights and copies made before it do not count; None without any pass.
+    def once(self) -> None:
+        """What is done with this batch is done a few times in an optimisation, however long it is: a graph is recorded."""
+        self._once.add(len(self._batches))
 
-        On a GPU without what one batch took far longer for than most: a step that is recorded as a graph, once for many.
+    def pace(self) -> tuple[float, float] | None:
+        """Seconds a pass, and those that go by once besides; None without any pass.
+
+        From the first batch on, so that new weights and copies made before it do not count. What took very much longer with one
+        batch than with most is no pace either: something is computed from a whole set then.
         """
-        if not self.passes or not self._batches:
+        if not self._batches:
             return None
-        marks = [*self._batches, (now(self._device), self.passes)]
-        if self._device.type != "cuda":
-            return (marks[-1][0] - marks[0][0]) / self.passes
-        spans = [(end - begin, after - before) for (begin, before), (end, after) in itertools.pairwise(marks) if after > before]
-        usual = statistics.median(seconds / passes for seconds, passes in spans)
-        kept = [(seconds, passes) for seconds, passes in spans if seconds <= MOST_OF_USUAL * usual * passes]
-        return sum(seconds for seconds, _ in kept) / sum(passes for _, passes in kept)
+        marks = [*self._batches, (moment(self._device), self.passes)]
+        _synchronize(self._device)
+        spans = [
+            (seconds_between(begin, end), after - before, number in self._once)
+            for number, ((begin, before), (end, after)) in enumerate(itertools.pairwise(marks), 1)
+        ]
+        learning = [(seconds, passes, once) for seconds, passes, once in spans if passes]
+        learning = [span for span in learning if not span[2]] or learning
+        if not learning:
+            return None
+        most = MOST_OF_USUAL * statistics.median(seconds / passes for seconds, passes, _ in learning)
+        kept = [(seconds, passes) for seconds, passes, _ in learning if seconds <= most * passes]
+        pace = sum(seconds for seconds, _ in kept) / sum(passes for _, passes in kept)
+        return pace, max(0.0, sum(seconds for seconds, _, _ in spans) - pace * (self.passes - marks[0][1]))
+
+
+def moment(device: torch.device) -> Moment:
+    """Now; on a GPU when it comes to this, which nobody waits for."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def seconds_between(begin: Moment, end: Moment) -> float:
+    """From one moment to a later one, both past."""
+    if isinstance(begin, float) and isinstance(end, float):
+        return end - begin
+    return float(begin.elapsed_time(end)) / 1000
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def short_tools(watch: Watch) -> Tools:
     """The tools for a canary's trial."""
-    return Tools(partial(ShortStream, watch), ShortSgd, ShortKeeper, partial(WatchedMeter, watch), few_attempts)
+    return Tools(partial(ShortStream, watch), partial(ShortSgd, watch), ShortKeeper, partial(WatchedMeter, watch), few_attempts)
 
 
 def short_training_tools(watch: Watch) -> Tools:
     """Those for a canary's original, where only what is optimised goes forward."""
 
     def sgd(model: torch.nn.Module, recipe: TrainRecipe, device: torch.device) -> Sgd:
-        return ShortSgd(WatchedMeter(watch).watch(model), recipe, device)
+        return ShortSgd(watch, WatchedMeter(watch).watch(model), recipe, device)
 
     return Tools(partial(ShortStream, watch), sgd, ShortKeeper)
 
@@ -115,13 +155,16 @@ class ShortSgd(Sgd):
     A loss that is not finite is no fault: the weights are untrained, and memory does not depend on them.
     """
 
-    def __init__(self, model: torch.nn.Module, recipe: TrainRecipe, device: torch.device) -> None:
+    def __init__(self, watch: Watch, model: torch.nn.Module, recipe: TrainRecipe, device: torch.device) -> None:
         super().__init__(model, recipe, device)
-        self._stride = math.ceil(recipe.steps / MOST_STEPS)
+        self._watch, self._stride = watch, math.ceil(recipe.steps / MOST_STEPS)
 
     def step(self, *given: Any) -> None:
         """One real step."""
+        before = self._graphs.progress if self._graphs else 0
         super().step(*given)
+        if self._graphs and self._graphs.progress != before:
+            self._watch.once()
         self.num_steps += self._stride - 1
 
     def _require_finite_loss(self) -> None:

@@ -24,7 +24,7 @@ from cu_ray.types import Record, TrialSpec
 
 MAX_RETRIES = 3  # of a job whose worker died
 MOST_FAILED_STARTS = 5  # of workers, one after another, before it is clear that none will come up now
-START_AGAIN_AFTER = 60.0  # seconds without one of them, where there are workers: a node may be broken that others are not
+START_AGAIN_AFTER = 60.0  # seconds until one more may try, then twice as long each time: a node may be broken, others not
 MOST_LOSSES = 3  # of its device by a kind of job, one after another, before it is tried with fewer neighbours
 MOST_STORE_FAILURES = 2  # of a job, before it is clear that original models cannot be kept
 MOST_LOSERS = 3  # methods (or originals) that lost their device, one after another, before the device is to blame
@@ -61,7 +61,7 @@ class Health:
 class Dispatch:
     """Hands the agenda's jobs to workers.
 
-    hand: gives a worker its next job, or None to dismiss it; heard: is told of each job that starts (no record) or ends;
+    hand: gives a worker its next job, or None to dismiss it; heard: is told of each job that ends;
     deadline: after it nothing more is handed out; trial_seconds: a worker that dies so long into a job did not crash;
     spare_seconds: a worker without a job for so long, where there are more workers than jobs, is dismissed: its node may go;
     share: of a GPU, for each worker (None: no GPU). What does not fit beside others is `set_aside` for a larger share, and so is
@@ -73,7 +73,7 @@ class Dispatch:
         self,
         agenda: Agenda,
         hand: Callable[[str, Job | None], None],
-        heard: Callable[[Job, Record | None], None],
+        heard: Callable[[Job, Record], None],
         *,
         deadline: float = math.inf,
         trial_seconds: float = math.inf,
@@ -87,6 +87,7 @@ class Dispatch:
         self._spare_seconds = spare_seconds
         self._ran_out = Counter[str]() if ran_out is None else ran_out
         self._workers: dict[str, Worker] = {}
+        self._starting: set[str] = set()  # workers that are asked for and not here yet
         self._deaths: Counter[str] = Counter()  # of workers, by the key of the job they were at
         self._written: deque[tuple[Job, Record, Future[None]]] = deque()  # on their way into the ledger, in order
         self.set_aside: list[Job] = []
@@ -112,7 +113,7 @@ class Dispatch:
     @property
     def hopeless(self) -> str | None:
         """What keeps happening to workers, so that no more come; None where there is hope."""
-        if self._failed_starts >= MOST_FAILED_STARTS and not self._workers:
+        if self._failed_starts >= MOST_FAILED_STARTS and not self._num_staying and not self._may_come:
             return "no worker comes up, they die while they start"
         if self._given_up is not None:
             return self._given_up[0]
@@ -149,16 +150,36 @@ class Dispatch:
 
     @property
     def takes_workers(self) -> bool:
-        """Whether a further worker may start: not for a while where one after another dies while it starts."""
-        return self._failed_starts < MOST_FAILED_STARTS or time.monotonic() > self._last_failed_start + START_AGAIN_AFTER
+        """Whether a further worker may start; where one after another dies at its start, one at a time and ever more rarely."""
+        further = self._failed_starts - MOST_FAILED_STARTS
+        return further < 0 or (not self._starting and self._quiet_since_failed_start > START_AGAIN_AFTER * 2 ** min(further, 6))
+
+    @property
+    def _may_come(self) -> bool:
+        """Whether workers are starting, on other nodes perhaps, that may come up yet."""
+        return bool(self._starting) and self._quiet_since_failed_start < START_AGAIN_AFTER
+
+    @property
+    def _quiet_since_failed_start(self) -> float:
+        return time.monotonic() - self._last_failed_start
+
+    def running(self) -> list[tuple[Job, float]]:
+        """The jobs that workers are at, and for how many seconds. Also for other threads."""
+        now = time.monotonic()
+        return [(job, now - worker.since) for worker in list(self._workers.values()) if (job := worker.job) is not None]
 
     @property
     def num_workers(self) -> int:
         """How many workers are here."""
         return len(self._workers)
 
+    def asked_for(self, name: str) -> None:
+        """A worker is going to start."""
+        self._starting.add(name)
+
     def arrived(self, name: str) -> None:
         """A worker is ready for its first job."""
+        self._starting.discard(name)
         self._workers[name], self._failed_starts = Worker(name, since=time.monotonic()), 0
         self.go_on()
 
@@ -223,6 +244,7 @@ class Dispatch:
 
     def left(self, name: str) -> None:
         """A worker is gone, dismissed or dead: the job that it was at is handed out again, but not for ever."""
+        self._starting.discard(name)
         worker = self._workers.pop(name, None)
         if worker is None:
             self._failed_starts, self._last_failed_start = self._failed_starts + 1, time.monotonic()
@@ -240,7 +262,6 @@ class Dispatch:
             job = None if stopping else self._next(worker)
             if job is not None:
                 worker.take(job)
-                self._heard(job, None)
                 self._hand(worker.name, job)
             elif time.monotonic() - worker.since > self._spare_seconds and self._num_staying > self.num_wanted:
                 self._dismiss(worker)

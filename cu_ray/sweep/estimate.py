@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -63,8 +64,10 @@ class ReadOnlyJournal:
         return finished()
 
 
-def estimate(plan: Plan, agenda: Agenda, known: Known, measures: Iterable[tuple[Spec, Measure]] = ()) -> Estimate:
-    """The counts of a plan whose agenda has taken in what is known; measures: of canaries, where there are any."""
+def estimate(
+    plan: Plan, agenda: Agenda, known: Known, measures: Iterable[tuple[Spec, Measure]] = (), measured_share: float = 1.0
+) -> Estimate:
+    """The counts of a plan whose agenda has taken in what is known; measures: of canaries, and of a GPU what each had of it."""
     trials: dict[str, TrialSpec] = {}
     unknown: list[tuple[TrialSpec, int]] = []  # a typical trial and how many such there will be
     for study in agenda.studies:
@@ -77,14 +80,15 @@ def estimate(plan: Plan, agenda: Agenda, known: Known, measures: Iterable[tuple[
     for spec, count in [*((spec, 1) for spec in trials.values()), *unknown]:
         by_method[name_of(spec.method)] += count
     to_run = [*((spec, 1) for key, spec in trials.items() if key not in done), *unknown]
-    costs: list[tuple[Spec, int, Cost]] = [
-        (spec, 1, Cost(spec.images, spec.images)) for spec in originals if agenda.trains(spec.key)
-    ]
+    costs: list[tuple[Spec, int, Cost]] = []
+    for original in [each for each in originals if agenda.wants(each.key)]:
+        costs.append((original, 1, Cost(original.images, original.images) if agenda.trains(original.key) else Cost()))
     costs += unlearning_costs(plan, to_run)
-    pace = _pace([*((trials[key], known.trials[key]) for key in done), *_made(originals, known)], measures)
+    pace = _pace(trials, originals, known)
+    for each, measure in measures:
+        pace.measured(each, measure, measured_share)
     work = work_of((pace.likeness(spec), Load(count, passes(cost))) for spec, count, cost in costs)
-    seconds = pace.seconds(work)
-    total = sum((cost for _, _, cost in costs), Cost())
+    took, total = pace.took(work), sum((cost for _, _, cost in costs), Cost())
     return Estimate(
         originals=len(originals),
         originals_done=sum(spec.key in known.originals for spec in originals),
@@ -94,8 +98,8 @@ def estimate(plan: Plan, agenda: Agenda, known: Known, measures: Iterable[tuple[
         trials_failed=sum(not known.trials[key].ok for key in done),
         images_forward=total.forward,
         images_backward=total.backward,
-        seconds=seconds,
-        hours=None if seconds is None else pace.share * seconds / 3600,
+        seconds=None if took is None else took.seconds,
+        hours=None if took is None else took.gpu_seconds / 3600,
         evidence_bytes=_evidence_bytes(plan, agenda, to_run, originals) if plan.evidence else 0,
         by_method=by_method,
         work=work,
@@ -103,16 +107,19 @@ def estimate(plan: Plan, agenda: Agenda, known: Known, measures: Iterable[tuple[
     )
 
 
-def _made(originals: Iterable[OriginalSpec], known: Known) -> list[tuple[OriginalSpec, Record]]:
-    return [(spec, known.originals[spec.key]) for spec in originals if spec.key in known.originals]
-
-
-def _pace(done: Iterable[tuple[Spec, Record]], measures: Iterable[tuple[Spec, Measure]]) -> Pace:
+def _pace(trials: Mapping[str, TrialSpec], originals: Iterable[OriginalSpec], known: Known) -> Pace:
+    """That of what is done of a plan; where nothing is, of what else the ledger has."""
     pace = Pace()
-    for spec, record in done:
-        pace.hear(spec, record)
-    for spec, measure in measures:
-        pace.measured(spec, measure)
+    for spec in originals:
+        if spec.key in known.originals:
+            pace.hear(spec, known.originals[spec.key])
+    for key, trial in trials.items():
+        if key in known.trials:
+            pace.hear(trial, known.trials[key])
+    if not pace.knows():
+        for record in [*known.originals.values(), *known.trials.values()]:
+            with contextlib.suppress(Exception):  # of plug-ins that are not here, or are others by now
+                pace.hear((OriginalSpec if record.kind == "original" else TrialSpec).build(record.spec), record)
     return pace
 
 

@@ -35,12 +35,25 @@ Work = dict[Likeness, Load]
 
 @dataclass
 class _Seen:
-    """What jobs took: of learning, and besides."""
+    """What jobs took, in seconds of a worker."""
 
     jobs: int = 0
     passes: float = 0.0
-    learning: float = 0.0  # seconds, of those that had passes
-    besides: float = 0.0  # seconds
+    learning: float = 0.0  # of those that had passes
+    besides: float = 0.0
+    seconds: float = 0.0
+    gpu_seconds: float = 0.0  # each job's seconds times the share of a GPU that it had; without GPUs all of them
+
+
+@dataclass(frozen=True)
+class Took:
+    """What work takes: seconds of a worker, and of them those of a GPU, by the worker's share of it (on CPUs: the same)."""
+
+    seconds: float = 0.0
+    gpu_seconds: float = 0.0
+
+    def __add__(self, other: Took) -> Took:
+        return Took(self.seconds + other.seconds, self.gpu_seconds + other.gpu_seconds)
 
 
 @dataclass
@@ -50,8 +63,6 @@ class Pace:
     _done: dict[Hashable, _Seen] = field(default_factory=dict)
     _measured: dict[Hashable, _Seen] = field(default_factory=dict)
     _kinds: dict[str, str] = field(default_factory=dict)  # of originals, by key
-    _seconds: float = 0.0  # of what is done
-    _gpu_seconds: float = 0.0  # the same, of each the share of a GPU that it had
 
     def likeness(self, spec: Spec) -> Likeness:
         """Of an original or a trial."""
@@ -76,52 +87,56 @@ class Pace:
             return
         else:
             passes = facts["images_forward_spent"] + 2 * facts["images_backward_spent"]
-        _add(self._done, self.likeness(spec), passes, learning or 0.0, seconds)
-        self._seconds += seconds
-        self._gpu_seconds += seconds * (facts.get("gpu_share") or 1.0)
+        _add(self._done, self.likeness(spec), passes, learning or 0.0, seconds, facts.get("gpu_share") or 1.0)
 
-    def measured(self, spec: Spec, measure: Measure) -> None:
-        """Take in what a canary came to, where it came to its end."""
-        if measure.stopped is None and measure.evaluation_seconds is not None:
+    def measured(self, spec: Spec, measure: Measure, share: float = 1.0) -> None:
+        """Take in what a canary came to on such a share of a GPU, where it came to its end."""
+        if measure.stopped is None and measure.besides_seconds is not None:
             learning = measure.seconds_per_pass or 0.0
             passes = 0.0 if measure.seconds_per_pass is None else 1.0
-            _add(self._measured, self.likeness(spec), passes, learning, learning + measure.evaluation_seconds)
+            _add(self._measured, self.likeness(spec), passes, learning, learning + measure.besides_seconds, share)
 
-    def seconds(self, work: Mapping[Likeness, Load]) -> float | None:
-        """How long one worker takes for it; None where nothing is known of any job."""
-        found = [self._of(likeness, load) for likeness, load in work.items()]
-        return None if None in found else sum(filter(None, found), 0.0)
+    def knows(self) -> bool:
+        """Whether anything is done."""
+        return bool(self._done)
+
+    def took(self, work: Mapping[Likeness, Load]) -> Took | None:
+        """What the work takes; None where nothing is known of any job."""
+        total = Took()
+        for likeness, load in work.items():
+            if (part := self._of(likeness, load)) is None:
+                return None
+            total += part
+        return total
 
     def longest(self, work: Mapping[Likeness, Load]) -> float:
         """About the seconds of its longest job: as long as all of one likeness are on average."""
-        means = {likeness: Load(1, load.passes / load.jobs) for likeness, load in work.items() if load.jobs}
-        return max((self._of(likeness, load) or 0.0 for likeness, load in means.items()), default=0.0)
+        means = [self._of(likeness, Load(1, load.passes / load.jobs)) for likeness, load in work.items() if load.jobs]
+        return max((each.seconds for each in means if each is not None), default=0.0)
 
     def wall_seconds(self, work: Mapping[Likeness, Load], lanes: int) -> float | None:
         """From the first job to the last on so many GPUs, or with so many workers on CPUs; None where nothing is known.
 
         No trial begins before its original is there: where there are fewer originals than lanes, the others wait that long.
         """
-        seconds, originals = self.seconds(work), {like: load for like, load in work.items() if _is_original(like)}
-        if seconds is None:
+        originals = {like: load for like, load in work.items() if _is_original(like) and load.passes}
+        trials = {like: load for like, load in work.items() if like not in originals}
+        all_of_it, first = self.took(work), self.took(originals)
+        if all_of_it is None or first is None:
             return None
-        trials = {like: load for like, load in work.items() if not _is_original(like)}
-        training, num_originals = self.longest(originals), sum(load.jobs for load in originals.values())
-        waited = max(0.0, lanes - self.share * num_originals) * training
-        return max((self.share * seconds + waited) / lanes, training + self.longest(trials))
+        training, share = self.longest(originals), first.gpu_seconds / first.seconds if first.seconds else 1.0
+        waited = max(0.0, lanes - share * sum(load.jobs for load in originals.values())) * training
+        return max((all_of_it.gpu_seconds + waited) / lanes, training + self.longest(trials))
 
-    @property
-    def share(self) -> float:
-        """Of a GPU, that a worker had on average; 1 where nothing is done, and on CPUs."""
-        return self._gpu_seconds / self._seconds if self._seconds else 1.0
-
-    def _of(self, likeness: Likeness, load: Load) -> float | None:
-        """The seconds of jobs of one likeness; None where nothing is known of any job."""
+    def _of(self, likeness: Likeness, load: Load) -> Took | None:
+        """What jobs of one likeness take; None where nothing is known of any job."""
         known = [seen for like in likeness for table in (self._done, self._measured) if (seen := table.get(like)) is not None]
         learned = next((seen.learning / seen.passes for seen in known if seen.passes), None)
         if not known or (load.passes and learned is None):
             return None
-        return load.passes * (learned or 0.0) + load.jobs * known[0].besides / known[0].jobs
+        closest = known[0]
+        seconds = load.passes * (learned or 0.0) + load.jobs * closest.besides / closest.jobs
+        return Took(seconds, seconds * (closest.gpu_seconds / closest.seconds if closest.seconds else 1.0))
 
 
 def work_of(loads: Iterable[tuple[Likeness, Load]]) -> Work:
@@ -130,16 +145,6 @@ def work_of(loads: Iterable[tuple[Likeness, Load]]) -> Work:
     for likeness, load in loads:
         work[likeness] = work.get(likeness, Load()) + load
     return work
-
-
-def take_off(work: Work, likeness: Likeness, passes: float) -> None:
-    """Take a job off its likeness, or off the closest that has any left: the typical points of a search stand for others."""
-    for depth, like in enumerate(likeness):
-        back = len(likeness) - depth
-        found = (each for each, load in work.items() if load.jobs and len(each) >= back and each[-back] == like)
-        if (closest := next(found, None)) is not None:
-            work[closest] = Load(work[closest].jobs - 1, max(0.0, work[closest].passes - passes))
-            return
 
 
 def _seconds_of(record: Record) -> float | None:
@@ -155,10 +160,12 @@ def _is_original(likeness: Likeness) -> bool:
     return isinstance(likeness[0], tuple) and likeness[0][1:] == (ORIGINAL,)
 
 
-def _add(table: dict[Hashable, _Seen], likeness: Likeness, passes: float, learning: float, seconds: float) -> None:
+def _add(table: dict[Hashable, _Seen], likeness: Likeness, passes: float, learning: float, seconds: float, share: float) -> None:
     for like in likeness:
         seen = table.setdefault(like, _Seen())
         seen.jobs += 1
         seen.passes += passes
         seen.learning += learning if passes else 0.0
         seen.besides += max(0.0, seconds - learning) if passes else seconds
+        seen.seconds += seconds
+        seen.gpu_seconds += seconds * share

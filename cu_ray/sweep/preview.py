@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from cu_ray import plugins
@@ -13,13 +15,13 @@ from cu_ray.config import Sweep
 from cu_ray.errors import UserError
 from cu_ray.lazy import torch
 from cu_ray.stages.canary import CpuProbe, CudaProbe, Measure, Probe, measure
+from cu_ray.stages.process import state_kept
 from cu_ray.sweep import cluster, hardware, ledger, status
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.canaries import Spec, canaries, setting_of
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
-from cu_ray.sweep.plan import Plan
 from cu_ray.sweep.runner import cached_in, make_plan, without_evidence
-from cu_ray.types import Dataset
+from cu_ray.types import Dataset, OriginalSpec
 
 MEASURED_FOR = 10.0  # seconds of learning, by a kind of trial whose steps are long
 
@@ -33,7 +35,8 @@ class Preview:
     device: str
     precisions: list[str]
     elsewhere: str | None  # the host on which it last ran, where that decides what is left to the hardware, and unlike this one
-    lanes: int | None  # how many workers, or GPUs, it has; None where it runs on a Ray that is joined
+    lanes: int | None  # how many workers, or GPUs, this machine has for it; None where it runs on others
+    unmeasured: tuple[str, ...] = ()  # what was to be measured and could not be, and why
 
     @property
     def wall_seconds(self) -> float | None:
@@ -46,14 +49,14 @@ class Preview:
         if self.elsewhere:
             where = f"as it last ran, from {self.elsewhere}; this machine would decide otherwise"
             said.append(f"Counted for {self.device} in {', '.join(self.precisions)}, {where}.")
-        return said
+        return said + [f"Not measured, so that others stand for it: {each}." for each in self.unmeasured]
 
 
 def preview(sweep: Sweep, measuring: Callable[[int], object] | None = None) -> Preview:
     """What the sweep comes to and what of it is done. Starts and downloads nothing.
 
     What is left to the hardware is what it was for the sweep in the folder, if there is one, else as this machine decides.
-    measuring: where a little of each kind of trial is to be run here first, to know its pace: is told how many there are.
+    measuring: where a little of each kind of trial that is left is to be run here first, to know its pace: is told how many.
     """
     here = hardware.here(sweep).settle(sweep)
     sweep, host = _as_before(sweep) or (here, None)
@@ -65,40 +68,78 @@ def preview(sweep: Sweep, measuring: Callable[[int], object] | None = None) -> P
     agenda = Agenda(made, journal, original_cached=cached_in(sweep), lacking=without_evidence(sweep, journal.known))
     precisions = list(dict.fromkeys(train.precision for train in sweep.trains))
     elsewhere = host if sweep != here else None
-    measures = [] if measuring is None else _measured(made, datasets, sweep.runtime.device, measuring)
-    counts = estimate(made, agenda, journal.known, measures)
-    return Preview(counts, absent, sweep.runtime.device, precisions, elsewhere, _lanes(sweep))
+    counts, unmeasured = estimate(made, agenda, journal.known), list[str]()
+    if measuring is not None:
+        kinds = {kind for likeness in counts.work for kind in likeness[:-2]}
+        specs = [spec for spec in canaries(made) if kinds & set(counts.pace.likeness(spec)[:-2])]
+        measures = _measured(specs, datasets, sweep.runtime.device, measuring)
+        unmeasured = [f"{_name(spec)} ({each.stopped})" for spec, each in measures if each.stopped]
+        unmeasured += [_name(spec) for spec in specs[len(measures) :]]
+        wish = sweep.runtime.gpus_per_trial
+        counts = estimate(made, agenda, journal.known, measures, 1.0 if isinstance(wish, str) else max(1.0, wish))
+    lanes = None if elsewhere else _lanes(sweep)
+    return Preview(counts, absent, sweep.runtime.device, precisions, elsewhere, lanes, tuple(dict.fromkeys(unmeasured)))
 
 
 def _measured(
-    made: Plan, datasets: Mapping[Any, Dataset], device: str, measuring: Callable[[int], object]
+    specs: Sequence[Spec], datasets: Mapping[Any, Dataset], device: str, measuring: Callable[[int], object]
 ) -> list[tuple[Spec, Measure]]:
-    """The plan's canaries, as far as their images are here, by one thread as a worker has. Raises UserError without a GPU."""
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("trials of this sweep run on GPUs, and there is none here to measure them on")
-    probe: Probe = CudaProbe() if device == "cuda" else CpuProbe()
+    """The measures of canaries by one thread, as a worker has, up to the first that loses the GPU.
+
+    Raises UserError where an image of theirs is not here, or no GPU that they need.
+    """
     images = {dataset.content_hash: dataset for dataset in datasets.values()}
-    specs = [spec for spec in canaries(made) if setting_of(spec).content_hash in images]
+    lacking = [plugins.name_of(setting_of(spec).dataset) for spec in specs if setting_of(spec).content_hash not in images]
+    if lacking:
+        raise UserError(f"nothing can be measured without images, and {lacking[0]} is not on this machine")
+    probe = _probe(device)
     measuring(len(specs))
     threads, measures = torch.get_num_threads(), list[tuple[Spec, Measure]]()
     torch.set_num_threads(1)
     try:
         for spec in specs:
-            measures.append((spec, measure(spec, images[setting_of(spec).content_hash], probe, MEASURED_FOR)))
+            with state_kept():
+                measures.append((spec, measure(spec, images[setting_of(spec).content_hash], probe, MEASURED_FOR)))
             if probe.lost():
                 break
     finally:
         torch.set_num_threads(threads)
+        if not probe.lost():
+            probe.begin()  # gives back what the last one left
     return measures
 
 
+def _probe(device: str) -> Probe:
+    if device != "cuda":
+        return CpuProbe()
+    try:
+        return CudaProbe()
+    except (RuntimeError, AssertionError) as error:  # none, or none that has room
+        raise UserError(f"trials of this sweep run on GPUs, and there is none here to measure them on: {error}") from error
+
+
+def _name(spec: Spec) -> str:
+    return "original models" if isinstance(spec, OriginalSpec) else plugins.name_of(spec.method)
+
+
 def _lanes(sweep: Sweep) -> int | None:
-    """How many GPUs this machine has, or on CPUs how many workers the sweep has here; None where it joins a Ray."""
+    """How many GPUs this machine has for it, or on CPUs how many workers; None where it joins a Ray."""
     if cluster.is_joined(sweep.runtime):
         return None
-    if sweep.runtime.device == "cuda":
-        return len(glob.glob("/dev/nvidia[0-9]*"))
-    return sweep.runtime.workers or os.cpu_count()
+    if sweep.runtime.device != "cuda":
+        return sweep.runtime.workers or _num_cpus()
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = glob.glob("/dev/nvidia[0-9]*") if visible is None else [each for each in visible.split(",") if each.strip()]
+    return min(len(gpus), sweep.runtime.workers or len(gpus))
+
+
+def _num_cpus() -> int:
+    """How many CPUs this process may use: in a container its share of the machine's, rounded down as Ray does."""
+    count = os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        count = min(count, max(1, int(quota) // int(period)))  # quota "max": there is no limit
+    return count
 
 
 def _as_before(sweep: Sweep) -> tuple[Sweep, str] | None:

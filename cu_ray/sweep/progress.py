@@ -16,7 +16,7 @@ from rich.text import Text
 from cu_ray.plugins import name_of
 from cu_ray.sweep.estimate import Estimate
 from cu_ray.sweep.frame import Frame
-from cu_ray.sweep.pace import take_off
+from cu_ray.sweep.pace import Load
 from cu_ray.sweep.ready import Job
 from cu_ray.types import OriginalSpec, Record, TrialSpec
 
@@ -30,8 +30,8 @@ class Progress:
         self._console, self._file = console, file
         self._cached = estimate.originals_done + estimate.trials_done
         self._expected = estimate.originals - estimate.originals_done + estimate.trials - estimate.trials_done
-        self._left, self._pace = dict(estimate.work), estimate.pace
-        self._running: dict[str, tuple[Job, float]] = {}
+        self._running: Callable[[], list[tuple[Job, float]]] = list
+        self._left: tuple[float, float] | None = None  # seconds, and when that was
         self._statuses: Counter[str] = Counter()
         self._started = self._last_line = self._last_frame = time.monotonic()
         self._live = live(console, lambda: self._frame().render()) if console.is_terminal else None
@@ -47,19 +47,25 @@ class Progress:
             self._live.stop()
         self._file.unlink(missing_ok=True)
 
-    def heard(self, job: Job, record: Record | None) -> None:
-        """A job started (no record) or ended."""
-        if record is None:
-            self._running[job.key] = (job, time.monotonic())
-            return
-        self._running.pop(job.key, None)
+    def follow(self, running: Callable[[], list[tuple[Job, float]]]) -> None:
+        """Show what runs: jobs, and for how many seconds."""
+        self._running = running
+
+    def heard(self, job: Job, record: Record) -> None:
+        """A job ended."""
         self._statuses[record.status] += 1
-        spent = record.facts.get("images_forward_spent")
-        passes = job.images if spent is None else spent + 2 * record.facts["images_backward_spent"]
-        take_off(self._left, self._pace.likeness(job.spec), passes)
-        self._pace.hear(job.spec, record)
         if not record.ok:
             self._say(f"{record.status}: {describe(job)}: {record.error}")
+
+    def take_in(self, estimate: Estimate) -> None:
+        """What is left by now, by the pace of what is done and with as many workers as are at it."""
+        running, took, pace = self._running(), estimate.pace.took(estimate.work), estimate.pace
+        if took is None or (estimate.work and not running):
+            self._left = None
+            return
+        each = [(pace.longest({pace.likeness(job.spec): Load(1, job.images)}), seconds) for job, seconds in running]
+        spent = sum(min(expected, seconds) for expected, seconds in each)
+        self._left = max(0.0, took.seconds - spent) / max(1, len(running)), time.monotonic()
 
     def tick(self) -> None:
         """Time has gone by: where there is no live display, a line and a frame are due now and then."""
@@ -72,23 +78,22 @@ class Progress:
             self._frame().write(self._file)
 
     def seconds_left(self) -> float | None:
-        """The time left by the pace of what is done, with as many workers as are at it now; None where that is not known."""
-        seconds, now = self._pace.seconds(self._left), time.monotonic()
-        if seconds is None or not self._running:
-            return seconds
-        spent = sum(now - since for _, since in list(self._running.values()))
-        return max(0.0, seconds - spent) / len(self._running)
+        """The time left; None where that is not known."""
+        if self._left is None:
+            return None
+        seconds, at = self._left
+        return max(0.0, seconds - (time.monotonic() - at))
 
     def _frame(self) -> Frame:
-        now, done = time.monotonic(), sum(self._statuses.values())
+        done = sum(self._statuses.values())
         return Frame(
             done=done,
             expected=max(self._expected, done),
             cached=self._cached,
             failed=done - self._statuses["ok"],
-            elapsed=now - self._started,
+            elapsed=time.monotonic() - self._started,
             left=self.seconds_left(),
-            running=[(describe(job), now - since) for job, since in list(self._running.values())],
+            running=[(describe(job), seconds) for job, seconds in self._running()],
         )
 
     def _say(self, text: str) -> None:

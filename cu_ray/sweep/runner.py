@@ -36,6 +36,7 @@ from cu_ray.sweep.vigil import Vigil
 from cu_ray.types import Dataset, Record
 
 SPARE_SECONDS = 60.0  # that a worker without a job waits for one where its node could go
+ESTIMATE_EVERY = 2.0  # seconds between estimates of what is left
 TABLES_EVERY, MIRROR_EVERY = 30.0, 5.0  # seconds between writings of the tables and of the Optuna journal while the sweep runs
 
 
@@ -210,13 +211,14 @@ class _Work:
             Tracking(self.plan.name, self._tracker(), lambda text: self.console.print(text, soft_wrap=True)) as tracking,
         ):
 
-            def heard(job: Job, record: Record | None) -> None:
+            def heard(job: Job, record: Record) -> None:
                 progress.heard(job, record)
                 tracking.heard(record)
 
             crew = Crew(self.sweep, self.datasets.values(), self.sweep.runtime.device)
             now_and_then = (
                 vigil.require,
+                _at_most_every(ESTIMATE_EVERY, lambda: progress.take_in(self.estimate())),
                 progress.tick,
                 _at_most_every(TABLES_EVERY, lambda: self.write(running=True)),
                 _at_most_every(MIRROR_EVERY, lambda: mirror.take(self.agenda.studies)),
@@ -234,6 +236,7 @@ class _Work:
                         ran_out=ran_out,
                         health=health,
                     )
+                    progress.follow(dispatch.running)
                     warned = _once(functools.partial(self._warned_of_failed_starts, dispatch))
                     try:
                         crew.work(dispatch, share, grown, (*now_and_then, warned))
@@ -253,7 +256,8 @@ class _Work:
         """Say so where no more workers come up beside those that are at it; whether it was said."""
         if dispatch.takes_workers or dispatch.hopeless:
             return False
-        told = f"Workers die while they start: {dispatch.reason}. {dispatch.num_workers} go on; others are tried now and then."
+        at_it = f"workers that are up: {dispatch.num_workers}, which go on" if dispatch.num_workers else "others are starting"
+        told = f"Workers die while they start ({dispatch.reason}); {at_it}. One more is tried now and then."
         self.console.print(Text(told), soft_wrap=True)
         return True
 

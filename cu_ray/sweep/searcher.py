@@ -36,6 +36,7 @@ class WorkerSearcher(Searcher):
         if len(self._workers) >= self._room() or not self._dispatch.takes_workers:
             return None
         self._workers.add(trial_id)
+        self._dispatch.asked_for(trial_id)
         return {}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

@@ -42,9 +42,9 @@ class Tracking:
                 f"Warning: the tracker was not told of {self._queue.qsize()} trials: it does not answer. The tables have all."
             )
 
-    def heard(self, record: Record | None) -> None:
-        """A job started (no record) or ended; originals are not told."""
-        if self._make is not None and record is not None and record.kind == "trial":
+    def heard(self, record: Record) -> None:
+        """A job ended; originals are not told."""
+        if self._make is not None and record.kind == "trial":
             self._queue.put(record)
 
     def _work(self) -> None:

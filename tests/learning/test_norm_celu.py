@@ -85,6 +85,29 @@ def test_by_running_statistics_outputs_are_those_of_the_two_layers(kernels, shap
     torch.testing.assert_close(found.double(), expected, rtol=TOLERANCE[kind], atol=TOLERANCE[kind])
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # of the interpreter
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_stays_so_or_a_loss_would_hide_that_it_diverged(kernels, value, training):
+    norm, celu = layers(5)
+    exact = copy.deepcopy(norm).double().train(training)
+    images = some((4, 5, 6, 6), torch.float32)
+    images[1, 2, 3, 4] = value
+    if training:
+        gradient = some((4, 5, 6, 6), torch.float32, scale=1, shift=0)
+        expected = run(lambda images: celu(exact(images)), images.double(), exact, gradient.double())
+        found = run(lambda images: _blocks._norm_celu(images, norm, celu), images, norm, gradient)
+        assert torch.isnan(found[0][:, 2]).all()
+        assert torch.isfinite(found[0][:, :2]).all()
+    else:
+        expected = [celu(exact(images.double()))]
+        given = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+        with torch.no_grad():
+            found = [kernels.norm_celu_(images, *given, norm.eps, celu.alpha)]
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
 @pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
 def test_a_chain_evaluates_as_the_layers_one_by_one_and_by_our_kernel_where_nobody_asks_for_gradients(
     kernels, monkeypatch, without

@@ -56,6 +56,21 @@ def test_training_steps_give_the_same_outputs_weights_and_running_statistics(spa
     assert not (ours[0].bias.grad).any()
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "changed", [{"momentum": None}, {"running_mean": None, "running_var": None, "track_running_stats": False}]
+)
+def test_a_batchnorm_that_a_method_set_otherwise_is_run_as_it_is(spared, changed, training):
+    plain, ours = blocks()
+    for block in (plain, ours):
+        for name, value in changed.items():
+            setattr(block[1], name, value)
+    with torch.no_grad():
+        same(ours.train(training)(images()), plain.train(training)(images()))
+    for name, tensor in plain.state_dict().items():
+        same(ours.state_dict()[name], tensor)
+
+
 def test_the_gradient_of_the_input_is_the_same(spared):
     gradients = []
     for block in blocks():

@@ -210,12 +210,13 @@ def test_a_method_that_never_ends_is_ended_and_the_evaluation_still_measured(met
 @pytest.mark.parametrize("name", plugins.names("methods"))
 def test_the_number_of_images_depends_on_no_number_of_steps(name, monkeypatch):
     watches = []
-    monkeypatch.setattr(canary, "Watch", lambda device: watches.append(short.Watch(device)) or watches[-1])
+    monkeypatch.setattr(canary, "Watch", lambda *given: watches.append(short.Watch(*given)) or watches[-1])
     cls = plugins.find("methods", name)
     for steps in (2400, 24_000_000):
         settings = {"steps": steps} if "steps" in plugins.facts(cls) else {}
-        of(cls(**settings), recipe=replace(RECIPE, steps=steps))
+        assert of(cls(**settings), recipe=replace(RECIPE, steps=steps)).stopped is None
     few, many = watches[:2], watches[2:]
+    assert len(few) == len(many) == 2
     if not cls.cost_is_bound:  # a search may end early: that depends on the untrained weights
         assert [watch.passes for watch in few] == [watch.passes for watch in many]
     assert all(watch.passes <= 5 * (MOST_STEPS + 6) * RECIPE.batch_size + 4 * 100 for watch in watches)
@@ -349,7 +350,7 @@ class Clocked(Own):
 def test_seconds_are_those_of_a_second_time_and_from_its_first_batch_on(monkeypatch):
     clock = SimpleNamespace(time=0.0, warm=False)
     Own.seen.append(clock)
-    monkeypatch.setattr(short, "now", lambda device: clock.time)
+    monkeypatch.setattr(short, "moment", lambda device: clock.time)
     assert of(Clocked()).seconds_per_pass == 5.0
 
 
@@ -370,16 +371,18 @@ def test_an_evaluation_takes_what_its_second_time_took_for_each_image(monkeypatc
 
     monkeypatch.setattr(canary, "predict_some", slowly)
     monkeypatch.setattr(canary, "now", lambda device: clock.time)
+    monkeypatch.setattr(short, "moment", lambda device: 0.0)
     spec = trial_spec(DATASET, CatastrophicForgetting())
     bench = Workbench(DATASET, MemoryStore())
     bench.run_original(spec.original)
-    assert measured(spec).evaluation_seconds == 0.5 * bench.run_trial(spec).facts["images_evaluated"]
+    assert measured(spec).besides_seconds == 0.5 * bench.run_trial(spec).facts["images_evaluated"]
 
 
 def test_where_a_step_takes_long_its_pace_is_known_after_a_few(monkeypatch):
     """Of fifteen passes of three batches, a second for each image, as many are made as fit."""
-    clock = SimpleNamespace(time=0.0, warm=True)
-    monkeypatch.setattr(short, "now", lambda device: clock.time)
+    clock = SimpleNamespace(time=0.0)
+    monkeypatch.setattr(short, "moment", lambda device: clock.time)
+    monkeypatch.setattr(short, "time", SimpleNamespace(perf_counter=lambda: clock.time))
     taken = []
 
     @dataclass(frozen=True)
@@ -397,21 +400,46 @@ def test_where_a_step_takes_long_its_pace_is_known_after_a_few(monkeypatch):
         taken.clear()
         result = canary.measure(trial_spec(DATASET, Slow()), DATASET, TensorMemory(), seconds)
         assert (result.seconds_per_pass, result.stopped) == (1.0, None)
-        assert result.evaluation_seconds is not None
+        assert result.besides_seconds is not None
         assert taken == [batches, batches]
 
 
-def test_on_a_gpu_what_takes_far_longer_than_the_other_batches_is_no_part_of_the_pace(monkeypatch):
-    """A step that is recorded as a graph takes as long as a hundred replays, and there is one of it."""
+def watched(monkeypatch, *batches):
+    """A watch after batches of so many passes and seconds; of some it is told that they are no usual ones."""
     clock = SimpleNamespace(time=0.0)
-    monkeypatch.setattr(short, "now", lambda device: clock.time)
-    for device, expected in (("cuda", 0.5), ("cpu", (0.5 * 100 * 10 + 990.0) / (100 * 10))):
-        watch, clock.time = short.Watch(torch.device(device)), 0.0
-        for step in range(10):
-            watch.batch()
-            watch.passes += 100
-            clock.time += 50 + (990.0 if step == 3 else 0)
-        assert watch.seconds_per_pass() == pytest.approx(expected)
+    monkeypatch.setattr(short, "moment", lambda device: clock.time)
+    watch = short.Watch(torch.device("cpu"))
+    for passes, seconds, *once in batches:
+        watch.batch()
+        watch.passes += passes
+        clock.time += seconds
+        if once:
+            watch.once()
+    return watch
+
+
+def test_what_takes_very_much_longer_with_one_batch_than_with_most_is_told_apart_from_the_pace(monkeypatch):
+    """Something is computed from a whole set at the end of a phase."""
+    usual = [(100, 50.0)] * 9
+    assert watched(monkeypatch, *usual, (100, 1050.0)).pace() == pytest.approx((0.5, 10 * 50 + 1000 - 0.5 * 1000))
+    assert watched(monkeypatch, *usual, (100, 150.0)).pace() == pytest.approx((0.6, 0)), "a slower phase is part of it"
+    assert watched(monkeypatch, *usual, (0, 300.0)).pace() == pytest.approx((0.5, 300)), "no image went through a model"
+
+
+def test_steps_before_a_recording_and_the_recording_itself_are_no_part_of_the_pace(monkeypatch):
+    """Of 24 short steps they are a third, of thousands of whole ones next to nothing."""
+    batches = [*[(100, 160.0, True)] * 3, (100, 900.0, True), *[(100, 50.0)] * 12]
+    assert watched(monkeypatch, *batches).pace() == pytest.approx((0.5, 3 * 110 + 850))
+    assert watched(monkeypatch, *batches[:2]).pace() == pytest.approx((1.6, 0)), "where there is nothing else"
+
+
+def test_there_is_no_pace_without_passes_in_batches(monkeypatch):
+    assert watched(monkeypatch).pace() is None
+    assert watched(monkeypatch, (0, 5.0)).pace() is None
+    watch = watched(monkeypatch)
+    watch.passes = 10
+    watch.batch()
+    assert watch.pace() is None, "passes before the first batch have no time"
 
 
 def test_a_measure_can_be_kept_as_json():

@@ -52,9 +52,8 @@ class Crew:
             self.jobs[name] = job
             self.started.append((name, job))
 
-    def hear(self, job: Job, record: Record | None) -> None:
-        if record is not None:
-            self.heard.append(record.key)
+    def hear(self, job: Job, record: Record) -> None:
+        self.heard.append(record.key)
 
     def end(self, name: str, outcome=record_of) -> None:
         self.dispatch.ended(name, outcome(self.jobs.pop(name)))
@@ -151,6 +150,38 @@ def test_one_worker_that_is_up_goes_on_though_no_other_comes_and_these_are_tried
         crew.end("a")
     assert crew.dispatch.over
     assert crew.agenda.done
+
+
+def test_where_others_are_starting_those_that_died_first_do_not_end_it_unless_nobody_comes_for_long(monkeypatch):
+    """All workers are asked for at once; on a broken node they die while others still load their images."""
+    clock = [0.0]
+    monkeypatch.setattr("cu_ray.sweep.dispatch.time.monotonic", lambda: clock[0])
+    for comes in (True, False):
+        crew, names = Crew(small()), [f"on the broken node {number}" for number in range(8)]
+        for name in ["slow", *names]:
+            crew.dispatch.asked_for(name)
+        for name in names:
+            crew.die(name)
+        assert not crew.dispatch.hopeless
+        assert not crew.dispatch.takes_workers
+        if comes:
+            crew.dispatch.arrived("slow")
+            while crew.jobs:
+                crew.end("slow")
+            assert crew.agenda.done
+        else:
+            clock[0] += START_AGAIN_AFTER + 1
+            assert crew.dispatch.hopeless
+
+
+def test_a_worker_that_was_dismissed_and_never_leaves_is_no_hope():
+    crew = Crew(small(), "a")
+    crew.end("a", lambda job: replace(record_of(job), facts=record_of(job).facts | {"device_lost": True}))
+    assert crew.dismissed == ["a"]
+    for number in range(MOST_FAILED_STARTS):
+        assert not crew.dispatch.hopeless
+        crew.die(f"never came {number}")
+    assert crew.dispatch.hopeless
 
 
 def test_when_the_last_worker_dies_others_are_tried_anew_before_it_is_over():

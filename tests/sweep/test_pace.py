@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import io
-import math
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ from cu_ray.stages.canary import Measure
 from cu_ray.sweep import progress as progress_module
 from cu_ray.sweep.estimate import ReadOnlyJournal, estimate
 from cu_ray.sweep.ledger import Known
-from cu_ray.sweep.pace import Load, Pace, take_off, work_of
+from cu_ray.sweep.pace import Load, Pace, work_of
 from cu_ray.sweep.plan import memo_group
 from cu_ray.sweep.preview import Preview
 from cu_ray.sweep.progress import Progress
@@ -137,7 +136,7 @@ def test_what_failed_says_nothing():
     made, pace = counted(), Pace()
     job = agenda_of(made, ReadOnlyJournal(Known())).next()
     pace.hear(job.spec, fails(job))
-    assert pace.seconds({pace.likeness(job.spec): Load(1, 10)}) is None
+    assert pace.took({pace.likeness(job.spec): Load(1, 10)}) is None
 
 
 # --------------------------------------------------------------------------------------------------------------- canaries
@@ -173,46 +172,79 @@ def test_a_canary_that_came_to_no_end_tells_nothing():
         assert estimate(made, agenda_of(made, journal), journal.known, [(spec, stopped)]).seconds is None
 
 
+def test_what_a_canary_took_alone_on_a_gpu_is_not_taken_for_what_it_takes_on_a_share():
+    made = counted({"no_unlearning": {}, "exact_unlearning": {"steps": 8}})
+    specs, journal = specs_of(made), ReadOnlyJournal(Known())
+    agenda = agenda_of(made, journal)
+    play(agenda, kill_after=2, outcome=World(share=0.25))  # both originals
+    told = [(specs["exact_unlearning"], measure(0.2, 4.0)), (specs["no_unlearning"], measure(None, 3.0))]
+    counts = estimate(made, agenda, journal.known, told)
+    assert counts.seconds == pytest.approx(3600 * counts.hours)
+    assert estimate(made, agenda, journal.known, told, 2.0).hours == pytest.approx(2 * counts.hours)
+
+
+def test_where_nothing_of_a_plan_is_done_other_records_of_the_ledger_tell():
+    """Seed 0 is done; what does seed 1 take?"""
+    journal = ReadOnlyJournal(Known())
+    play(agenda_of(counted(seeds=[0]), journal), outcome=World())
+    made, world = counted(seeds=[1]), World()
+    counts = estimate(made, agenda_of(made, journal), journal.known)
+    play(agenda_of(made, ReadOnlyJournal(Known())), outcome=world)
+    assert counts.seconds == pytest.approx(sum(world.seconds.values()))
+
+
 # -------------------------------------------------------------------------------------------------------------- work left
 
 
-def test_a_job_is_taken_off_what_is_closest_to_it():
-    work = work_of([(("a2", "a", "s", None), Load(2, 20)), (("b", "s", None), Load(1, 7))])
-    take_off(work, ("a9", "a", "s", None), 10)  # another point of a search: its typical point stands for it
-    assert work == {("a2", "a", "s", None): Load(1, 10), ("b", "s", None): Load(1, 7)}
-    take_off(work, ("b", "s", None), 3)
-    take_off(work, ("b", "s", None), 3)
-    assert work == {("a2", "a", "s", None): Load(0, 7), ("b", "s", None): Load(0, 4)}
-    take_off(work, ("b", "s", None), 3)  # more than was expected
-    assert sum(load.jobs for load in work.values()) == 0
+@pytest.fixture
+def clock(monkeypatch):
+    """Of the display."""
+    hands = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(progress_module.time, "monotonic", lambda: hands.now)
+    return hands
 
 
-def test_the_display_says_what_is_left_by_the_pace_of_each_method(tmp_path, monkeypatch):
+def test_the_display_says_what_is_left_by_the_pace_of_each_method(tmp_path, clock):
     """Two workers, jobs of known times: from the moment when each kind was seen, what it says is what is to come."""
-    made, world, clock = counted(seeds=[0, 1, 2, 3]), World(), SimpleNamespace(now=0.0)
-    monkeypatch.setattr(progress_module.time, "monotonic", lambda: clock.now)
-    journal = ReadOnlyJournal(Known())
+    made, world, journal = counted(seeds=[0, 1, 2, 3]), World(), ReadOnlyJournal(Known())
     agenda = agenda_of(made, journal)
     shown = Progress(Console(file=io.StringIO()), estimate(made, agenda, journal.known), tmp_path / "frame.json")
     running, seen, said = [], set(), []
+    shown.follow(lambda: [(job, clock.now - began) for _, began, job, _ in running])
     while not agenda.done:
         while len(running) < 2 and (job := agenda.next()) is not None:
             record = world(job)
-            shown.heard(job, None)
-            running.append((clock.now + world.seconds[job.key], job, record))
+            running.append((clock.now + world.seconds[job.key], clock.now, job, record))
         running.sort(key=lambda each: each[0])
+        shown.take_in(estimate(made, agenda, journal.known))
         if seen == {"original", *METHODS} and len(running) == 2:
             said.append((clock.now, shown.seconds_left()))
-        clock.now, job, record = running.pop(0)
+        clock.now, _, job, record = running.pop(0)
+        if said:
+            assert shown.seconds_left() == pytest.approx(max(0, said[-1][1] - (clock.now - said[-1][0])))
         journal.write(record)
         agenda.complete(record)
         shown.heard(job, record)
         seen.add(name(job.spec))
-    assert shown.seconds_left() == pytest.approx(0, abs=1e-6)
+    shown.take_in(estimate(made, agenda, journal.known))
+    assert shown.seconds_left() == 0
     assert len(said) >= 6
     for now, left in said:  # at the end one of two workers has nothing to do
         assert left == pytest.approx(clock.now - now, abs=max(world.seconds.values()) + 1e-6)
-    assert math.isfinite(said[0][1])
+
+
+def test_a_job_that_takes_very_long_stands_for_no_others_and_without_workers_nothing_is_said(tmp_path, clock):
+    made, journal = counted(seeds=[0, 1, 2, 3]), ReadOnlyJournal(Known())
+    agenda = agenda_of(made, journal)
+    play(agenda, kill_after=31, outcome=World())
+    counts, job = estimate(made, agenda, journal.known), agenda.next()
+    shown = Progress(Console(file=io.StringIO()), counts, tmp_path / "frame.json")
+    shown.take_in(counts)
+    assert counts.seconds > 0
+    assert shown.seconds_left() is None
+    shown.follow(lambda: [(job, 10_000.0)])
+    shown.take_in(counts)
+    assert shown.seconds_left() == pytest.approx(counts.seconds - seconds_alone(job))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 
 from cu_ray.errors import TimeIsUp
 from cu_ray.sweep import trainable
-from cu_ray.sweep.dispatch import MOST_FAILED_STARTS, Dispatch
+from cu_ray.sweep.dispatch import MOST_FAILED_STARTS, START_AGAIN_AFTER, Dispatch
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.searcher import WhenOver, WorkerSearcher
@@ -48,14 +48,22 @@ def test_as_many_workers_are_asked_for_as_there_is_room_also_later():
     assert tune.searcher.suggest("e") is None
 
 
-def test_no_more_workers_are_asked_for_where_one_after_another_dies_while_it_starts():
-    tune = Tune(room=2)
+def test_where_one_after_another_dies_while_it_starts_they_are_asked_for_one_at_a_time_and_ever_more_rarely(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("cu_ray.sweep.dispatch.time.monotonic", lambda: clock[0])
+    tune = Tune(room=20)
     tune.searcher.suggest("a")
     tune.searcher.on_trial_result("a", ARRIVED)
     for number in range(MOST_FAILED_STARTS):
         assert tune.searcher.suggest(f"b{number}") == {}
         tune.searcher.on_trial_complete(f"b{number}", None, error=True)
-    assert tune.searcher.suggest("c") is None
+    for pause in (START_AGAIN_AFTER, 2 * START_AGAIN_AFTER, 4 * START_AGAIN_AFTER):
+        assert tune.searcher.suggest("c") is None
+        clock[0] += pause - 1
+        assert tune.searcher.suggest("c") is None
+        clock[0] += 2
+        assert [tune.searcher.suggest(name) for name in "cde"] == [{}, None, None]
+        tune.searcher.on_trial_complete("c", None, error=True)
     assert not tune.over.stop_all()
 
 

@@ -36,7 +36,6 @@ def told(records, tracker, sweep="quick"):
     said = []
     with Tracking(sweep, tracker, said.append) as found:
         for record in records:
-            found.heard(None)
             found.heard(record)
     return said
 
