@@ -382,7 +382,7 @@ def plan(
     console().print(table)
     if wall:
         lane = "GPU" if found.device == "cuda" else "worker"
-        console().print(f"About {clock(wall)} on {found.lanes} {lane}{'s' if found.lanes != 1 else ''} of this machine.")
+        console().print(f"About {clock(wall)} on {found.lanes:g} {lane}{'s' if found.lanes != 1 else ''} of this machine.")
     for remark in found.remarks("`cu-ray sweep`"):
         console().print(Text(remark), soft_wrap=True)
 

@@ -215,6 +215,21 @@ def test_plan_measures_how_long_all_will_take_where_nothing_is_done_yet(tmp_path
     assert not list(tmp_path.rglob("originals"))
 
 
+def test_plan_says_what_could_not_be_measured(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nfrom typing import ClassVar\n"
+        "from cu_ray.methods.no_unlearning import NoUnlearning\n\n\n"
+        "@dataclass(frozen=True)\nclass Fails(NoUnlearning):\n    version: ClassVar[int] = 1\n\n"
+        "    def unlearn(self, task):\n        raise SystemExit('no luck')\n"
+    )
+    text = QUICKSTART.read_text().split("methods:")[0] + "methods: {no_unlearning: {}, 'mine:Fails': {}}\n"
+    (tmp_path / "mine.yaml").write_text(text)
+    done = sweeps.command(tmp_path, "plan", "mine.yaml", "--measure")
+    assert done.returncode == 0, done.stderr
+    assert "Not measured, so that others stand for it: mine:Fails (SystemExit: no luck)." in done.stdout
+    assert "About " in done.stdout
+
+
 def test_merge_takes_over_what_others_have_done_and_a_full_or_forbidden_place_is_one_message(tmp_path):
     file = sweeps.small(tmp_path, seeds="[0]", fractions="[1.0]", trials=2)
     done = sweeps.command(tmp_path, "sweep", str(file), "--only", "method=no_unlearning", "--output", "one")

@@ -131,7 +131,7 @@ def _can_spare_bias(convolution: Any, norm: Any) -> bool:
     if type(convolution) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d or convolution.bias is None:
         return False
     watched = any(vars(module)[kind] for module in (convolution, norm) for kind in HOOKS)
-    tracked = norm.track_running_stats and norm.momentum is not None
+    tracked = norm.track_running_stats and norm.running_mean is not None and norm.momentum is not None
     return tracked and not watched and (norm.training or not _learns(convolution))
 
 

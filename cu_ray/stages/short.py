@@ -6,7 +6,6 @@ memory depends on both.
 
 from __future__ import annotations
 
-import itertools
 import math
 import statistics
 import time
@@ -81,18 +80,23 @@ class Watch:
             return None
         marks = [*self._batches, (moment(self._device), self.passes)]
         _synchronize(self._device)
-        spans = [
-            (seconds_between(begin, end), after - before, number in self._once)
-            for number, ((begin, before), (end, after)) in enumerate(itertools.pairwise(marks), 1)
-        ]
-        learning = [(seconds, passes, once) for seconds, passes, once in spans if passes]
+        total = seconds_between(marks[0][0], marks[-1][0])
+        learning = list[
+            tuple[float, int, bool]
+        ]()  # from a batch to the next, or over several where a batch goes through no model
+        begin, once = marks[0], False
+        for number, end in enumerate(marks[1:], 1):
+            once = once or number in self._once
+            if end[1] > begin[1]:
+                learning.append((seconds_between(begin[0], end[0]), end[1] - begin[1], once))
+                begin, once = end, False
         learning = [span for span in learning if not span[2]] or learning
         if not learning:
             return None
         most = MOST_OF_USUAL * statistics.median(seconds / passes for seconds, passes, _ in learning)
         kept = [(seconds, passes) for seconds, passes, _ in learning if seconds <= most * passes]
         pace = sum(seconds for seconds, _ in kept) / sum(passes for _, passes in kept)
-        return pace, max(0.0, sum(seconds for seconds, _, _ in spans) - pace * (self.passes - marks[0][1]))
+        return pace, max(0.0, total - pace * (self.passes - marks[0][1]))
 
 
 def moment(device: torch.device) -> Moment:

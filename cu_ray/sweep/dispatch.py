@@ -25,6 +25,7 @@ from cu_ray.types import Record, TrialSpec
 MAX_RETRIES = 3  # of a job whose worker died
 MOST_FAILED_STARTS = 5  # of workers, one after another, before it is clear that none will come up now
 START_AGAIN_AFTER = 60.0  # seconds until one more may try, then twice as long each time: a node may be broken, others not
+LEAVES_WITHIN = 60.0  # seconds that a worker which was dismissed is waited for
 MOST_LOSSES = 3  # of its device by a kind of job, one after another, before it is tried with fewer neighbours
 MOST_STORE_FAILURES = 2  # of a job, before it is clear that original models cannot be kept
 MOST_LOSERS = 3  # methods (or originals) that lost their device, one after another, before the device is to blame
@@ -64,6 +65,7 @@ class Dispatch:
     hand: gives a worker its next job, or None to dismiss it; heard: is told of each job that ends;
     deadline: after it nothing more is handed out; trial_seconds: a worker that dies so long into a job did not crash;
     spare_seconds: a worker without a job for so long, where there are more workers than jobs, is dismissed: its node may go;
+    start_seconds: how long those who are starting are waited for where others die at it;
     share: of a GPU, for each worker (None: no GPU). What does not fit beside others is `set_aside` for a larger share, and so is
     what keeps losing its device beside others, who may be to blame; all of its kind with it. ran_out: how often each job ran out
     of memory; health: what was seen of the GPUs at smaller shares.
@@ -78,20 +80,21 @@ class Dispatch:
         deadline: float = math.inf,
         trial_seconds: float = math.inf,
         spare_seconds: float = math.inf,
+        start_seconds: float = START_AGAIN_AFTER,
         share: float | None = None,
         ran_out: Counter[str] | None = None,
         health: Health | None = None,
     ) -> None:
         self._agenda, self._hand, self._heard = agenda, hand, heard
         self._deadline, self._trial_seconds, self._share = deadline, trial_seconds, share
-        self._spare_seconds = spare_seconds
+        self._spare_seconds, self._start_seconds = spare_seconds, start_seconds
         self._ran_out = Counter[str]() if ran_out is None else ran_out
         self._workers: dict[str, Worker] = {}
-        self._starting: set[str] = set()  # workers that are asked for and not here yet
+        self._starting: dict[str, float] = {}  # workers that are asked for and not here yet, and since when
         self._deaths: Counter[str] = Counter()  # of workers, by the key of the job they were at
         self._written: deque[tuple[Job, Record, Future[None]]] = deque()  # on their way into the ledger, in order
         self.set_aside: list[Job] = []
-        self._failed_starts, self._last_failed_start = 0, -math.inf
+        self._failed_starts, self._last_failed_start, self._tries = 0, -math.inf, 0
         self._store_failures: Counter[str] = Counter()  # by the key of the job
         self._given_up: tuple[str, str] | None = None  # what keeps all jobs from beginning, and why
         self.last_death: str | None = None  # why the last worker died, where that is known
@@ -151,22 +154,26 @@ class Dispatch:
     @property
     def takes_workers(self) -> bool:
         """Whether a further worker may start; where one after another dies at its start, one at a time and ever more rarely."""
-        further = self._failed_starts - MOST_FAILED_STARTS
-        return further < 0 or (not self._starting and self._quiet_since_failed_start > START_AGAIN_AFTER * 2 ** min(further, 6))
+        pause = START_AGAIN_AFTER * 2 ** min(self._tries, 6)
+        alone = not self._may_come and time.monotonic() > self._last_failed_start + pause
+        return self._failed_starts < MOST_FAILED_STARTS or alone
 
     @property
     def _may_come(self) -> bool:
         """Whether workers are starting, on other nodes perhaps, that may come up yet."""
-        return bool(self._starting) and self._quiet_since_failed_start < START_AGAIN_AFTER
-
-    @property
-    def _quiet_since_failed_start(self) -> float:
-        return time.monotonic() - self._last_failed_start
+        now = time.monotonic()
+        return any(now < max(since, self._last_failed_start) + self._start_seconds for since in self._starting.values())
 
     def running(self) -> list[tuple[Job, float]]:
         """The jobs that workers are at, and for how many seconds. Also for other threads."""
         now = time.monotonic()
         return [(job, now - worker.since) for worker in list(self._workers.values()) if (job := worker.job) is not None]
+
+    @property
+    def num_awaited(self) -> int:
+        """How many workers are here and are to end by themselves: not one that was dismissed long ago and hangs."""
+        now = time.monotonic()
+        return sum(not worker.dismissed or now < worker.since + LEAVES_WITHIN for worker in self._workers.values())
 
     @property
     def num_workers(self) -> int:
@@ -175,12 +182,14 @@ class Dispatch:
 
     def asked_for(self, name: str) -> None:
         """A worker is going to start."""
-        self._starting.add(name)
+        self._starting[name] = time.monotonic()
+        self._tries += self._failed_starts >= MOST_FAILED_STARTS
 
     def arrived(self, name: str) -> None:
         """A worker is ready for its first job."""
-        self._starting.discard(name)
-        self._workers[name], self._failed_starts = Worker(name, since=time.monotonic()), 0
+        self._starting.pop(name, None)
+        self._workers[name] = Worker(name, since=time.monotonic())
+        self._failed_starts = self._tries = 0
         self.go_on()
 
     def ended(self, name: str, record: Record, file: evidence.File | None = None) -> None:
@@ -244,14 +253,14 @@ class Dispatch:
 
     def left(self, name: str) -> None:
         """A worker is gone, dismissed or dead: the job that it was at is handed out again, but not for ever."""
-        self._starting.discard(name)
+        self._starting.pop(name, None)
         worker = self._workers.pop(name, None)
         if worker is None:
             self._failed_starts, self._last_failed_start = self._failed_starts + 1, time.monotonic()
         elif worker.job is not None:
             self._lost(worker.job, time.monotonic() - worker.since)
-        if worker is not None and not self._workers:
-            self._failed_starts = 0  # where this one came up another may
+        if worker is not None and not worker.dismissed and not self._num_staying:
+            self._failed_starts = self._tries = 0  # where this one came up another may
         self.go_on()
 
     def go_on(self) -> None:
@@ -275,7 +284,9 @@ class Dispatch:
         return sum(not worker.dismissed for worker in self._workers.values())
 
     def _dismiss(self, worker: Worker) -> None:
-        worker.dismissed = True
+        worker.dismissed, worker.since = True, time.monotonic()
+        if not self._num_staying:
+            self._failed_starts = self._tries = 0  # where this one came up another may
         self._hand(worker.name, None)
 
     def settle(self) -> None:

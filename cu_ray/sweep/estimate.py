@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
 from cu_ray.plugins import name_of
-from cu_ray.stages.canary import Measure
 from cu_ray.sweep.agenda import Agenda, StudyState
 from cu_ray.sweep.canaries import Spec
 from cu_ray.sweep.ledger import Known, PointRecord, evidence, finished
@@ -64,10 +63,8 @@ class ReadOnlyJournal:
         return finished()
 
 
-def estimate(
-    plan: Plan, agenda: Agenda, known: Known, measures: Iterable[tuple[Spec, Measure]] = (), measured_share: float = 1.0
-) -> Estimate:
-    """The counts of a plan whose agenda has taken in what is known; measures: of canaries, and of a GPU what each had of it."""
+def estimate(plan: Plan, agenda: Agenda, known: Known, behind: Pace | None = None) -> Estimate:
+    """The counts of a plan whose agenda has taken in what is known. behind: a pace for what nothing like it is done of."""
     trials: dict[str, TrialSpec] = {}
     unknown: list[tuple[TrialSpec, int]] = []  # a typical trial and how many such there will be
     for study in agenda.studies:
@@ -79,14 +76,17 @@ def estimate(
     by_method = dict.fromkeys((name_of(study.method.cls) for study in plan.studies), 0)
     for spec, count in [*((spec, 1) for spec in trials.values()), *unknown]:
         by_method[name_of(spec.method)] += count
-    to_run = [*((spec, 1) for key, spec in trials.items() if key not in done), *unknown]
+    to_run = [(spec, 1) for key, spec in trials.items() if agenda.wants(key)]
+    to_run += [(spec, count) for spec, count in unknown if name_of(spec.method) not in agenda.set_aside]
     costs: list[tuple[Spec, int, Cost]] = []
     for original in [each for each in originals if agenda.wants(each.key)]:
         costs.append((original, 1, Cost(original.images, original.images) if agenda.trains(original.key) else Cost()))
     costs += unlearning_costs(plan, to_run)
-    pace = _pace(trials, originals, known)
-    for each, measure in measures:
-        pace.measured(each, measure, measured_share)
+    pace = Pace(behind)
+    for original in [each for each in originals if each.key in known.originals]:
+        pace.hear(original, known.originals[original.key])
+    for key, spec in [each for each in trials.items() if each[0] in known.trials]:
+        pace.hear(spec, known.trials[key])
     work = work_of((pace.likeness(spec), Load(count, passes(cost))) for spec, count, cost in costs)
     took, total = pace.took(work), sum((cost for _, _, cost in costs), Cost())
     return Estimate(
@@ -107,19 +107,14 @@ def estimate(
     )
 
 
-def _pace(trials: Mapping[str, TrialSpec], originals: Iterable[OriginalSpec], known: Known) -> Pace:
-    """That of what is done of a plan; where nothing is, of what else the ledger has."""
-    pace = Pace()
-    for spec in originals:
-        if spec.key in known.originals:
-            pace.hear(spec, known.originals[spec.key])
-    for key, trial in trials.items():
-        if key in known.trials:
-            pace.hear(trial, known.trials[key])
-    if not pace.knows():
-        for record in [*known.originals.values(), *known.trials.values()]:
-            with contextlib.suppress(Exception):  # of plug-ins that are not here, or are others by now
-                pace.hear((OriginalSpec if record.kind == "original" else TrialSpec).build(record.spec), record)
+def pace_of_others(agenda: Agenda, known: Known) -> Pace:
+    """That of what else a ledger has than what the agenda knows of: of other seeds, or from before a change."""
+    pace, own = Pace(), {trial.key for study in agenda.studies for trial in _known_trials(study, agenda)}
+    own |= {original.key for original in agenda.plan.originals()}
+    for record in [record for key, record in {**known.originals, **known.trials}.items() if key not in own]:
+        kind = OriginalSpec if record.kind == "original" else TrialSpec
+        with contextlib.suppress(Exception):  # of plug-ins that are not here, or are others by now
+            pace.hear(kind.build(record.spec), record)
     return pace
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cu_ray.plugins import name_of
 from cu_ray.stages.canary import Measure
@@ -56,13 +56,14 @@ class Took:
         return Took(self.seconds + other.seconds, self.gpu_seconds + other.gpu_seconds)
 
 
-@dataclass
 class Pace:
-    """What jobs of each likeness took. What is done counts before what was measured."""
+    """What jobs of each likeness took: first what is done of it, then what was measured, then what another pace has of it."""
 
-    _done: dict[Hashable, _Seen] = field(default_factory=dict)
-    _measured: dict[Hashable, _Seen] = field(default_factory=dict)
-    _kinds: dict[str, str] = field(default_factory=dict)  # of originals, by key
+    def __init__(self, behind: Pace | None = None) -> None:
+        self._done: dict[Hashable, _Seen] = {}
+        self._measured: dict[Hashable, _Seen] = {}
+        self._tables: list[dict[Hashable, _Seen]] = [self._done, self._measured, *(behind._tables if behind is not None else [])]
+        self._kinds: dict[str, str] = {}  # of originals, by key
 
     def likeness(self, spec: Spec) -> Likeness:
         """Of an original or a trial."""
@@ -96,10 +97,6 @@ class Pace:
             passes = 0.0 if measure.seconds_per_pass is None else 1.0
             _add(self._measured, self.likeness(spec), passes, learning, learning + measure.besides_seconds, share)
 
-    def knows(self) -> bool:
-        """Whether anything is done."""
-        return bool(self._done)
-
     def took(self, work: Mapping[Likeness, Load]) -> Took | None:
         """What the work takes; None where nothing is known of any job."""
         total = Took()
@@ -114,7 +111,7 @@ class Pace:
         means = [self._of(likeness, Load(1, load.passes / load.jobs)) for likeness, load in work.items() if load.jobs]
         return max((each.seconds for each in means if each is not None), default=0.0)
 
-    def wall_seconds(self, work: Mapping[Likeness, Load], lanes: int) -> float | None:
+    def wall_seconds(self, work: Mapping[Likeness, Load], lanes: float) -> float | None:
         """From the first job to the last on so many GPUs, or with so many workers on CPUs; None where nothing is known.
 
         No trial begins before its original is there: where there are fewer originals than lanes, the others wait that long.
@@ -130,7 +127,7 @@ class Pace:
 
     def _of(self, likeness: Likeness, load: Load) -> Took | None:
         """What jobs of one likeness take; None where nothing is known of any job."""
-        known = [seen for like in likeness for table in (self._done, self._measured) if (seen := table.get(like)) is not None]
+        known = [seen for like in likeness for table in self._tables if (seen := table.get(like)) is not None]
         learned = next((seen.learning / seen.passes for seen in known if seen.passes), None)
         if not known or (load.passes and learned is None):
             return None

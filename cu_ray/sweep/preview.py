@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,8 @@ from cu_ray.stages.process import state_kept
 from cu_ray.sweep import cluster, hardware, ledger, status
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.canaries import Spec, canaries, setting_of
-from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate
+from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate, pace_of_others
+from cu_ray.sweep.pace import Pace
 from cu_ray.sweep.runner import cached_in, make_plan, without_evidence
 from cu_ray.types import Dataset, OriginalSpec
 
@@ -35,7 +37,7 @@ class Preview:
     device: str
     precisions: list[str]
     elsewhere: str | None  # the host on which it last ran, where that decides what is left to the hardware, and unlike this one
-    lanes: int | None  # how many workers, or GPUs, this machine has for it; None where it runs on others
+    lanes: float | None  # how many workers, or GPUs, this machine has for it; None where it runs on others
     unmeasured: tuple[str, ...] = ()  # what was to be measured and could not be, and why
 
     @property
@@ -68,15 +70,17 @@ def preview(sweep: Sweep, measuring: Callable[[int], object] | None = None) -> P
     agenda = Agenda(made, journal, original_cached=cached_in(sweep), lacking=without_evidence(sweep, journal.known))
     precisions = list(dict.fromkeys(train.precision for train in sweep.trains))
     elsewhere = host if sweep != here else None
-    counts, unmeasured = estimate(made, agenda, journal.known), list[str]()
-    if measuring is not None:
+    behind, unmeasured = pace_of_others(agenda, journal.known), list[str]()
+    counts = estimate(made, agenda, journal.known, behind)
+    if measuring is not None and counts.work:
         kinds = {kind for likeness in counts.work for kind in likeness[:-2]}
         specs = [spec for spec in canaries(made) if kinds & set(counts.pace.likeness(spec)[:-2])]
-        measures = _measured(specs, datasets, sweep.runtime.device, measuring)
+        measures, behind = _measured(specs, datasets, sweep.runtime.device, measuring), Pace(behind)
+        for spec, each in measures:
+            behind.measured(spec, each, _share(sweep))
         unmeasured = [f"{_name(spec)} ({each.stopped})" for spec, each in measures if each.stopped]
         unmeasured += [_name(spec) for spec in specs[len(measures) :]]
-        wish = sweep.runtime.gpus_per_trial
-        counts = estimate(made, agenda, journal.known, measures, 1.0 if isinstance(wish, str) else max(1.0, wish))
+        counts = estimate(made, agenda, journal.known, behind)
     lanes = None if elsewhere else _lanes(sweep)
     return Preview(counts, absent, sweep.runtime.device, precisions, elsewhere, lanes, tuple(dict.fromkeys(unmeasured)))
 
@@ -122,15 +126,22 @@ def _name(spec: Spec) -> str:
     return "original models" if isinstance(spec, OriginalSpec) else plugins.name_of(spec.method)
 
 
-def _lanes(sweep: Sweep) -> int | None:
-    """How many GPUs this machine has for it, or on CPUs how many workers; None where it joins a Ray."""
+def _share(sweep: Sweep) -> float:
+    """What a canary, which has a GPU for itself, counts of GPUs: more than one where trials have several."""
+    wish = sweep.runtime.gpus_per_trial
+    return 1.0 if isinstance(wish, str) or sweep.runtime.device != "cuda" else max(1.0, wish)
+
+
+def _lanes(sweep: Sweep) -> float | None:
+    """How many GPUs this machine has for its workers, or on CPUs how many workers; None where it joins a Ray."""
     if cluster.is_joined(sweep.runtime):
         return None
     if sweep.runtime.device != "cuda":
         return sweep.runtime.workers or _num_cpus()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible, wish = os.environ.get("CUDA_VISIBLE_DEVICES"), sweep.runtime.gpus_per_trial
     gpus = glob.glob("/dev/nvidia[0-9]*") if visible is None else [each for each in visible.split(",") if each.strip()]
-    return min(len(gpus), sweep.runtime.workers or len(gpus))
+    most = (sweep.runtime.workers or math.inf) * (1.0 if isinstance(wish, str) else wish)
+    return min(len(gpus), most)
 
 
 def _num_cpus() -> int:

@@ -79,10 +79,8 @@ class Progress:
 
     def seconds_left(self) -> float | None:
         """The time left; None where that is not known."""
-        if self._left is None:
-            return None
-        seconds, at = self._left
-        return max(0.0, seconds - (time.monotonic() - at))
+        left = self._left  # read once: another thread writes it
+        return None if left is None else max(0.0, left[0] - (time.monotonic() - left[1]))
 
     def _frame(self) -> Frame:
         done = sum(self._statuses.values())

@@ -24,9 +24,10 @@ from cu_ray.stages.poison import poison
 from cu_ray.store import checksum, open_store
 from cu_ray.sweep import cluster, doctor, frame, hardware, ledger, plan, process, remarks, tables, trackers, weights
 from cu_ray.sweep.agenda import Agenda
-from cu_ray.sweep.dispatch import Dispatch, Health
-from cu_ray.sweep.estimate import Estimate, estimate
+from cu_ray.sweep.dispatch import START_AGAIN_AFTER, Dispatch, Health
+from cu_ray.sweep.estimate import Estimate, estimate, pace_of_others
 from cu_ray.sweep.growth import growth
+from cu_ray.sweep.pace import Pace
 from cu_ray.sweep.ready import Job
 from cu_ray.sweep.room import Room, require, shape
 from cu_ray.sweep.session import at_ray, log_of, say
@@ -35,6 +36,7 @@ from cu_ray.sweep.tracking import Tracking
 from cu_ray.sweep.vigil import Vigil
 from cu_ray.types import Dataset, Record
 
+NODE_STARTS_WITHIN = 600.0  # seconds, where a cluster grows
 SPARE_SECONDS = 60.0  # that a worker without a job waits for one where its node could go
 ESTIMATE_EVERY = 2.0  # seconds between estimates of what is left
 TABLES_EVERY, MIRROR_EVERY = 30.0, 5.0  # seconds between writings of the tables and of the Optuna journal while the sweep runs
@@ -160,7 +162,11 @@ class _Work:
 
     def estimate(self) -> Estimate:
         """What the sweep comes to and what of it is done."""
-        return estimate(self.plan, self.agenda, self.journal.known)
+        return estimate(self.plan, self.agenda, self.journal.known, self._others)
+
+    @functools.cached_property
+    def _others(self) -> Pace:
+        return pace_of_others(self.agenda, self.journal.known)
 
     def write(self, *, running: bool) -> Estimate:
         """Write the tables and the status; gives the counts."""
@@ -232,6 +238,7 @@ class _Work:
                         deadline=self.deadline,
                         trial_seconds=self.sweep.runtime.trial_seconds,
                         spare_seconds=math.inf if grown is None else SPARE_SECONDS,
+                        start_seconds=START_AGAIN_AFTER if grown is None else NODE_STARTS_WITHIN,
                         share=share,
                         ran_out=ran_out,
                         health=health,

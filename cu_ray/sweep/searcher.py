@@ -94,7 +94,7 @@ class WhenOver(tune.Stopper):
 
     def stop_all(self) -> bool:
         """Whether the run ends now."""
-        return self._dispatch.over and not self._dispatch.num_workers
+        return self._dispatch.over and not self._dispatch.num_awaited
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

@@ -58,7 +58,12 @@ def test_training_steps_give_the_same_outputs_weights_and_running_statistics(spa
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
-    "changed", [{"momentum": None}, {"running_mean": None, "running_var": None, "track_running_stats": False}]
+    "changed",
+    [
+        {"momentum": None},
+        {"running_mean": None, "running_var": None},
+        {"running_mean": None, "running_var": None, "track_running_stats": False},
+    ],
 )
 def test_a_batchnorm_that_a_method_set_otherwise_is_run_as_it_is(spared, changed, training):
     plain, ours = blocks()

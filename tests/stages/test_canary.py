@@ -424,6 +424,8 @@ def test_what_takes_very_much_longer_with_one_batch_than_with_most_is_told_apart
     assert watched(monkeypatch, *usual, (100, 1050.0)).pace() == pytest.approx((0.5, 10 * 50 + 1000 - 0.5 * 1000))
     assert watched(monkeypatch, *usual, (100, 150.0)).pace() == pytest.approx((0.6, 0)), "a slower phase is part of it"
     assert watched(monkeypatch, *usual, (0, 300.0)).pace() == pytest.approx((0.5, 300)), "no image went through a model"
+    draws = [(0, 10.0), (100, 40.0)] * 9  # of two batches one goes through the model, in each step
+    assert watched(monkeypatch, *draws).pace() == pytest.approx((0.5, 0))
 
 
 def test_steps_before_a_recording_and_the_recording_itself_are_no_part_of_the_pace(monkeypatch):

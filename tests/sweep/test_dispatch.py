@@ -14,7 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from cu_ray.plugins import name_of
-from cu_ray.sweep.dispatch import MAX_RETRIES, MOST_FAILED_STARTS, MOST_LOSSES, START_AGAIN_AFTER, Dispatch, Health
+from cu_ray.sweep.dispatch import LEAVES_WITHIN, MAX_RETRIES, MOST_FAILED_STARTS, MOST_LOSSES, START_AGAIN_AFTER, Dispatch, Health
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.plan import memo_group
@@ -174,14 +174,34 @@ def test_where_others_are_starting_those_that_died_first_do_not_end_it_unless_no
             assert crew.dispatch.hopeless
 
 
-def test_a_worker_that_was_dismissed_and_never_leaves_is_no_hope():
+def lost_device(job):
+    return replace(record_of(job), facts=record_of(job).facts | {"device_lost": True})
+
+
+def test_a_worker_that_was_dismissed_is_no_hope_and_its_end_is_waited_for_a_minute(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("cu_ray.sweep.dispatch.time.monotonic", lambda: clock[0])
     crew = Crew(small(), "a")
-    crew.end("a", lambda job: replace(record_of(job), facts=record_of(job).facts | {"device_lost": True}))
+    crew.end("a", lost_device)
     assert crew.dismissed == ["a"]
     for number in range(MOST_FAILED_STARTS):
         assert not crew.dispatch.hopeless
         crew.die(f"never came {number}")
-    assert crew.dispatch.hopeless
+    assert crew.dispatch.over
+    assert crew.dispatch.num_awaited == 1
+    clock[0] = LEAVES_WITHIN + 1
+    assert crew.dispatch.num_awaited == 0
+    crew.die("a")
+    assert crew.dispatch.hopeless, "it says why at the end"
+
+
+def test_when_the_last_worker_is_dismissed_others_are_tried_anew():
+    crew = Crew(small(), "a")
+    for number in range(MOST_FAILED_STARTS):
+        crew.die(f"never came {number}")
+    crew.end("a", lost_device)
+    assert not crew.dispatch.hopeless
+    assert crew.dispatch.takes_workers
 
 
 def test_when_the_last_worker_dies_others_are_tried_anew_before_it_is_over():

@@ -10,16 +10,20 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from cu_ray import config
 from cu_ray.plugins import name_of
 from cu_ray.stages.canary import Measure
+from cu_ray.sweep import preview as preview_module
 from cu_ray.sweep import progress as progress_module
-from cu_ray.sweep.estimate import ReadOnlyJournal, estimate
+from cu_ray.sweep.agenda import Agenda
+from cu_ray.sweep.estimate import ReadOnlyJournal, estimate, pace_of_others
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.pace import Load, Pace, work_of
 from cu_ray.sweep.plan import memo_group
 from cu_ray.sweep.preview import Preview
 from cu_ray.sweep.progress import Progress
 from cu_ray.types import OriginalSpec
+from tests import sweeps
 from tests.sweep.simulator import SCRUB, SSD_GRID, agenda_of, fails, plan, play, record_of
 
 GRID = {**SCRUB, "alpha": [0.1, 1, 10], "sampler": "grid"}
@@ -146,6 +150,14 @@ def measure(per_pass, evaluation, stopped=None):
     return Measure("a processor", 0, 0, 0, 0, 0, per_pass, evaluation, stopped)
 
 
+def estimated(made, agenda, journal, told=(), share=1.0):
+    """With what canaries told behind what is done."""
+    behind = Pace()
+    for spec, each in told:
+        behind.measured(spec, each, share)
+    return estimate(made, agenda, journal.known, behind)
+
+
 def specs_of(made):
     return {name(job.spec): job.spec for job in play(agenda_of(made, ReadOnlyJournal(Known()))).ended}
 
@@ -156,12 +168,12 @@ def test_before_anything_is_done_canaries_tell_and_afterwards_what_is_done():
     agenda = agenda_of(made, journal)
     told = [(specs["original"], measure(0.1, 5.0)), (specs["exact_unlearning"], measure(0.2, 4.0))]
     told += [(specs["no_unlearning"], measure(None, 3.0))]
-    counts = estimate(made, agenda, journal.known, told)
+    counts = estimated(made, agenda, journal, told)
     images, original = 4 * specs["exact_unlearning"].method.steps * 16, specs["original"].images
     assert counts.seconds == pytest.approx(0.1 * 3 * 2 * original + 2 * 5 + 0.2 * 3 * images + 4 * 4 + 2 * 3)
     assert counts.hours == pytest.approx(counts.seconds / 3600)
     play(agenda, kill_after=1, outcome=World())  # an original: canaries of all other kinds still tell
-    counts = estimate(made, agenda, journal.known, told)
+    counts = estimated(made, agenda, journal, told)
     assert counts.seconds == pytest.approx(0.01 * 3 * original + 7 + 0.2 * 3 * images + 4 * 4 + 2 * 3)
 
 
@@ -169,7 +181,7 @@ def test_a_canary_that_came_to_no_end_tells_nothing():
     made = counted({"no_unlearning": {}})
     spec, journal = specs_of(made)["no_unlearning"], ReadOnlyJournal(Known())
     for stopped in (measure(0.1, 5.0, "RuntimeError: no luck"), measure(0.1, None)):
-        assert estimate(made, agenda_of(made, journal), journal.known, [(spec, stopped)]).seconds is None
+        assert estimated(made, agenda_of(made, journal), journal, [(spec, stopped)]).seconds is None
 
 
 def test_what_a_canary_took_alone_on_a_gpu_is_not_taken_for_what_it_takes_on_a_share():
@@ -178,19 +190,46 @@ def test_what_a_canary_took_alone_on_a_gpu_is_not_taken_for_what_it_takes_on_a_s
     agenda = agenda_of(made, journal)
     play(agenda, kill_after=2, outcome=World(share=0.25))  # both originals
     told = [(specs["exact_unlearning"], measure(0.2, 4.0)), (specs["no_unlearning"], measure(None, 3.0))]
-    counts = estimate(made, agenda, journal.known, told)
+    counts = estimated(made, agenda, journal, told)
     assert counts.seconds == pytest.approx(3600 * counts.hours)
-    assert estimate(made, agenda, journal.known, told, 2.0).hours == pytest.approx(2 * counts.hours)
+    assert estimated(made, agenda, journal, told, 2.0).hours == pytest.approx(2 * counts.hours)
 
 
-def test_where_nothing_of_a_plan_is_done_other_records_of_the_ledger_tell():
-    """Seed 0 is done; what does seed 1 take?"""
+def test_other_records_of_the_ledger_tell_until_those_of_the_plan_do():
+    """Seed 0 is done; what does seed 1 take, before and while it runs on a machine twice as fast?"""
     journal = ReadOnlyJournal(Known())
     play(agenda_of(counted(seeds=[0]), journal), outcome=World())
     made, world = counted(seeds=[1]), World()
-    counts = estimate(made, agenda_of(made, journal), journal.known)
+    agenda = agenda_of(made, journal)
+    behind = pace_of_others(agenda, journal.known)
     play(agenda_of(made, ReadOnlyJournal(Known())), outcome=world)
-    assert counts.seconds == pytest.approx(sum(world.seconds.values()))
+    assert estimate(made, agenda, journal.known).seconds is None
+    assert estimate(made, agenda, journal.known, behind).seconds == pytest.approx(sum(world.seconds.values()))
+    for _ in range(2):  # the original, and a trial of SCRUB
+        job = agenda.next()
+        began = world(job)
+        half = BEGAN + datetime.timedelta(seconds=world.seconds[job.key] / 2)
+        told = "train_seconds" if name(job.spec) == "original" else "unlearn_seconds_spent"
+        facts = began.facts | {"finished_at": half.isoformat(), told: began.facts[told] / 2}
+        agenda.write(replace(began, facts=facts)).result()
+        agenda.complete(replace(began, facts=facts))
+    assert name(job.spec) == "scrub"
+    left = [other for other in play(agenda_of(made, ReadOnlyJournal(Known()))).ended if agenda.wants(other.key)]
+    halves = {"scrub": 0.5, "exact_unlearning": 1.0}
+    expected = sum(halves[name(other.spec)] * seconds_alone(other) for other in left)
+    assert estimate(made, agenda, journal.known, behind).seconds == pytest.approx(expected)
+
+
+def test_what_is_set_aside_is_not_left():
+    made, journal = counted(seeds=[0, 1, 2, 3]), ReadOnlyJournal(Known())
+    first = Agenda(made, journal, original_cached=lambda key: True, max_failures=2)
+    play(first, outcome=lambda job: fails(job) if name(job.spec) == "scrub" else World()(job), kill_after=4 + 6)
+    agenda = Agenda(made, journal, original_cached=lambda key: True, max_failures=2)
+    assert agenda.set_aside.keys() == {"scrub"}
+    counts = estimate(made, agenda, journal.known)
+    left = list(play(agenda, outcome=World()).ended)
+    assert {name(job.spec) for job in left} == {"exact_unlearning"}
+    assert counts.seconds == pytest.approx(sum(map(seconds_alone, left)))
 
 
 # -------------------------------------------------------------------------------------------------------------- work left
@@ -257,6 +296,7 @@ def test_a_job_that_takes_very_long_stands_for_no_others_and_without_workers_not
         (0, 1, 64, None, 6),
         (4, 10, 1, 0.25, (4 * 10 + 10 * 6) / 4),  # four workers on a GPU
         (2, 10, 1, 0.25, (2 * 10 + 10 * 6) / 4 + 10 / 2),  # half of it waits for two originals
+        (0, 10, 0.25, 0.25, 10 * 6),  # one worker with a quarter of a GPU
         (2, 10, None, None, None),
     ],
 )
@@ -273,3 +313,39 @@ def test_the_time_of_a_sweep_is_its_work_by_workers_and_what_they_wait_for_origi
         loads[name(job.spec)] = pace.likeness(job.spec), Load(load, load * passes)
     found = Preview(SimpleNamespace(pace=pace, work=work_of(loads.values())), [], "cpu", [], None, lanes).wall_seconds
     assert found == (None if expected is None else pytest.approx(expected))
+
+
+@pytest.mark.parametrize(
+    ("runtime", "visible", "expected"),
+    [
+        ({"device": "cpu", "workers": 3}, None, 3),
+        ({"device": "cpu"}, None, 5),
+        ({"device": "cuda"}, None, 4),
+        ({"device": "cuda"}, "0,2", 2),
+        ({"device": "cuda"}, "", 0),
+        ({"device": "cuda", "workers": 2}, None, 2),
+        ({"device": "cuda", "workers": 2, "gpus_per_trial": 0.25}, None, 0.5),
+        ({"device": "cuda", "workers": 2, "gpus_per_trial": 2}, None, 4),
+        ({"device": "cuda", "address": "1.2.3.4:6379"}, None, None),
+    ],
+)
+def test_workers_are_on_the_cpus_and_gpus_of_this_machine_that_the_sweep_may_use(
+    runtime, visible, expected, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(preview_module, "_num_cpus", lambda: 5)
+    monkeypatch.setattr(preview_module.glob, "glob", lambda pattern: ["0", "1", "2", "3"])
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(preview_module.cluster, "is_joined", lambda runtime: runtime.address is not None)
+    sweep = config.load(sweeps.small(tmp_path))
+    assert preview_module._lanes(replace(sweep, runtime=replace(sweep.runtime, **runtime))) == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [("max 100000", 64), ("250000 100000", 2), ("50000 100000", 1), ("", 64)])
+def test_in_a_container_the_cpus_are_those_of_its_share(quota, expected, monkeypatch):
+    monkeypatch.setattr(preview_module.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(preview_module, "Path", lambda name: SimpleNamespace(read_text=lambda: quota))
+    assert preview_module._num_cpus() == expected
