@@ -360,7 +360,7 @@ def plan(
 
     def measuring(number: int) -> None:
         if not as_json:
-            console().print(f"Measuring {number} kinds of training and unlearning, a few steps of each ...")
+            console().print(f"Measuring a few steps of training and unlearning, kinds: {number} ...")
 
     found = preview(load_sweep(file, only, seeds, shard, output=output), measuring if measure else None)
     counts, wall = found.estimate, found.wall_seconds

@@ -195,6 +195,11 @@ def test_plan_says_what_is_left_at_a_price(tmp_path):
     assert counts["cost"] == 2.5 * counts["hours"]
     assert free["cost"] is None
     assert 3600 * free["hours"] / os.cpu_count() <= free["wall_seconds"] < 600
+    known = cu_ray(
+        "plan", str(file), "--only", "method=scrub", "--seeds", "+1", "--measure", "--output", str(tmp_path / "results")
+    )
+    assert "Measuring" not in known.output, "what is done tells it"
+    assert "About " in known.output
     refused = cu_ray("plan", str(file), "--price", "-1")
     assert refused.exit_code == 2
     assert "--price" in refused.output
@@ -209,10 +214,19 @@ def test_plan_measures_how_long_all_will_take_where_nothing_is_done_yet(tmp_path
     assert 0 < said["seconds"] / os.cpu_count() <= said["wall_seconds"] <= said["seconds"] < 600  # one original: others wait
     assert torch.get_num_threads() == threads
     shown = cu_ray("plan", *options, "--measure").output
-    assert re.search(r"Measuring \d kinds of training and unlearning", shown)
+    assert re.search(r"Measuring a few steps of training and unlearning, kinds: \d \.\.\.", shown)
     assert re.search(rf"About \d:\d\d on {os.cpu_count()} workers? of this machine\.", shown)
     assert not (tmp_path / "results").exists()
     assert not list(tmp_path.rglob("originals"))
+
+
+def test_plan_cannot_measure_without_images(tmp_path):
+    file = tmp_path / "cifar.yaml"
+    file.write_text(QUICKSTART.read_text().replace("fashion_mnist_small", "cifar10").replace("t_shirt", "ship"))
+    refused = cu_ray("plan", str(file), "--measure")
+    assert refused.exit_code == 2
+    assert "nothing can be measured without images, and cifar10 is not on this machine" in " ".join(refused.output.split())
+    assert cu_ray("plan", str(file)).exit_code == 0
 
 
 def test_plan_says_what_could_not_be_measured(tmp_path):

@@ -81,9 +81,8 @@ class Watch:
         marks = [*self._batches, (moment(self._device), self.passes)]
         _synchronize(self._device)
         total = seconds_between(marks[0][0], marks[-1][0])
-        learning = list[
-            tuple[float, int, bool]
-        ]()  # from a batch to the next, or over several where a batch goes through no model
+        # from a batch to the next, or over several where a batch goes through no model: seconds, passes, whether it is once
+        learning = list[tuple[float, int, bool]]()
         begin, once = marks[0], False
         for number, end in enumerate(marks[1:], 1):
             once = once or number in self._once

@@ -26,9 +26,6 @@ class Load:
     jobs: int = 0
     passes: float = 0.0
 
-    def __add__(self, other: Load) -> Load:
-        return Load(self.jobs + other.jobs, self.passes + other.passes)
-
 
 Work = dict[Likeness, Load]
 
@@ -49,11 +46,8 @@ class _Seen:
 class Took:
     """What work takes: seconds of a worker, and of them those of a GPU, by the worker's share of it (on CPUs: the same)."""
 
-    seconds: float = 0.0
-    gpu_seconds: float = 0.0
-
-    def __add__(self, other: Took) -> Took:
-        return Took(self.seconds + other.seconds, self.gpu_seconds + other.gpu_seconds)
+    seconds: float
+    gpu_seconds: float
 
 
 class Pace:
@@ -97,14 +91,16 @@ class Pace:
             passes = 0.0 if measure.seconds_per_pass is None else 1.0
             _add(self._measured, self.likeness(spec), passes, learning, learning + measure.besides_seconds, share)
 
+    def knows(self, spec: Spec) -> bool:
+        """Whether something is known of jobs whose hyperparameters shape their computation as those of this one do."""
+        return any(self.likeness(spec)[0] in table for table in self._tables)
+
     def took(self, work: Mapping[Likeness, Load]) -> Took | None:
         """What the work takes; None where nothing is known of any job."""
-        total = Took()
-        for likeness, load in work.items():
-            if (part := self._of(likeness, load)) is None:
-                return None
-            total += part
-        return total
+        parts = [part for likeness, load in work.items() if (part := self._of(likeness, load)) is not None]
+        if len(parts) < len(work):
+            return None
+        return Took(sum(part.seconds for part in parts), sum(part.gpu_seconds for part in parts))
 
     def longest(self, work: Mapping[Likeness, Load]) -> float:
         """About the seconds of its longest job: as long as all of one likeness are on average."""
@@ -140,7 +136,8 @@ def work_of(loads: Iterable[tuple[Likeness, Load]]) -> Work:
     """These together."""
     work: Work = {}
     for likeness, load in loads:
-        work[likeness] = work.get(likeness, Load()) + load
+        before = work.get(likeness, Load())
+        work[likeness] = Load(before.jobs + load.jobs, before.passes + load.passes)
     return work
 
 

@@ -58,7 +58,8 @@ def preview(sweep: Sweep, measuring: Callable[[int], object] | None = None) -> P
     """What the sweep comes to and what of it is done. Starts and downloads nothing.
 
     What is left to the hardware is what it was for the sweep in the folder, if there is one, else as this machine decides.
-    measuring: where a little of each kind of trial that is left is to be run here first, to know its pace: is told how many.
+    measuring: where a little of each kind of trial is to be run here first that is left and of which nothing is known: is told
+    how many there are.
     """
     here = hardware.here(sweep).settle(sweep)
     sweep, host = _as_before(sweep) or (here, None)
@@ -72,9 +73,9 @@ def preview(sweep: Sweep, measuring: Callable[[int], object] | None = None) -> P
     elsewhere = host if sweep != here else None
     behind, unmeasured = pace_of_others(agenda, journal.known), list[str]()
     counts = estimate(made, agenda, journal.known, behind)
-    if measuring is not None and counts.work:
-        kinds = {kind for likeness in counts.work for kind in likeness[:-2]}
-        specs = [spec for spec in canaries(made) if kinds & set(counts.pace.likeness(spec)[:-2])]
+    left = {kind for likeness in counts.work for kind in likeness[:-2]}
+    specs = [spec for spec in canaries(made) if left & set(counts.pace.likeness(spec)[:-2]) and not counts.pace.knows(spec)]
+    if measuring is not None and specs:
         measures, behind = _measured(specs, datasets, sweep.runtime.device, measuring), Pace(behind)
         for spec, each in measures:
             behind.measured(spec, each, _share(sweep))
@@ -95,7 +96,7 @@ def _measured(
     images = {dataset.content_hash: dataset for dataset in datasets.values()}
     lacking = [plugins.name_of(setting_of(spec).dataset) for spec in specs if setting_of(spec).content_hash not in images]
     if lacking:
-        raise UserError(f"nothing can be measured without images, and {lacking[0]} is not on this machine")
+        raise UserError(f"nothing can be measured without images, and {lacking[0]} is not on this machine: a sweep fetches it")
     probe = _probe(device)
     measuring(len(specs))
     threads, measures = torch.get_num_threads(), list[tuple[Spec, Measure]]()
