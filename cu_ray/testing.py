@@ -171,6 +171,11 @@ class MethodConformance(PluginConformance):
         size = FOUND if self.plugin.uses_deletion_set else 0
         return TrialSpec(self.original(), Uniform(), size, self.instance())
 
+    def sizes(self) -> Sizes:
+        """Those of the sets that it is run on."""
+        split, recipe = _tiny_bench(self.original()).split(self.spec()), self.original().setting.train
+        return Sizes(len(split.deletion), len(split.retain), recipe.batch_size, recipe.steps)
+
     def run(self, memos: RememberedMemos | None = None) -> Unlearned:
         """What the method makes of the tiny original model."""
         spec, bench = self.spec(), _tiny_bench(self.original())
@@ -217,10 +222,7 @@ class MethodConformance(PluginConformance):
             assert _global_generators() == before, "it drew from, or seeded, a global generator"
 
     def test_its_declared_cost_is_what_is_counted(self) -> None:
-        spec, bench = self.spec(), _tiny_bench(self.original())
-        split, recipe = bench.split(spec), spec.original.setting.train
-        declared = spec.method.cost(Sizes(len(split.deletion), len(split.retain), recipe.batch_size, recipe.steps))
-        counted = self.run().cost
+        declared, counted = self.spec().method.cost(self.sizes()), self.run().cost
         if not self.plugin.cost_is_bound:
             assert declared == counted
         assert declared.forward >= counted.forward
@@ -231,7 +233,11 @@ class MethodConformance(PluginConformance):
         first, second = self.run(memos), self.run(memos)
         assert _same_bits(first.model.state_dict(), second.model.state_dict())
         assert first.cost == second.cost
-        assert (second.spent != first.spent) == bool(memos.kept)
+
+    def test_memos_spare_what_it_declares_of_its_cost(self) -> None:
+        memos = RememberedMemos()
+        first, second = self.run(memos), self.run(memos)
+        assert first.spent - second.spent == self.spec().method.memo_cost(self.sizes()), "memo_cost is not what a memo spares"
 
     def test_it_leaves_remembered_memos_as_they_were(self) -> None:
         memos = RememberedMemos()

@@ -440,6 +440,17 @@ class Cost:
     def __add__(self, other: Cost) -> Cost:
         return Cost(self.forward + other.forward, self.backward + other.backward)
 
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.forward - other.forward, self.backward - other.backward)
+
+    def __mul__(self, times: int) -> Cost:
+        return Cost(self.forward * times, self.backward * times)
+
+    @property
+    def passes(self) -> int:
+        """In units of a forward pass: a backward pass counts two."""
+        return self.forward + 2 * self.backward
+
 
 @dataclass(frozen=True)
 class Sizes:

@@ -35,5 +35,9 @@ class Method(Plugin):
         """The images that one trial of it alone takes forward and backward, memos included. Tests hold it to what is counted."""
         raise UserError(f"{name_of(self)} does not say what a trial costs: it needs a `cost` (docs/adding-a-method.md)")
 
+    def memo_cost(self, sizes: Sizes) -> Cost:
+        """What of this cost goes into what it `remember`s: of the trials that share it only the first one spends it."""
+        return Cost()
+
     def check(self, layers_per_block: tuple[int, ...]) -> None:
         """Raise FieldFault where a hyperparameter does not fit the model, given its layers per block, input to output."""

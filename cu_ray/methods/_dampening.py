@@ -55,6 +55,10 @@ class Dampening(Method):
 
     def cost(self, sizes: Sizes) -> Cost:
         """One pass over the deletion set and one over the retain set."""
+        return self.memo_cost(sizes)
+
+    def memo_cost(self, sizes: Sizes) -> Cost:
+        """All that computes the importances."""
         return Cost(sizes.deletion + sizes.retain, sizes.deletion + sizes.retain)
 
 

@@ -70,7 +70,11 @@ class Salun(Method):
     def cost(self, sizes: Sizes) -> Cost:
         """A pass over the deletion set for the saliency, then every image of every step, forward and backward."""
         images = in_turns((sizes.deletion, sizes.retain), self.steps, sizes.batch_size)
-        return Cost(sizes.deletion + images, sizes.deletion + images)
+        return self.memo_cost(sizes) + Cost(images, images)
+
+    def memo_cost(self, sizes: Sizes) -> Cost:
+        """The pass that finds the saliencies."""
+        return Cost(sizes.deletion, sizes.deletion)
 
 
 def holder(parameters: list[torch.nn.Parameter], moved_P: torch.Tensor) -> Callable[[], None]:

@@ -73,6 +73,10 @@ class Sap(Method):
 
     def cost(self, sizes: Sizes) -> Cost:
         """The retain set forward, then the trusted samples forward."""
+        return self.memo_cost(sizes)
+
+    def memo_cost(self, sizes: Sizes) -> Cost:
+        """All of it."""
         return Cost(sizes.retain + min(self.trusted, sizes.retain))
 
 

@@ -7,10 +7,11 @@ Nothing else waits: there is no barrier between stages. Each trial key is run on
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from cu_ray.plugins import name_of
@@ -18,7 +19,7 @@ from cu_ray.selection import RULES, Parts
 from cu_ray.sweep import sampling
 from cu_ray.sweep.breaker import Breaker
 from cu_ray.sweep.ledger import Known, PointRecord, evidence, finished
-from cu_ray.sweep.plan import Hyperparameters, Plan, StudySpec, memo_group, trial_cost
+from cu_ray.sweep.plan import Hyperparameters, Plan, StudySpec, memo_cost, memo_group, trial_cost
 from cu_ray.sweep.ready import COMPUTES_MEMO, ORIGINAL, OTHER, Job, Ready
 from cu_ray.types import OriginalSpec, Record, Scores, TrialSpec
 
@@ -89,6 +90,7 @@ class Agenda:
         self.finished: Counter[str] = Counter()  # statuses of what was run here
         self.studies = [StudyState(spec) for spec in plan.studies]
         self._states = {study.spec.key: study for study in self.studies}
+        self._rounds_behind = _rounds_behind(plan.studies)
         for study in self.studies:
             self._advance(study)
         for original in plan.originals():
@@ -110,6 +112,11 @@ class Agenda:
     def set_aside(self) -> dict[str, str]:
         """The methods that are not run any more because they keep failing, and why."""
         return self._breaker.reasons
+
+    @property
+    def remembered(self) -> Collection[str]:
+        """The memo groups whose memos were computed here."""
+        return self._warm
 
     @property
     def num_open(self) -> int:
@@ -231,8 +238,9 @@ class Agenda:
             self._journal.append(PointRecord(spec.key, index, dict(hyperparameters), keys))
         study.points.append(hyperparameters)
         study.trial_keys.append(keys)
+        rounds = sampling.rounds(spec, index) + self._rounds_behind[spec.key]
         for trial in trials:
-            self._want_trial(trial, study)
+            self._want_trial(trial, study, rounds)
 
     def _warm_start(self, study: StudyState) -> Hyperparameters | None:
         """The best point of the study's neighbour; None where it has none."""
@@ -254,7 +262,8 @@ class Agenda:
 
     # ------------------------------------------------------------------------------------------------------------- jobs
 
-    def _want_trial(self, spec: TrialSpec, study: StudyState) -> None:
+    def _want_trial(self, spec: TrialSpec, study: StudyState, rounds: int = 1) -> None:
+        """Have the trial run. rounds: how many trials as long as it must follow one another from it to the study's end."""
         if spec.key in self._wanted:
             self._listeners[spec.key].append(study)
             return
@@ -263,9 +272,10 @@ class Agenda:
             return
         self._listeners[spec.key] = [study]
         self._retried.add(spec.key)
-        num_train, _ = self.plan.num_images[spec.original.setting.content_hash]
-        cost = trial_cost(spec, num_train)
-        job = Job("trial", spec, cost.forward + 2 * cost.backward, study.num_jobs)
+        num_train, num_test = self.plan.num_images[spec.original.setting.content_hash]
+        alone = trial_cost(spec, num_train) - memo_cost(spec, num_train)
+        images, evaluated = alone.passes, num_test * (2 if spec.original.setting.manipulation.has_trigger else 1)
+        job = Job("trial", spec, images, (images + evaluated) * rounds, study.num_jobs)
         study.num_jobs += 1
         self._wanted[spec.key] = job
         self._want_original(spec.original)
@@ -277,7 +287,7 @@ class Agenda:
         if known is not None and not self._is_redone(known) and (not known.ok or self._original_cached(spec.key)):
             return
         if spec.key not in self._wanted:
-            self._wanted[spec.key] = Job("original", spec, 3 * spec.images)
+            self._wanted[spec.key] = Job("original", spec, 3 * spec.images, 3 * spec.images)
             self._push(self._wanted[spec.key])
 
     def _is_redone(self, record: Record) -> bool:
@@ -305,6 +315,8 @@ class Agenda:
         else:
             self._led.add(group)
             self._leaders[spec.key] = group
+            memo = memo_cost(spec, self.plan.num_images[spec.original.setting.content_hash][0])
+            job = self._wanted[spec.key] = replace(job, images=job.images + memo.passes, length=job.length + memo.passes)
             self._push(job)
 
     def _push(self, job: Job) -> None:
@@ -336,6 +348,20 @@ class Agenda:
     def _fail(self, job: Job, original: Record) -> None:
         reason = f"its original model {original.status}: {original.error}"
         self._failures.append(Record("trial", job.key, job.spec.describe(), "failed", reason))
+
+
+def _rounds_behind(studies: Sequence[StudySpec]) -> dict[str, int]:
+    """How many rounds of trials must follow a study's last: the confirmations, or the studies that begin where it ends."""
+    followers: dict[str, list[StudySpec]] = {}
+    for study in studies:
+        if study.neighbour is not None:
+            followers.setdefault(study.neighbour.key, []).append(study)
+
+    @functools.cache
+    def behind(key: str) -> int:
+        return max((sampling.rounds(each, 0) + behind(each.key) for each in followers.get(key, [])), default=0)
+
+    return {study.key: max(bool(study.confirm_settings), behind(study.key)) for study in studies}
 
 
 def point_score(spec: StudySpec, hyperparameters: Hyperparameters, trials: dict[str, Record], rule_name: str) -> float | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,7 @@ from cu_ray.sweep.agenda import Agenda, StudyState
 from cu_ray.sweep.canaries import Spec
 from cu_ray.sweep.ledger import Known, PointRecord, evidence, finished
 from cu_ray.sweep.pace import Load, Pace, Work, work_of
-from cu_ray.sweep.plan import Plan, memo_group, trial_cost, typical_point
+from cu_ray.sweep.plan import Plan, memo_cost, memo_group, trial_cost, typical_point
 from cu_ray.types import Cost, OriginalSpec, Record, Setting, TrialSpec
 
 
@@ -81,13 +81,13 @@ def estimate(plan: Plan, agenda: Agenda, known: Known, behind: Pace | None = Non
     costs: list[tuple[Spec, int, Cost]] = []
     for original in [each for each in originals if agenda.wants(each.key)]:
         costs.append((original, 1, Cost(original.images, original.images) if agenda.trains(original.key) else Cost()))
-    costs += unlearning_costs(plan, to_run)
+    costs += unlearning_costs(plan, to_run, agenda.remembered)
     pace = Pace(behind)
     for original in [each for each in originals if each.key in known.originals]:
         pace.hear(original, known.originals[original.key])
     for key, spec in [each for each in trials.items() if each[0] in known.trials]:
         pace.hear(spec, known.trials[key])
-    work = work_of((pace.likeness(spec), Load(count, passes(cost))) for spec, count, cost in costs)
+    work = work_of((pace.likeness(spec), Load(count, cost.passes)) for spec, count, cost in costs)
     took, total = pace.took(work), sum((cost for _, _, cost in costs), Cost())
     return Estimate(
         originals=len(originals),
@@ -135,17 +135,16 @@ def trials_to_come(study: StudyState) -> list[tuple[TrialSpec, int]]:
     return searched + confirmed + repeated
 
 
-def unlearning_costs(plan: Plan, trials: Iterable[tuple[TrialSpec, int]]) -> Iterator[tuple[TrialSpec, int, Cost]]:
-    """The trials and what so many of each take, a memo once; their evaluation apart."""
-    memo_groups = set[str]()
+def unlearning_costs(
+    plan: Plan, trials: Iterable[tuple[TrialSpec, int]], remembered: Collection[str] = ()
+) -> Iterator[tuple[TrialSpec, int, Cost]]:
+    """The trials and what so many of each take, a memo once where it is not among those remembered; their evaluation apart."""
+    memo_groups = set(remembered)
     for spec, count in trials:
         num_train, _ = plan.num_images[spec.original.setting.content_hash]
-        group = memo_group(spec)
-        if group is None:
-            alone = trial_cost(spec, num_train)
-            yield spec, count, Cost(alone.forward * count, alone.backward * count)
-        else:
-            yield spec, count, Cost() if group in memo_groups else trial_cost(spec, num_train)
+        group, alone, memo = memo_group(spec), trial_cost(spec, num_train), memo_cost(spec, num_train)
+        yield spec, count, (alone - memo) * count + (Cost() if group in memo_groups else memo)
+        if group is not None:
             memo_groups.add(group)
 
 
@@ -161,8 +160,3 @@ def _bytes_of_one(plan: Plan, setting: Setting) -> int:
     num_views = 2 if setting.manipulation.has_trigger else 1
     num_classes = len(setting.dataset.facts().class_names)
     return evidence.num_bytes(plan.num_images[setting.content_hash][1], num_classes, num_views=num_views)
-
-
-def passes(cost: Cost) -> int:
-    """Its images in units of a forward pass."""
-    return cost.forward + 2 * cost.backward

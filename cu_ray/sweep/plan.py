@@ -263,11 +263,20 @@ def typical_point(study: StudySpec) -> Hyperparameters:
 
 def trial_cost(spec: TrialSpec, num_train: int) -> Cost:
     """What the trial takes alone, as its method declares it."""
+    cost: Cost = spec.method.cost(_sizes(spec, num_train))
+    return cost
+
+
+def memo_cost(spec: TrialSpec, num_train: int) -> Cost:
+    """What of that goes into memos, which others of its group need not spend."""
+    cost: Cost = spec.method.memo_cost(_sizes(spec, num_train))
+    return cost
+
+
+def _sizes(spec: TrialSpec, num_train: int) -> Sizes:
     held_out = num_held_out_of(spec.deletion_size) if spec.held_out else 0
     recipe = spec.original.setting.train
-    sizes = Sizes(spec.deletion_size - held_out, num_train - spec.deletion_size, recipe.batch_size, recipe.steps)
-    cost: Cost = spec.method.cost(sizes)
-    return cost
+    return Sizes(spec.deletion_size - held_out, num_train - spec.deletion_size, recipe.batch_size, recipe.steps)
 
 
 def memo_group(spec: TrialSpec) -> str | None:

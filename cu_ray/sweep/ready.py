@@ -1,7 +1,8 @@
 """The jobs that can run now, and which of them a worker takes.
 
-What others wait for first; then what uses a memo that the worker holds; then the longest, of equally long ones one whose
-original the worker holds; then fair between studies.
+What all else waits for first: originals and memos. Then what uses a memo that the worker holds. Then that with which the most is
+left to be done one after the other; of what has at least half as much, one whose original the worker holds. Then fair between
+studies.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Job:
     kind: str  # "original" or "trial"
     spec: OriginalSpec | TrialSpec
     images: int = 0  # what it takes: forward passes and twice the backward passes
+    length: int = 0  # the same with what it evaluates, and with what must follow it, one after the other
     turn: int = 0  # how many jobs its study wanted before it
 
     @property
@@ -38,7 +40,7 @@ class Job:
         return memo_group(self.spec), self.spec.original.key
 
 
-Rank = tuple[int, int, int]  # images (negative), turn, order of arrival
+Rank = tuple[int, int, int]  # length (negative), turn, order of arrival
 
 
 class Ready:
@@ -50,7 +52,7 @@ class Ready:
 
     def push(self, job: Job, urgency: int) -> None:
         """Take a job in, also one that was there before."""
-        rank = (-job.images, job.turn, next(self._order))
+        rank = (-job.length, job.turn, next(self._order))
         for used in (None, *filter(None, job.uses())):
             heapq.heappush(self._queues.setdefault((urgency, used), []), (rank, job))
 
@@ -69,7 +71,7 @@ class Ready:
         """The jobs that go before the first one for who holds this."""
         own = [(key, job) for key in held if (job := self._first(urgency, key)) is not None]
         yield from (job for key, job in own if job.uses()[0] == key)
-        yield from (job for _, job in own if job.images == first.images)
+        yield from (job for _, job in own if 2 * job.length >= first.length)
 
     def _first(self, urgency: int, used: str | None) -> Job | None:
         queue = self._queues.get((urgency, used), [])

@@ -92,6 +92,11 @@ def results_needed(study: StudySpec, index: int) -> int:
     return max(0, index - study.search.lag + 1) if study.adaptive else 0
 
 
+def rounds(study: StudySpec, index: int) -> int:
+    """How many points, at the least, must follow one another from point `index` to the study's last, itself included."""
+    return -(-(study.method.budget - index) // study.search.lag) if study.adaptive else 1
+
+
 def _ask(
     study: StudySpec, index: int, earlier: Sequence[Hyperparameters], results: Sequence[Result], memory: Memory
 ) -> dict[str, Any]:

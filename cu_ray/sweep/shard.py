@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from cu_ray.sweep.agenda import StudyState
-from cu_ray.sweep.estimate import passes, trials_to_come, unlearning_costs
+from cu_ray.sweep.estimate import trials_to_come, unlearning_costs
 from cu_ray.sweep.plan import Plan, StudySpec
 from cu_ray.types import OriginalSpec
 
@@ -64,7 +64,7 @@ def _piece(plan: Plan, studies: tuple[StudySpec, ...]) -> _Piece:
     trials = [each for study in studies for each in trials_to_come(StudyState(study))]
     num_test = plan.num_images[studies[0].settings[0].content_hash][1]
     evaluated = sum(2 * num_test * count for _, count in trials)  # each test image once as it is, once manipulated
-    learned = sum(passes(cost) for _, _, cost in unlearning_costs(plan, trials))
+    learned = sum(cost.passes for _, _, cost in unlearning_costs(plan, trials))
     originals = {spec.key: spec for study in studies for setting in study.settings for spec in [study.original(setting)]}
     return _Piece(studies, tuple(originals.values()), learned + evaluated)
 

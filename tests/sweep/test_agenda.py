@@ -12,6 +12,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from cu_ray.plugins import name_of
 from cu_ray.selection import RULES
 from cu_ray.sweep import ledger, sampling
 from cu_ray.sweep.agenda import best_point, point_score
@@ -20,6 +21,7 @@ from cu_ray.sweep.ledger import Known, Ledger
 from cu_ray.sweep.plan import memo_group
 from cu_ray.types import OriginalSpec, Record, TrialSpec
 from tests.sweep.simulator import (
+    NUM_TEST,
     SCRUB,
     SSD_GRID,
     Killed,
@@ -382,6 +384,37 @@ def test_the_longest_trials_come_first():
     _, trials = after_the_original(made)
     lengths = [getattr(job.spec.method, "steps", 0) for job in trials]
     assert lengths == [9, 8, 6, 3, 0]
+
+
+def test_a_search_whose_points_wait_for_each_other_comes_before_longer_trials_that_nothing_waits_for():
+    """12 points with 3 at a time are four rounds: 4 x 6 steps and their evaluations, more than one trial of 20 steps."""
+    made = plan({CF: {"steps": [20, 80], "sampler": "grid"}, "scrub": {**SCRUB, "trials": 12}}, search={"lag": 3})
+    agenda, trials = after_the_original(made)
+    scrub = [job for job in trials if name_of(job.spec.method) == "scrub"]
+    assert [getattr(job.spec.method, "steps", 0) for job in trials] == [80, 6, 6, 6, 20]
+    for job in scrub:
+        agenda.complete(record_of(job))
+    next_round = handed_out(agenda)
+    assert [job.length // (job.images + 2 * NUM_TEST) for job in scrub + next_round] == [4, 4, 4, 3, 3, 3]
+
+
+def test_a_study_that_others_begin_from_comes_before_those():
+    """Each fraction's study is two rounds; that on the highest has those on the two others behind it."""
+    made = plan(
+        {"scrub": {**SCRUB, "trials": 4, "sampler": "random"}, CF: {"steps": 6}},
+        deletion_fractions=[0.1, 0.5, 1.0],
+        search={"warm_start": "neighbour"},
+    )
+    _, trials = after_the_original(made)
+    rounds = {(name_of(job.spec.method), job.spec.deletion_size, job.length // (job.images + 2 * NUM_TEST)) for job in trials}
+    assert rounds == {("scrub", 100, 3), (CF, 100, 1), (CF, 50, 1), (CF, 10, 1)}
+
+
+def test_trials_that_wait_for_nothing_but_confirm_are_two_rounds():
+    made = plan({"scrub": {**SCRUB, "alpha": [0.1, 1], "sampler": "grid"}}, seeds=[0, 1])
+    trace = run(made)[1]
+    rounds = [job.length // (job.images + 2 * NUM_TEST) for job in trace.started if job.kind == "trial"]
+    assert rounds == [2, 2, *(len(rounds) - 2) * [1]]
 
 
 @pytest.mark.parametrize("ends", [record_of, fails], ids=["well", "badly"])

@@ -403,6 +403,16 @@ def trials_of(made) -> list[Job]:
     return [job for job in run(made)[1].started if job.kind == "trial"]
 
 
+@pytest.mark.parametrize(("length", "held_goes_first"), [(1000, True), (500, True), (499, False)])
+def test_of_trials_half_as_long_or_more_one_on_a_held_original_goes_first(length, held_goes_first):
+    longest, other = trials_of(plan({CF: {"steps": 6}}, seeds=[0, 1]))
+    ready = Ready(lambda job: True)
+    for job in (replace(longest, length=1000), replace(other, length=length)):
+        ready.push(job, OTHER)
+    assert ready.choose().spec == longest.spec
+    assert ready.choose([other.spec.original.key]).spec == (other if held_goes_first else longest).spec
+
+
 def test_of_equally_long_trials_one_on_a_held_original_is_chosen_but_a_longer_one_before_it():
     made = plan({CF: {"steps": [9, 20], "sampler": "grid"}}, seeds=[0, 1], search={"seeds": "all"})
     ready = Ready(lambda job: True)
@@ -423,7 +433,7 @@ def test_of_equally_long_trials_one_on_a_held_original_is_chosen_but_a_longer_on
 def test_equally_long_trials_of_two_studies_take_turns():
     points = [{"steps": 6, "lr": number / 100} for number in range(1, 5)]
     made = plan({CF: {"points": points}}, deletion_fractions=[0.5, 0.6])
-    by_length = {job.images for job in trials_of(made)}
+    by_length = {job.length for job in trials_of(made)}
     assert len(by_length) == 1
     assert [job.turn for job in trials_of(made)] == [0, 0, 1, 1, 2, 2, 3, 3]
 

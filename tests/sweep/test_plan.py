@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 
 import pytest
 
@@ -12,8 +13,8 @@ from cu_ray.stages.poison import num_held_out_of
 from cu_ray.sweep.agenda import Job
 from cu_ray.sweep.estimate import ReadOnlyJournal, estimate
 from cu_ray.sweep.ledger import Known
-from cu_ray.sweep.plan import memo_group, trial_cost, typical_point
-from cu_ray.types import Cost, OriginalSpec, Sizes
+from cu_ray.sweep.plan import memo_cost, memo_group, trial_cost, typical_point
+from cu_ray.types import Cost, OriginalSpec, Sizes, TrialSpec
 from tests.sweep.own_plugins import Costless
 from tests.sweep.simulator import NUM_TRAIN, SCRUB, SSD_GRID, agenda_of, fails_sometimes, plan, play, record_of, run
 
@@ -216,15 +217,17 @@ def test_a_typical_point_is_in_the_middle_of_its_ranges():
 # --------------------------------------------------------------------------------------------------------------- counts
 
 
-def passes(jobs: list[Job]) -> Cost:
-    """What these jobs take, a memo once."""
-    cost, groups = Cost(), set()
+def passes(jobs: list[Job], ended: Sequence[Job] = ()) -> Cost:
+    """What these jobs take after those: a memo once where none of those computed it."""
+    cost, groups = Cost(), {memo_group(job.spec) for job in ended if isinstance(job.spec, TrialSpec)} - {None}
     for job in jobs:
         if isinstance(job.spec, OriginalSpec):
             recipe = job.spec.setting.train
             cost += Cost(recipe.steps * recipe.batch_size, recipe.steps * recipe.batch_size)
-        elif (group := memo_group(job.spec)) not in groups:
+        else:
+            group, memo = memo_group(job.spec), memo_cost(job.spec, NUM_TRAIN)
             cost += trial_cost(job.spec, NUM_TRAIN)
+            cost = cost - memo if group in groups else cost
             groups |= {group} if group else set()
     return cost
 
@@ -244,13 +247,35 @@ def test_counts_are_exact_before_while_and_after_a_sweep_runs():
         assert counts.originals_done == sum(job.kind == "original" for job in ended)
         assert counts.trials_done == sum(job.kind == "trial" for job in ended)
         left = [job for job in all_jobs if job.key not in {done.key for done in ended}]
-        assert Cost(counts.images_forward, counts.images_backward) == passes(left)
+        assert Cost(counts.images_forward, counts.images_backward) == passes(left, ended)
         if agenda.done:
             break
         ended.append(agenda.next())
         agenda.complete(record_of(ended[-1]))
     assert counts.trials == counts.trials_done == 34
     assert counts.images_forward == counts.images_backward == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "memo", "rest"),
+    [("salun", Cost(50, 50), (16 + 16 + 16 + 2) + 2 * 16), ("fine_pruning", Cost(NUM_TRAIN - 50), 6 * 16)],
+    ids=["salun", "fine_pruning"],
+)
+def test_what_follows_a_memo_counts_for_each_trial_that_shares_it(method, memo, rest):
+    made = plan({method: {"steps": 6, "lr": 0.01, "share": [0.2, 0.4, 0.6], "sampler": "grid"}}, seeds=[0])
+    journal = ReadOnlyJournal(Known())
+    agenda, by_hand = agenda_of(made, journal), 3 * rest
+    for spent in (memo, memo, Cost()):  # before the original, before the first trial, after it
+        counts = now(made, journal, agenda)
+        original = 20 * 16 if counts.originals_done == 0 else 0
+        assert (counts.images_forward, counts.images_backward) == (
+            original + by_hand + spent.forward,
+            original + by_hand + spent.backward,
+        )
+        job = agenda.next()
+        agenda.complete(record_of(job))
+        by_hand -= 0 if job.kind == "original" else rest
+        assert job.images == (3 * 20 * 16 if job.kind == "original" else (spent + Cost(rest, rest)).passes)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])

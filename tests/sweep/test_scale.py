@@ -10,8 +10,6 @@ from dataclasses import replace
 from cu_ray.sweep import ledger
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known, Ledger, PointRecord
-from cu_ray.sweep.plan import memo_group
-from cu_ray.types import TrialSpec
 from tests.sweep.simulator import agenda_of, plan, record_of, run
 
 DEVICES = 64
@@ -35,14 +33,10 @@ def simulated(made, devices: int):
     agenda = agenda_of(made, ReadOnlyJournal(Known()))
     now = busy = 0.0
     running: list[tuple[float, str, object]] = []
-    memos: set[str] = set()
     while not agenda.done:
         while len(running) < devices and (job := agenda.next()) is not None:
-            group = memo_group(job.spec) if isinstance(job.spec, TrialSpec) else None
-            paid = 0 if group is not None and group in memos else job.images
-            memos |= {group} if group is not None else set()
-            busy += paid + EVALUATION
-            heapq.heappush(running, (now + paid + EVALUATION, job.key, job))
+            busy += job.images + EVALUATION
+            heapq.heappush(running, (now + job.images + EVALUATION, job.key, job))
         now, _, job = heapq.heappop(running)
         agenda.complete(record_of(job))
     return busy / (devices * now), agenda
