@@ -237,7 +237,11 @@ class MethodConformance(PluginConformance):
     def test_memos_spare_what_it_declares_of_its_cost(self) -> None:
         memos = RememberedMemos()
         first, second = self.run(memos), self.run(memos)
-        assert first.spent - second.spent == self.spec().method.memo_cost(self.sizes()), "memo_cost is not what a memo spares"
+        declared, spared = self.spec().method.memo_cost(self.sizes()), first.spent - second.spent
+        if not self.plugin.cost_is_bound:
+            assert declared == spared, "memo_cost is not what a memo spares"
+        assert declared.forward >= spared.forward
+        assert declared.backward >= spared.backward
 
     def test_it_leaves_remembered_memos_as_they_were(self) -> None:
         memos = RememberedMemos()

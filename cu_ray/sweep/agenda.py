@@ -7,7 +7,6 @@ Nothing else waits: there is no barrier between stages. Each trial key is run on
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
@@ -78,6 +77,7 @@ class Agenda:
         )
         self._retry_failed, self._lacking = retry_failed, set(lacking)
         self._ready = Ready(lambda job: job.key in self._wanted and job.key not in self._running)
+        self._stored: dict[str, bool] = {}  # whether the store has an original, as far as it was asked
         self._waiting: dict[str, list[Job]] = {}  # by the key of the original or the memo group they wait for
         self._wanted: dict[str, Job] = {}  # not done yet, by key
         self._running: dict[str, Job] = {}
@@ -85,6 +85,7 @@ class Agenda:
         self._leaders: dict[str, str] = {}  # key of the trial that computes a memo -> its memo group
         self._led: set[str] = set()  # memo groups that are being computed
         self._warm: set[str] = set()  # memo groups that are there
+        self._remembered: set[str] = set()  # memo groups of which a trial ended well
         self._failures: list[Record] = []  # of trials whose original failed, to be taken in next
         self._retried: set[str] = set()
         self.finished: Counter[str] = Counter()  # statuses of what was run here
@@ -115,8 +116,8 @@ class Agenda:
 
     @property
     def remembered(self) -> Collection[str]:
-        """The memo groups whose memos were computed here."""
-        return self._warm
+        """The memo groups of which a trial ended well: its memos are there, unless a full store gave them up."""
+        return self._remembered
 
     @property
     def num_open(self) -> int:
@@ -128,8 +129,8 @@ class Agenda:
         return key in self._wanted
 
     def trains(self, key: str) -> bool:
-        """Whether an original is still to be trained, and not only looked at for its evidence."""
-        return self.wants(key) and not (key in self._lacking and self._original_cached(key))
+        """Whether an original is still to be trained, and not only looked at: the store may have it from another sweep."""
+        return self.wants(key) and not self._is_stored(key)
 
     def confirmed_points(self, study: StudyState) -> list[Hyperparameters]:
         """The points of a fully searched study that are run on the confirming seeds: the best of every rule, each once."""
@@ -187,14 +188,18 @@ class Agenda:
         self._journal.known.add(record)
         self.finished[record.status] += 1
         self._running.pop(record.key, None)
-        self._wanted.pop(record.key, None)
+        job = self._wanted.pop(record.key, None)
         self._lacking.discard(record.key)
-        if record.kind == "original" and not record.ok:
-            self._fail_dependents(record)
+        if record.kind == "original":
+            self._stored[record.key] = record.ok
+            if not record.ok:
+                self._fail_dependents(record)
         for job in self._waiting.pop(record.key, []):
             if job.key in self._wanted:
                 self._offer(job)
         if record.kind == "trial":
+            if job is not None:
+                self._remember(job.spec, record)
             if self._breaker.hear(record):
                 self._drop(record.spec["method"]["name"])
             self._release_memo(record.key)
@@ -269,6 +274,7 @@ class Agenda:
             return
         known = self._journal.known.trials.get(spec.key)
         if known is not None and not self._is_redone(known):
+            self._remember(spec, known)
             return
         self._listeners[spec.key] = [study]
         self._retried.add(spec.key)
@@ -284,11 +290,18 @@ class Agenda:
     def _want_original(self, spec: OriginalSpec) -> None:
         """Have the original made unless it is there; an original of which only the record is there is made again."""
         known = self._journal.known.originals.get(spec.key)
-        if known is not None and not self._is_redone(known) and (not known.ok or self._original_cached(spec.key)):
+        if known is not None and not self._is_redone(known) and (not known.ok or self._is_stored(spec.key)):
             return
         if spec.key not in self._wanted:
-            self._wanted[spec.key] = Job("original", spec, 3 * spec.images, 3 * spec.images)
+            images = 0 if self._is_stored(spec.key) else 3 * spec.images
+            self._wanted[spec.key] = Job("original", spec, images, images)
             self._push(self._wanted[spec.key])
+
+    def _is_stored(self, key: str) -> bool:
+        """Whether the store has an original; it is asked once, as it may be far away."""
+        if key not in self._stored:
+            self._stored[key] = self._original_cached(key)
+        return self._stored[key]
 
     def _is_redone(self, record: Record) -> bool:
         """Whether a record that is there is to be made again: it lacks evidence, or failed and is tried once more."""
@@ -322,6 +335,10 @@ class Agenda:
     def _push(self, job: Job) -> None:
         self._ready.push(job, ORIGINAL if job.kind == "original" else COMPUTES_MEMO if job.key in self._leaders else OTHER)
 
+    def _remember(self, spec: OriginalSpec | TrialSpec, record: Record) -> None:
+        if record.ok and isinstance(spec, TrialSpec) and (group := memo_group(spec)) is not None:
+            self._remembered.add(group)
+
     def _release_memo(self, key: str) -> None:
         group = self._leaders.pop(key, None)
         if group is not None:
@@ -351,17 +368,16 @@ class Agenda:
 
 
 def _rounds_behind(studies: Sequence[StudySpec]) -> dict[str, int]:
-    """How many rounds of trials must follow a study's last: the confirmations, or the studies that begin where it ends."""
-    followers: dict[str, list[StudySpec]] = {}
+    """How many rounds of trials must follow a study's last: confirmations, repetitions, or studies that begin from its best."""
+    behind = {}
     for study in studies:
+        repeated = study.repeatable and study.unlearning_seeds > 1
+        behind[study.key] = int(repeated or bool(study.confirm_settings))
+    for study in sorted(studies, key=lambda study: study.fractions):  # those that begin from others before these
         if study.neighbour is not None:
-            followers.setdefault(study.neighbour.key, []).append(study)
-
-    @functools.cache
-    def behind(key: str) -> int:
-        return max((sampling.rounds(each, 0) + behind(each.key) for each in followers.get(key, [])), default=0)
-
-    return {study.key: max(bool(study.confirm_settings), behind(study.key)) for study in studies}
+            after = sampling.rounds(study, 0) + behind[study.key]
+            behind[study.neighbour.key] = max(behind[study.neighbour.key], after)
+    return behind
 
 
 def point_score(spec: StudySpec, hyperparameters: Hyperparameters, trials: dict[str, Record], rule_name: str) -> float | None:

@@ -14,7 +14,7 @@ from cu_ray.sweep.agenda import Agenda, StudyState
 from cu_ray.sweep.canaries import Spec
 from cu_ray.sweep.ledger import Known, PointRecord, evidence, finished
 from cu_ray.sweep.pace import Load, Pace, Work, work_of
-from cu_ray.sweep.plan import Plan, memo_cost, memo_group, trial_cost, typical_point
+from cu_ray.sweep.plan import Plan, memo_cost, memo_group, num_memos, trial_cost, typical_point
 from cu_ray.types import Cost, OriginalSpec, Record, Setting, TrialSpec
 
 
@@ -66,18 +66,18 @@ class ReadOnlyJournal:
 def estimate(plan: Plan, agenda: Agenda, known: Known, behind: Pace | None = None) -> Estimate:
     """The counts of a plan whose agenda has taken in what is known. behind: a pace for what nothing like it is done of."""
     trials: dict[str, TrialSpec] = {}
-    unknown: list[tuple[TrialSpec, int]] = []  # a typical trial and how many such there will be
+    to_come: list[Such] = []
     for study in agenda.studies:
         for spec in _known_trials(study, agenda):
             trials[spec.key] = spec
-        unknown += trials_to_come(study)
+        to_come += trials_to_come(study)
     originals = plan.originals()
     done = {key for key in trials if key in known.trials and not agenda.wants(key)}
     by_method = dict.fromkeys((name_of(study.method.cls) for study in plan.studies), 0)
-    for spec, count in [*((spec, 1) for spec in trials.values()), *unknown]:
-        by_method[name_of(spec.method)] += count
-    to_run = [(spec, 1) for key, spec in trials.items() if agenda.wants(key)]
-    to_run += [(spec, count) for spec, count in unknown if name_of(spec.method) not in agenda.set_aside]
+    for such in [*map(Such, trials.values()), *to_come]:
+        by_method[name_of(such.spec.method)] += such.count
+    to_run = [Such(spec) for key, spec in trials.items() if agenda.wants(key)]
+    to_run += [such for such in to_come if name_of(such.spec.method) not in agenda.set_aside]
     costs: list[tuple[Spec, int, Cost]] = []
     for original in [each for each in originals if agenda.wants(each.key)]:
         costs.append((original, 1, Cost(original.images, original.images) if agenda.trains(original.key) else Cost()))
@@ -125,33 +125,42 @@ def _known_trials(study: StudyState, agenda: Agenda) -> list[TrialSpec]:
     return specs + agenda.repetitions(study)
 
 
-def trials_to_come(study: StudyState) -> list[tuple[TrialSpec, int]]:
+@dataclass(frozen=True)
+class Such:
+    """So many trials like this one, which need at most so many memos on its deletion set."""
+
+    spec: TrialSpec
+    count: int = 1
+    memos: int = 1
+
+
+def trials_to_come(study: StudyState) -> list[Such]:
     """Typical trials of the points that a study has not drawn yet, and how many of each there will be."""
     spec, point = study.spec, typical_point(study.spec)
     to_sample = spec.method.budget - len(study.points)
-    searched = [(trial, to_sample) for trial in spec.trials(point, spec.search_settings) if to_sample]
-    confirmed = [(trial, 1) for trial in spec.trials(point, spec.confirm_settings) if not study.confirmed]
-    repeated = [(trial, 1) for trial in spec.repetitions(point) if not study.confirmed]
+    memos = min(num_memos(spec.method), to_sample)
+    searched = [Such(trial, to_sample, memos) for trial in spec.trials(point, spec.search_settings) if to_sample]
+    confirmed = [Such(trial) for trial in spec.trials(point, spec.confirm_settings) if not study.confirmed]
+    repeated = [Such(trial) for trial in spec.repetitions(point) if not study.confirmed]
     return searched + confirmed + repeated
 
 
 def unlearning_costs(
-    plan: Plan, trials: Iterable[tuple[TrialSpec, int]], remembered: Collection[str] = ()
+    plan: Plan, trials: Iterable[Such], remembered: Collection[str] = ()
 ) -> Iterator[tuple[TrialSpec, int, Cost]]:
     """The trials and what so many of each take, a memo once where it is not among those remembered; their evaluation apart."""
     memo_groups = set(remembered)
-    for spec, count in trials:
-        num_train, _ = plan.num_images[spec.original.setting.content_hash]
-        group, alone, memo = memo_group(spec), trial_cost(spec, num_train), memo_cost(spec, num_train)
-        yield spec, count, (alone - memo) * count + (Cost() if group in memo_groups else memo)
+    for such in trials:
+        num_train, _ = plan.num_images[such.spec.original.setting.content_hash]
+        group, alone, memo = memo_group(such.spec), trial_cost(such.spec, num_train), memo_cost(such.spec, num_train)
+        computed = such.memos if such.memos > 1 else int(group not in memo_groups)
+        yield such.spec, such.count, (alone - memo) * such.count + memo * computed
         if group is not None:
             memo_groups.add(group)
 
 
-def _evidence_bytes(
-    plan: Plan, agenda: Agenda, trials: Iterable[tuple[TrialSpec, int]], originals: Iterable[OriginalSpec]
-) -> int:
-    counted = [(spec.original.setting, count) for spec, count in trials]
+def _evidence_bytes(plan: Plan, agenda: Agenda, trials: Iterable[Such], originals: Iterable[OriginalSpec]) -> int:
+    counted = [(such.spec.original.setting, such.count) for such in trials]
     counted += [(spec.setting, 1) for spec in originals if agenda.wants(spec.key)]
     return sum(count * _bytes_of_one(plan, setting) for setting, count in counted)
 

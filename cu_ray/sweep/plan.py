@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -287,6 +288,17 @@ def memo_group(spec: TrialSpec) -> str | None:
     shared = {name: getattr(spec.method, name) for name in fields}
     identity = [spec.original.key, spec.deletion_identity, name_of(spec.method), spec.method.version, shared]
     return key_of([*identity, spec.repetition] if spec.repetition else identity)
+
+
+def num_memos(method: MethodPlan) -> int:
+    """How many memos its points need on one deletion set, at the most: one but where a field that memos depend on is searched."""
+    fields = method.cls.memo_fields or ()
+    points = method.points or (method.grid if method.sampler == "grid" else None)
+    if points is not None:
+        return len({tuple(point.get(name) for name in fields) for point in points})
+    searched = [space for name, space in method.space.items() if name in fields]
+    choices = [len(space.values) if isinstance(space, Options) else method.budget for space in searched]
+    return min(math.prod(choices), method.budget)
 
 
 def _middle(space: Space) -> Any:

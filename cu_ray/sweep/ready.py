@@ -1,15 +1,15 @@
 """The jobs that can run now, and which of them a worker takes.
 
-What all else waits for first: originals and memos. Then what uses a memo that the worker holds. Then that with which the most is
-left to be done one after the other; of what has at least half as much, one whose original the worker holds. Then fair between
-studies.
+What all else waits for first: originals and memos. Then what is only to be evaluated, given a memo that the worker holds. Then
+that with which the most is left to be done one after the other, or, unless the worker holds its original, what has at least half
+as much and fits what the worker holds. Then fair between studies.
 """
 
 from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from cu_ray.sweep.plan import memo_group
@@ -64,14 +64,17 @@ class Ready:
         for urgency in URGENCIES:
             first = self._first(urgency, None)
             if first is not None:
-                return next(self._fitting(urgency, first, held), first)
+                return self._fitting(urgency, first, held)
         return None
 
-    def _fitting(self, urgency: int, first: Job, held: Collection[str]) -> Iterator[Job]:
-        """The jobs that go before the first one for who holds this."""
+    def _fitting(self, urgency: int, first: Job, held: Collection[str]) -> Job:
+        """That of this urgency for who holds this. first: the one for who holds nothing."""
         own = [(key, job) for key in held if (job := self._first(urgency, key)) is not None]
-        yield from (job for key, job in own if job.uses()[0] == key)
-        yield from (job for _, job in own if 2 * job.length >= first.length)
+        for key, job in own:
+            if key == job.uses()[0] and not job.images:
+                return job
+        least = first.length if first.uses()[1] in held else first.length / 2
+        return max((job for _, job in own if job.length >= least), key=lambda job: job.length, default=first)
 
     def _first(self, urgency: int, used: str | None) -> Job | None:
         queue = self._queues.get((urgency, used), [])

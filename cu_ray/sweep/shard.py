@@ -63,7 +63,7 @@ def _by_seed(study: StudySpec) -> Iterator[StudySpec]:
 def _piece(plan: Plan, studies: tuple[StudySpec, ...]) -> _Piece:
     trials = [each for study in studies for each in trials_to_come(StudyState(study))]
     num_test = plan.num_images[studies[0].settings[0].content_hash][1]
-    evaluated = sum(2 * num_test * count for _, count in trials)  # each test image once as it is, once manipulated
+    evaluated = sum(2 * num_test * such.count for such in trials)  # each test image once as it is, once manipulated
     learned = sum(cost.passes for _, _, cost in unlearning_costs(plan, trials))
     originals = {spec.key: spec for study in studies for setting in study.settings for spec in [study.original(setting)]}
     return _Piece(studies, tuple(originals.values()), learned + evaluated)

@@ -257,7 +257,12 @@ def play(
 
 def agenda_of(made: Plan, journal: Any, *, cached: bool = True, retry_failed: bool = False, lacking: Any = ()) -> Agenda:
     """The agenda of a plan. cached: whether originals of which there is a record are still in the store."""
-    return Agenda(made, journal, original_cached=lambda key: cached, retry_failed=retry_failed, lacking=lacking)
+
+    def is_stored(key: str) -> bool:
+        record = journal.known.originals.get(key)
+        return cached and record is not None and record.ok
+
+    return Agenda(made, journal, original_cached=is_stored, retry_failed=retry_failed, lacking=lacking)
 
 
 def run(made: Plan, known: Known | None = None, *, cached: bool = True, retry_failed: bool = False, **how: Any):

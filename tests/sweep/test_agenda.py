@@ -22,6 +22,7 @@ from cu_ray.sweep.plan import memo_group
 from cu_ray.types import OriginalSpec, Record, TrialSpec
 from tests.sweep.simulator import (
     NUM_TEST,
+    NUM_TRAIN,
     SCRUB,
     SSD_GRID,
     Killed,
@@ -395,25 +396,46 @@ def test_a_search_whose_points_wait_for_each_other_comes_before_longer_trials_th
     for job in scrub:
         agenda.complete(record_of(job))
     next_round = handed_out(agenda)
-    assert [job.length // (job.images + 2 * NUM_TEST) for job in scrub + next_round] == [4, 4, 4, 3, 3, 3]
+    assert [job.length / (job.images + 2 * NUM_TEST) for job in scrub + next_round] == [4, 4, 4, 3, 3, 3]
 
 
-def test_a_study_that_others_begin_from_comes_before_those():
-    """Each fraction's study is two rounds; that on the highest has those on the two others behind it."""
+def test_a_study_that_others_begin_from_has_theirs_behind_it():
+    """Each study is one round and its confirmation; that on the highest fraction has those on the two others behind it."""
     made = plan(
         {"scrub": {**SCRUB, "trials": 4, "sampler": "random"}, CF: {"steps": 6}},
-        deletion_fractions=[0.1, 0.5, 1.0],
+        deletion_fractions=[0.5, 0.1, 1.0],
+        seeds=[0, 1],
         search={"warm_start": "neighbour"},
     )
-    _, trials = after_the_original(made)
-    rounds = {(name_of(job.spec.method), job.spec.deletion_size, job.length // (job.images + 2 * NUM_TEST)) for job in trials}
-    assert rounds == {("scrub", 100, 3), (CF, 100, 1), (CF, 50, 1), (CF, 10, 1)}
+    searched = [job for job in run(made)[1].started if job.kind == "trial" and job.spec.original.setting.seed == 0]
+    behind = {}
+    for job in searched:
+        rounds = behind.setdefault((name_of(job.spec.method), job.spec.deletion_size), set())
+        rounds.add(job.length / (job.images + 2 * NUM_TEST))
+    once = {("scrub", 100): {4}, ("scrub", 50): {3}, ("scrub", 10): {2}}
+    assert behind == {**once, **{(CF, size): {1} for size in (10, 50, 100)}}
+
+
+def test_a_trial_that_is_repeated_in_the_end_is_two_rounds_and_what_has_no_trigger_is_evaluated_once():
+    made = plan(
+        {"scrub": {**SCRUB, "alpha": [0.1, 1], "sampler": "grid"}},
+        manipulation={"name": "random_label_swap", "size": 100},
+        controls={"unlearning_seeds": 2},
+    )
+    trials = [job for job in run(made)[1].started if job.kind == "trial"]
+    assert [job.length / (job.images + NUM_TEST) for job in trials] == [2, 2, 1]
+
+
+def test_who_computes_a_memo_has_it_in_its_length():
+    _, (leader,) = after_the_original(plan({"ssd": SSD_GRID}))
+    assert leader.images == 3 * NUM_TRAIN
+    assert leader.length == 3 * NUM_TRAIN + 2 * NUM_TEST
 
 
 def test_trials_that_wait_for_nothing_but_confirm_are_two_rounds():
     made = plan({"scrub": {**SCRUB, "alpha": [0.1, 1], "sampler": "grid"}}, seeds=[0, 1])
     trace = run(made)[1]
-    rounds = [job.length // (job.images + 2 * NUM_TEST) for job in trace.started if job.kind == "trial"]
+    rounds = [job.length / (job.images + 2 * NUM_TEST) for job in trace.started if job.kind == "trial"]
     assert rounds == [2, 2, *(len(rounds) - 2) * [1]]
 
 

@@ -413,6 +413,35 @@ def test_of_trials_half_as_long_or_more_one_on_a_held_original_goes_first(length
     assert ready.choose([other.spec.original.key]).spec == (other if held_goes_first else longest).spec
 
 
+def test_who_holds_the_original_of_the_longest_trial_takes_that_one_whatever_else_it_holds():
+    longest, other = trials_of(plan({CF: {"steps": 6}}, seeds=[0, 1]))
+    ready = Ready(lambda job: True)
+    for job in (replace(longest, length=1000), replace(other, length=999)):
+        ready.push(job, OTHER)
+    assert ready.choose([other.spec.original.key, longest.spec.original.key]).spec == longest.spec
+
+
+def test_of_what_it_holds_a_worker_takes_the_longest():
+    jobs = trials_of(plan({CF: {"steps": 6}}, seeds=[0, 1, 2]))
+    ready, lengths = Ready(lambda job: True), (1000, 700, 800)
+    for job, length in zip(jobs, lengths, strict=True):
+        ready.push(replace(job, length=length), OTHER)
+    assert ready.choose([job.spec.original.key for job in jobs[1:]]).length == 800
+
+
+def test_a_memo_that_is_held_comes_first_only_where_nothing_is_to_be_learned_after_it():
+    given = {"steps": 6, "lr": 0.01, "share": [0.2, 0.4], "sampler": "grid"}
+    for method, after in (("ssd", "ssd"), ("salun", CF)):
+        made = plan({CF: {"steps": 300}, method: SSD_GRID if method == "ssd" else given})
+        jobs = trials_of(made)
+        ready = Ready(lambda job: True)
+        for job in [job for job in jobs if name_of(job.spec.method) == CF] + jobs[-1:]:
+            ready.push(job, OTHER)
+        memo, original = jobs[-1].uses()
+        assert (name_of(jobs[-1].spec.method), memo is not None) == (method, True)
+        assert name_of(ready.choose([memo, original]).spec.method) == after
+
+
 def test_of_equally_long_trials_one_on_a_held_original_is_chosen_but_a_longer_one_before_it():
     made = plan({CF: {"steps": [9, 20], "sampler": "grid"}}, seeds=[0, 1], search={"seeds": "all"})
     ready = Ready(lambda job: True)

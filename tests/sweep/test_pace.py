@@ -19,12 +19,12 @@ from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.estimate import ReadOnlyJournal, estimate, pace_of_others
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.pace import Load, Pace, work_of
-from cu_ray.sweep.plan import memo_group
+from cu_ray.sweep.plan import memo_cost, memo_group, trial_cost
 from cu_ray.sweep.preview import Preview
 from cu_ray.sweep.progress import Progress
 from cu_ray.types import OriginalSpec
 from tests import sweeps
-from tests.sweep.simulator import SCRUB, SSD_GRID, agenda_of, fails, plan, play, record_of
+from tests.sweep.simulator import NUM_TRAIN, SCRUB, SSD_GRID, agenda_of, fails, plan, play, record_of
 
 GRID = {**SCRUB, "alpha": [0.1, 1, 10], "sampler": "grid"}
 METHODS = {"scrub": GRID, "exact_unlearning": {"steps": 4}}
@@ -52,7 +52,8 @@ class World:
         facts, group = dict(record.facts), None if method == "original" else memo_group(job.spec)
         passes = 3 * job.spec.images if method == "original" else facts["images_forward"] + 2 * facts["images_backward"]
         if group in self.groups:
-            passes = facts["images_forward_spent"] = facts["images_backward_spent"] = 0
+            spent = trial_cost(job.spec, NUM_TRAIN) - memo_cost(job.spec, NUM_TRAIN)
+            passes, facts["images_forward_spent"], facts["images_backward_spent"] = spent.passes, spent.forward, spent.backward
         self.groups |= {group} - {None}
         learning = PER_PASS[method] * passes * self.slow(job.spec)
         self.seconds[job.key] = learning + BESIDES[method]

@@ -10,13 +10,13 @@ import pytest
 from cu_ray.errors import Faults, UserError
 from cu_ray.plugins import name_of
 from cu_ray.stages.poison import num_held_out_of
-from cu_ray.sweep.agenda import Job
+from cu_ray.sweep.agenda import Agenda, Job
 from cu_ray.sweep.estimate import ReadOnlyJournal, estimate
 from cu_ray.sweep.ledger import Known
-from cu_ray.sweep.plan import memo_cost, memo_group, trial_cost, typical_point
+from cu_ray.sweep.plan import memo_cost, memo_group, num_memos, trial_cost, typical_point
 from cu_ray.types import Cost, OriginalSpec, Sizes, TrialSpec
 from tests.sweep.own_plugins import Costless
-from tests.sweep.simulator import NUM_TRAIN, SCRUB, SSD_GRID, agenda_of, fails_sometimes, plan, play, record_of, run
+from tests.sweep.simulator import NUM_TRAIN, SCRUB, SSD_GRID, agenda_of, fails, fails_sometimes, plan, play, record_of, run
 
 OWN = "tests.sweep.own_plugins:OtherOriginal"
 GRID = {**SCRUB, "alpha": [0.1, 1, 10], "sampler": "grid"}
@@ -276,6 +276,52 @@ def test_what_follows_a_memo_counts_for_each_trial_that_shares_it(method, memo, 
         agenda.complete(record_of(job))
         by_hand -= 0 if job.kind == "original" else rest
         assert job.images == (3 * 20 * 16 if job.kind == "original" else (spent + Cost(rest, rest)).passes)
+
+
+def test_originals_that_the_store_has_from_another_sweep_are_looked_at_and_not_trained_and_the_store_is_asked_once():
+    made, asked = counted(), []
+    journal = ReadOnlyJournal(Known())
+    there = made.originals()[0].key
+    agenda = Agenda(made, journal, original_cached=lambda key: asked.append(key) or key == there)
+    counts, without = now(made, journal, agenda), now(made, journal, agenda_of(made, journal))
+    assert without.images_backward - counts.images_backward == made.originals()[0].images
+    assert without.originals == counts.originals == counts.originals_done + 2
+    assert [job.images for job in (agenda.next(), agenda.next())] == [3 * made.originals()[1].images, 0]
+    assert sorted(asked) == sorted(spec.key for spec in made.originals())
+
+
+def test_a_memo_of_a_trial_that_failed_is_still_to_be_paid_and_one_of_a_trial_that_did_not_is_not():
+    made = plan({"ssd": SSD_GRID}, seeds=[0])
+    memo = memo_cost(made.studies[0].trials(typical_point(made.studies[0]), made.studies[0].settings)[0], NUM_TRAIN)
+    for outcome, expected in ((fails, memo.forward), (record_of, 0)):
+        journal = ReadOnlyJournal(Known())
+        agenda = agenda_of(made, journal)
+        agenda.complete(record_of(agenda.next()))
+        agenda.complete(outcome(agenda.next()))
+        again = agenda_of(made, ReadOnlyJournal(journal.known))  # as another process sees it
+        assert now(made, journal, agenda).images_forward == now(made, journal, again).images_forward == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "memos"),
+    [
+        ({"trusted": {"low": 20, "high": 200}, "scaling": 100, "trials": 9, "sampler": "tpe"}, 9),
+        ({"trusted": [20, 200], "scaling": {"low": 10, "high": 100}, "trials": 9, "sampler": "tpe"}, 2),
+        ({"scaling": {"low": 10, "high": 100}, "trials": 9, "sampler": "tpe"}, 1),
+        ({"trusted": [20, 200], "scaling": [10, 20, 30], "sampler": "grid"}, 2),
+        ({"points": [{"trusted": 20}, {"trusted": 200}, {"trusted": 20, "scaling": 7}]}, 2),
+    ],
+)
+def test_where_a_field_that_memos_depend_on_is_searched_each_value_has_one(given, memos):
+    (study,) = plan({"sap": given}, seeds=[0]).studies
+    assert num_memos(study.method) == memos
+
+
+def test_all_memos_of_a_search_over_what_they_depend_on_are_counted():
+    made = plan({"sap": {"trusted": {"low": 150, "high": 200}, "scaling": 100, "trials": 9, "sampler": "tpe"}}, seeds=[0])
+    journal = ReadOnlyJournal(Known())
+    before = now(made, journal, agenda_of(made, journal)).images_forward
+    assert 20 * 16 + 9 * (NUM_TRAIN - 50 + 150) < before < 20 * 16 + 9 * (NUM_TRAIN - 50 + 200)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
