@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import ray
 from ray import tune
+from ray.air.execution._internal import RayActorManager
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cu_ray.config import Sweep
@@ -21,6 +24,8 @@ from cu_ray.sweep.searcher import NowAndThen, WhenOver, WorkerSearcher
 from cu_ray.sweep.trainable import StageTrainable, pack
 from cu_ray.types import Dataset
 
+MOST_AT_DESK = 100_000  # workers that wait there: of an actor's calls Ray lets 1,000 wait, and none other in then
+
 
 class Crew:
     """Workers for one sweep. Data sets are put into the object store once; the desk is an actor beside the driver."""
@@ -29,7 +34,7 @@ class Crew:
         self._sweep = sweep
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._handed: Any = None  # what the desk says of the last job that it was given
-        self._desk = ray.remote(Desk).options(num_cpus=0, scheduling_strategy=here).remote()
+        self._desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=MOST_AT_DESK, scheduling_strategy=here).remote()
         self._trainable = tune.with_parameters(
             StageTrainable,
             desk=self._desk,
@@ -70,7 +75,7 @@ class Crew:
         Raises UserError where not one worker fits into the cluster.
         """
         worker = shape(share)
-        room = Room(worker, self._sweep.runtime.workers, growth, lambda: dispatch.num_wanted)
+        room = Room(worker, self._sweep.runtime.workers, growth, lambda: dispatch.num_wanted, dispatch.node_gone)
         require(room, worker)
         scratch = self._sweep.scratch / ".tune"
         tuner = tune.Tuner(
@@ -92,8 +97,29 @@ class Crew:
             ),
         )
         try:
-            tuner.fit()
+            with _deaths_of_all_kinds():
+                tuner.fit()
         except tune.TuneError:
             traceback.print_exc()  # into the log; what is not done is said at the end
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _deaths_of_all_kinds() -> Iterator[None]:
+    """A context in which a worker has died, too, where Ray ended it for want of memory or its result went with its node.
+
+    Such errors are none of an actor for Ray, and Tune (2.60) ends the whole run for them.
+    """
+    tunes_own = RayActorManager._actor_task_failed
+
+    def failed(manager: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
+        if isinstance(exception, RayError) and not isinstance(exception, (RayActorError, RayTaskError)):
+            exception = RayActorError(error_msg=str(exception))
+        tunes_own(manager, tracked_actor_task, exception)
+
+    RayActorManager._actor_task_failed = failed
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = tunes_own

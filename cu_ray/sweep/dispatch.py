@@ -6,6 +6,7 @@ The ledger has a record before anything hears of it. At a URI that takes a while
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -19,16 +20,36 @@ from cu_ray.sweep.canaries import kind_of
 from cu_ray.sweep.ledger import evidence
 from cu_ray.sweep.ready import Job
 from cu_ray.sweep.shares import next_share, share_for
-from cu_ray.sweep.watchdog import took_too_long
+from cu_ray.sweep.watchdog import GRACE, took_too_long
 from cu_ray.types import Record, TrialSpec
 
 MAX_RETRIES = 3  # of a job whose worker died
+MOST_LOST = 12  # workers that a job may lose with their nodes, or as the memory of these ran low, before it is to blame
+NODE_MISSED_WITHIN = 90.0  # seconds from the end of a worker until Ray knows that its node had gone
 MOST_FAILED_STARTS = 5  # of workers, one after another, before it is clear that none will come up now
 START_AGAIN_AFTER = 60.0  # seconds until one more may try, then twice as long each time: a node may be broken, others not
+NOTICED_WITHIN = 20.0  # seconds from the end of a worker by its time limit until it is heard of
 LEAVES_WITHIN = 60.0  # seconds that a worker which was dismissed is waited for
 MOST_LOSSES = 3  # of its device by a kind of job, one after another, before it is tried with fewer neighbours
 MOST_STORE_FAILURES = 2  # of a job, before it is clear that original models cannot be kept
 MOST_LOSERS = 3  # methods (or originals) that lost their device, one after another, before the device is to blame
+
+
+@dataclass(frozen=True)
+class Death:
+    """How a worker ended that was not dismissed, as far as Ray says it."""
+
+    why: str | None = None
+    of_memory: bool = False  # Ray ended it as the memory of its node ran low
+    with_node: bool = False
+
+    @classmethod
+    def told(cls, text: str) -> Death:
+        """What an error of Ray says."""
+        lines = text.strip().splitlines()
+        of_memory = next((re.sub(", ID: [0-9a-f]+", "", line) for line in lines if "running low on memory" in line), None)
+        with_node = any(sign in text for sign in ("its node has died", " is unavailable: "))
+        return cls(of_memory or (lines[-1] if lines else None), of_memory is not None, with_node)
 
 
 @dataclass
@@ -36,6 +57,7 @@ class Worker:
     """A worker as the driver knows it: the job it is at, and what it has warm, the last used first."""
 
     name: str
+    node: str | None = None
     job: Job | None = None
     since: float = 0.0  # it is at it, or has none
     dismissed: bool = False
@@ -91,13 +113,16 @@ class Dispatch:
         self._ran_out = Counter[str]() if ran_out is None else ran_out
         self._workers: dict[str, Worker] = {}
         self._starting: dict[str, float] = {}  # workers that are asked for and not here yet, and since when
-        self._deaths: Counter[str] = Counter()  # of workers, by the key of the job they were at
+        self._deaths: dict[str, list[tuple[Death, str | None, float]]] = {}  # by job: of workers, on which node, and when
+        self._gone: dict[str, float] = {}  # nodes that are no more, and since when that is known
+        self.most_workers: float = math.inf  # as the memory of nodes ran low with more
         self._written: deque[tuple[Job, Record, Future[None]]] = deque()  # on their way into the ledger, in order
         self.set_aside: list[Job] = []
         self._failed_starts, self._last_failed_start, self._tries = 0, -math.inf, 0
         self._store_failures: Counter[str] = Counter()  # by the key of the job
         self._given_up: tuple[str, str] | None = None  # what keeps all jobs from beginning, and why
         self.last_death: str | None = None  # why the last worker died, where that is known
+        self.remarks: deque[str] = deque()  # what a user is to hear
         self._kinds_set_aside: set[str] = set()
         self._health = health or Health()
         self._lost_once: set[str] = set()  # jobs, by key, that another worker does once more
@@ -185,10 +210,16 @@ class Dispatch:
         self._starting[name] = time.monotonic()
         self._tries += self._failed_starts >= MOST_FAILED_STARTS
 
-    def arrived(self, name: str) -> None:
+    def node_gone(self, node: str) -> None:
+        """A node is no more. Also for other threads."""
+        self._gone.setdefault(node, time.monotonic())
+
+    def arrived(self, name: str, node: str | None = None) -> None:
         """A worker is ready for its first job."""
+        if name in self._workers:  # it was started once more without a word
+            self.left(name)
         self._starting.pop(name, None)
-        self._workers[name] = Worker(name, since=time.monotonic())
+        self._workers[name] = Worker(name, node, since=time.monotonic())
         self._failed_starts = self._tries = 0
         self.go_on()
 
@@ -251,14 +282,18 @@ class Dispatch:
         self.set_aside.append(job)
         self._kinds_set_aside.add(kind_of(job.spec))
 
-    def left(self, name: str) -> None:
+    def left(self, name: str, death: Death | None = None) -> None:
         """A worker is gone, dismissed or dead: the job that it was at is handed out again, but not for ever."""
         self._starting.pop(name, None)
-        worker = self._workers.pop(name, None)
-        if worker is None:
+        worker, death = self._workers.pop(name, None), death or Death()
+        self.last_death = death.why or self.last_death
+        alone = self.most_workers == 1
+        if death.of_memory:
+            self._with_fewer(death)
+        if worker is None and not death.with_node and (alone or not death.of_memory):
             self._failed_starts, self._last_failed_start = self._failed_starts + 1, time.monotonic()
-        elif worker.job is not None:
-            self._lost(worker.job, time.monotonic() - worker.since)
+        elif worker is not None and worker.job is not None:
+            self._lost(worker, worker.job, death if not alone else replace(death, of_memory=False))
         if worker is not None and not worker.dismissed and not self._num_staying:
             self._failed_starts = self._tries = 0  # where this one came up another may
         self.go_on()
@@ -302,15 +337,31 @@ class Dispatch:
             self.set_aside.append(job)
         return None
 
-    def _lost(self, job: Job, seconds: float) -> None:
-        self._deaths[job.key] += 1
-        if seconds > self._trial_seconds:
+    def _with_fewer(self, death: Death) -> None:
+        """Go on with the workers that the memory of their nodes leaves room for: those that are up, and one at the least."""
+        most = max(1, self._num_staying)
+        if most < self.most_workers:
+            self.most_workers = most
+            self.remarks.append(f"Ray: {death.why}. What they were at is done again, by fewer workers from now on: {most}.")
+
+    def _lost(self, worker: Worker, job: Job, death: Death) -> None:
+        """Hand its job out again, or take it for the reason, which it need not be where a node went or its memory was short."""
+        now = time.monotonic()
+        seconds, deaths = now - worker.since, self._deaths.setdefault(job.key, [])
+        deaths.append((death, worker.node, now))
+        its_own = sum(not self._is_excused(*each) for each in deaths)
+        if self._trial_seconds < seconds < self._trial_seconds + GRACE + NOTICED_WITHIN and not death.with_node:
             self._complete(job, failed(job, f"{took_too_long(job.spec, self._trial_seconds)}, and its worker had to be ended"))
-        elif self._deaths[job.key] > MAX_RETRIES:
-            reason = f"its worker died {MAX_RETRIES + 1} times (out of memory, or a crash in native code)"
+        elif its_own > MAX_RETRIES or len(deaths) > MOST_LOST:
+            why = f": {death.why}" if death.why else ""
+            reason = f"its worker died {len(deaths)} times (out of memory, or a crash in native code){why}"
             self._complete(job, failed(job, reason))
         else:
             self._agenda.give_back(job)
+
+    def _is_excused(self, death: Death, node: str | None, when: float) -> bool:
+        """Whether a job need not have been the reason for the death of its worker."""
+        return death.of_memory or death.with_node or self._gone.get(node or "", math.inf) < when + NODE_MISSED_WITHIN
 
     def _complete(self, job: Job, record: Record, file: evidence.File | None = None) -> None:
         facts = {"gpu_share": self._share, "num_out_of_memory": self._ran_out[job.key]}

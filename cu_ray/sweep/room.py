@@ -23,7 +23,7 @@ class Room:
     """How many workers fit into the cluster, asked anew every few seconds: nodes come and go.
 
     growth: what the cluster has when its autoscaler has let it grow, which it does for those who wait for room; wanted: how many
-    are of use then.
+    are of use then; gone: is told, by another thread, of each node that is no more, again and again.
     """
 
     def __init__(
@@ -32,8 +32,9 @@ class Room:
         limit: int | None,
         growth: Mapping[str, float] | None = None,
         wanted: Callable[[], int] = lambda: 1,
+        gone: Callable[[str], object] = lambda node: None,
     ) -> None:
-        self._shape, self._limit, self._growth, self._wanted = shape, limit, growth, wanted
+        self._shape, self._limit, self._growth, self._wanted, self._gone = shape, limit, growth, wanted, gone
         self._asked, self._fit = -math.inf, 0
 
     def __call__(self) -> int:
@@ -50,6 +51,14 @@ class Room:
 
     def _ask(self) -> None:
         self._fit = self._count()
+        self._look_for_the_gone()
+
+    def _look_for_the_gone(self) -> None:
+        import ray
+
+        for node in ray.nodes():
+            if not node["Alive"]:
+                self._gone(node["NodeID"])
 
     def _count(self) -> int:
         import ray

@@ -246,7 +246,8 @@ class _Work:
                     progress.follow(dispatch.running)
                     warned = _once(functools.partial(self._warned_of_failed_starts, dispatch))
                     try:
-                        crew.work(dispatch, share, grown, (*now_and_then, warned))
+                        told = functools.partial(self._tell_remarks, dispatch)
+                        crew.work(dispatch, share, grown, (*now_and_then, warned, told))
                     finally:
                         dispatch.settle()
                     if (what := dispatch.hopeless) is not None:
@@ -258,6 +259,10 @@ class _Work:
                         self.agenda.give_back(job)
             finally:
                 mirror.take(self.agenda.studies)
+
+    def _tell_remarks(self, dispatch: Dispatch) -> None:
+        while dispatch.remarks:
+            self.console.print(Text(dispatch.remarks.popleft()), soft_wrap=True)
 
     def _warned_of_failed_starts(self, dispatch: Dispatch) -> bool:
         """Say so where no more workers come up beside those that are at it; whether it was said."""

@@ -13,7 +13,7 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from cu_ray.sweep.dispatch import Dispatch
+from cu_ray.sweep.dispatch import Death, Dispatch
 from cu_ray.sweep.trainable import evidence_in, unpack
 
 
@@ -33,7 +33,7 @@ class WorkerSearcher(Searcher):
         """A further worker where there is room for one; FINISHED in the end (for None Tune would wait)."""
         if self._dispatch.over:
             return str(Searcher.FINISHED)
-        if len(self._workers) >= self._room() or not self._dispatch.takes_workers:
+        if len(self._workers) >= min(self._room(), self._dispatch.most_workers) or not self._dispatch.takes_workers:
             return None
         self._workers.add(trial_id)
         self._dispatch.asked_for(trial_id)
@@ -43,14 +43,15 @@ class WorkerSearcher(Searcher):
         """A worker arrived or ended a job."""
         record = unpack(result)
         if record is None:
-            self._dispatch.arrived(trial_id)
+            self._dispatch.arrived(trial_id, result["node"])
         else:
             self._dispatch.ended(trial_id, record, evidence_in(result))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A worker left or died. Tune's own retries are not used: they leave out one that dies while it starts."""
         self._workers.discard(trial_id)
-        self._dispatch.left(trial_id)
+        if not error:  # else the callback is told right after this, and why
+            self._dispatch.left(trial_id)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -63,7 +64,7 @@ class WorkerSearcher(Searcher):
 
 
 class NowAndThen(tune.Callback):
-    """Calls its functions on every turn of Tune's loop, at least ten times a second; tells the dispatch why workers died."""
+    """Calls its functions on every turn of Tune's loop, at least ten times a second; tells the dispatch of workers that died."""
 
     def __init__(self, dispatch: Dispatch, *functions: Callable[[], object]) -> None:
         self._dispatch, self._functions = dispatch, functions
@@ -74,10 +75,10 @@ class NowAndThen(tune.Callback):
             function()
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A worker died: the last line of its error says why."""
+        """A worker died, and its error says why."""
         error = Path(trial.error_file or "none")
-        lines = error.read_text(encoding="utf-8").strip().splitlines() if error.exists() else []
-        self._dispatch.last_death = lines[-1] if lines else None
+        text = error.read_text(encoding="utf-8") if error.exists() else ""
+        self._dispatch.left(str(trial.trial_id), Death.told(text))
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

@@ -68,7 +68,8 @@ class StageTrainable(tune.Trainable):
         """The record of the next job; of the first iteration none: it says that the worker is there."""
         if not self._arrived:
             self._arrived = True
-            return {"record": None, "host": platform.node(), "process": os.getpid()}
+            node = ray.get_runtime_context().get_node_id()
+            return {"record": None, "node": node, "host": platform.node(), "process": os.getpid()}
         job = ray.get(self._desk.take.remote(self.trial_id))
         if job is None:
             return {"record": None, "done": True}

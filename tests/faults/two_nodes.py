@@ -1,6 +1,7 @@
 """A cluster of two nodes on this machine in a process of its own; a second node that dies is replaced.
 
-Writes where it is, and the processes of its raylets, into the file that it is given. It ends when the head ends.
+Writes where it is, the processes of its raylets, and who the second node is, into the file that it is given. It ends when the
+head ends.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def say(path: Path, cluster: Cluster, second: object) -> None:
     nodes = {"head": cluster.head_node, "node": second}
     raylets = {name: node.all_processes["raylet"][0].process.pid for name, node in nodes.items()}
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"address": cluster.address, **raylets}))
+    temporary.write_text(json.dumps({"address": cluster.address, "node_id": second.node_id, **raylets}))
     os.replace(temporary, path)
 
 

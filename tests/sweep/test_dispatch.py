@@ -14,12 +14,25 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from cu_ray.plugins import name_of
-from cu_ray.sweep.dispatch import LEAVES_WITHIN, MAX_RETRIES, MOST_FAILED_STARTS, MOST_LOSSES, START_AGAIN_AFTER, Dispatch, Health
+from cu_ray.sweep.dispatch import (
+    LEAVES_WITHIN,
+    MAX_RETRIES,
+    MOST_FAILED_STARTS,
+    MOST_LOSSES,
+    MOST_LOST,
+    NODE_MISSED_WITHIN,
+    NOTICED_WITHIN,
+    START_AGAIN_AFTER,
+    Death,
+    Dispatch,
+    Health,
+)
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.plan import memo_group
 from cu_ray.sweep.ready import OTHER, Job, Ready
 from cu_ray.sweep.shares import trials_in
+from cu_ray.sweep.watchdog import GRACE
 from cu_ray.types import Record
 from tests.sweep.simulator import SCRUB, SSD_GRID, agenda_of, fails, plan, record_of, run
 
@@ -58,9 +71,9 @@ class Crew:
     def end(self, name: str, outcome=record_of) -> None:
         self.dispatch.ended(name, outcome(self.jobs.pop(name)))
 
-    def die(self, name: str) -> None:
+    def die(self, name: str, death: Death | None = None) -> None:
         self.jobs.pop(name, None)
-        self.dispatch.left(name)
+        self.dispatch.left(name, death)
 
     def at_larger_share(self, *names: str, **how) -> Crew:
         """Those who go on with what is set aside."""
@@ -373,6 +386,122 @@ def test_a_ledger_that_cannot_be_written_ends_the_sweep_and_nothing_is_heard():
         with pytest.raises(OSError, match="down"):
             act()
     assert (crew.heard, crew.known.originals) == ([], {})
+
+
+# ------------------------------------------------------------------------------------- memory runs low, and nodes that go
+
+OF_MEMORY, WITH_NODE = Death("memory ran low", of_memory=True), Death("its node died", with_node=True)
+
+
+def one_long():
+    return plan({CF: {"steps": 6}}, seeds=[0])
+
+
+def test_workers_that_ended_as_memory_ran_low_are_not_replaced_and_what_they_did_is_done_by_those_that_are_left():
+    crew = Crew(small(), "a", "b", "c", "d")
+    crew.end("a")  # the original
+    assert set(crew.jobs) == {*"abcd"}
+    for name in "bc":
+        crew.die(name, OF_MEMORY)
+    assert crew.dispatch.most_workers == 2
+    assert list(crew.dispatch.remarks) == [
+        f"Ray: memory ran low. What they were at is done again, by fewer workers from now on: {number}." for number in (3, 2)
+    ]
+    crew.finish()
+    assert crew.agenda.done
+    assert all(record.ok for record in crew.known.trials.values())
+
+
+def test_a_job_that_alone_takes_too_much_memory_fails_in_the_end_with_the_reason():
+    crew = Crew(one_long(), "a", "b")
+    crew.end(*crew.jobs)
+    number = 0
+    while crew.jobs:
+        crew.die(*crew.jobs, OF_MEMORY)
+        crew.dispatch.arrived(f"further {(number := number + 1)}")
+    (record,) = crew.known.trials.values()
+    assert record.status == "failed"
+    assert "memory ran low" in record.error
+    assert number == 1 + MAX_RETRIES + 1, "once with another worker beside it, then as often as any other"
+    assert crew.agenda.done
+
+
+def test_a_job_is_not_to_blame_for_nodes_that_go_but_not_without_end():
+    for number_of_nodes, ends_well in ((MOST_LOST, True), (MOST_LOST + 1, False)):
+        crew = Crew(one_long(), "a")
+        crew.end("a")
+        for number in range(number_of_nodes):
+            crew.die(*crew.jobs, WITH_NODE)
+            crew.dispatch.arrived(f"further {number}")
+        crew.finish()
+        (record,) = crew.known.trials.values()
+        assert record.ok == ends_well
+        assert crew.dispatch.most_workers == math.inf
+
+
+@pytest.mark.parametrize(("known_after", "excused"), [(NODE_MISSED_WITHIN - 1, True), (NODE_MISSED_WITHIN + 1, False)])
+def test_that_a_node_had_gone_may_be_known_a_while_later(known_after, excused, monkeypatch):
+    """A virtual machine that vanishes looks like a crash at first; a node may also go long after a crash on it."""
+    clock = [0.0]
+    monkeypatch.setattr("cu_ray.sweep.dispatch.time.monotonic", lambda: clock[0])
+    crew = Crew(one_long(), "who trains the original")
+    crew.end("who trains the original")
+    crew.die("who trains the original", WITH_NODE)
+    for number in range(MAX_RETRIES + 1):
+        crew.dispatch.arrived(f"worker {number}", f"node {number}")
+        clock[0] += 1000.0
+        crew.die(f"worker {number}")
+        clock[0] += known_after
+        crew.dispatch.node_gone(f"node {number}")
+    crew.dispatch.arrived("last", "last node")
+    crew.finish()
+    (record,) = crew.known.trials.values()
+    assert record.ok == excused
+
+
+def test_nodes_that_go_while_workers_start_there_do_not_end_a_sweep():
+    crew = Crew(one_long())
+    for number in range(MOST_FAILED_STARTS + 1):
+        crew.dispatch.asked_for(f"never came {number}")
+        crew.die(f"never came {number}", WITH_NODE)
+    assert not crew.dispatch.hopeless
+    assert crew.dispatch.takes_workers
+
+
+def test_where_memory_does_not_suffice_for_one_worker_to_start_it_ends_with_the_reason():
+    crew = Crew(one_long())
+    for number in range(MOST_FAILED_STARTS + 1):
+        assert not crew.dispatch.hopeless
+        crew.die(f"never came {number}", OF_MEMORY)
+    assert crew.dispatch.hopeless
+    assert crew.dispatch.reason == "memory ran low"
+
+
+def test_a_worker_that_comes_again_under_its_name_had_died():
+    """Tune would start one of a node that was taken away anew, and say nothing."""
+    crew = Crew(one_long(), "a")
+    crew.end("a")
+    (lost,) = crew.jobs.values()
+    crew.jobs.clear()
+    crew.dispatch.arrived("a")
+    assert list(crew.jobs.values()) == [lost]
+    crew.finish()
+    assert crew.agenda.done
+
+
+@pytest.mark.parametrize(
+    ("seconds", "death", "too_long"),
+    [(99, None, False), (101, None, True), (101, WITH_NODE, False), (100 + GRACE + NOTICED_WITHIN + 1, None, False)],
+)
+def test_only_a_worker_that_died_when_its_time_limit_ends_processes_took_too_long(seconds, death, too_long, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("cu_ray.sweep.dispatch.time.monotonic", lambda: clock[0])
+    crew = Crew(one_long(), "a", trial_seconds=100)
+    crew.end("a")
+    clock[0] = seconds
+    crew.die("a", death)
+    assert bool(crew.known.trials) == too_long
+    assert all("took longer" in record.error for record in crew.known.trials.values())
 
 
 # ------------------------------------------------------------------------------------------------------- what is warm

@@ -38,6 +38,7 @@ def test_a_configuration_that_does_not_say_what_nodes_have_lets_nothing_grow():
 
 def resources(monkeypatch, **there):
     monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    monkeypatch.setattr(ray, "nodes", list)
 
 
 @pytest.mark.parametrize(
@@ -90,3 +91,11 @@ def test_the_monitor_beside_a_gcs_tells_how_far_it_grows(tmp_path, monkeypatch):
 def test_kuberay_s_own_autoscaler_is_known_by_how_the_pod_was_started(monkeypatch):
     monkeypatch.setenv(growth.KUBERAY, "ulimit -n 65536; ray start --head --no-monitor --num-cpus=0")
     assert growth.growth() == {"CPU": growth.UNKNOWN, "GPU": growth.UNKNOWN}
+
+
+def test_nodes_that_are_no_more_are_told_of(monkeypatch):
+    resources(monkeypatch, CPU=2)
+    monkeypatch.setattr(ray, "nodes", lambda: [{"NodeID": "a", "Alive": True}, {"NodeID": "b", "Alive": False}])
+    gone = []
+    assert Room({"cpu": 1.0}, None, gone=gone.append)() == 2
+    assert gone == ["b"]

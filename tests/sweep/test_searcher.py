@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,13 +15,13 @@ from cu_ray.sweep import trainable
 from cu_ray.sweep.dispatch import MOST_FAILED_STARTS, START_AGAIN_AFTER, Dispatch
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known
-from cu_ray.sweep.searcher import WhenOver, WorkerSearcher
+from cu_ray.sweep.searcher import NowAndThen, WhenOver, WorkerSearcher
 from cu_ray.sweep.trainable import StageTrainable, pack, unpack
 from cu_ray.sweep.watchdog import at_most
 from tests.sweep.simulator import SCRUB, agenda_of, plan, record_of, run
 
 METHODS = {"no_unlearning": {}, "scrub": {**SCRUB, "trials": 3}}
-ARRIVED = {"record": None}
+ARRIVED = {"record": None, "node": "n"}
 
 
 class Tune:
@@ -32,6 +34,11 @@ class Tune:
         self.dispatch = Dispatch(self.agenda, self.jobs.__setitem__, lambda job, record: None)
         self.searcher = WorkerSearcher(self.dispatch, lambda: self.room)
         self.over = WhenOver(self.dispatch)
+        self.callback = NowAndThen(self.dispatch)
+
+    def die(self, name: str, error_file: Path | None = None) -> None:
+        self.searcher.on_trial_complete(name, None, error=True)
+        self.callback.on_trial_error(0, [], SimpleNamespace(trial_id=name, error_file=error_file))
 
     def report(self, name: str) -> None:
         record = record_of(self.jobs.pop(name))
@@ -43,7 +50,7 @@ def test_as_many_workers_are_asked_for_as_there_is_room_also_later():
     assert [tune.searcher.suggest(name) for name in "abc"] == [{}, {}, None]
     tune.room = 3  # a node joined
     assert tune.searcher.suggest("c") == {}
-    tune.searcher.on_trial_complete("a", None, error=True)
+    tune.die("a")
     assert tune.searcher.suggest("d") == {}
     assert tune.searcher.suggest("e") is None
 
@@ -56,14 +63,14 @@ def test_where_one_after_another_dies_while_it_starts_they_are_asked_for_one_at_
     tune.searcher.on_trial_result("a", ARRIVED)
     for number in range(MOST_FAILED_STARTS):
         assert tune.searcher.suggest(f"b{number}") == {}
-        tune.searcher.on_trial_complete(f"b{number}", None, error=True)
+        tune.die(f"b{number}")
     for pause in (START_AGAIN_AFTER, 2 * START_AGAIN_AFTER, 4 * START_AGAIN_AFTER):
         assert tune.searcher.suggest("c") is None
         clock[0] += pause - 1
         assert tune.searcher.suggest("c") is None
         clock[0] += 2
         assert [tune.searcher.suggest(name) for name in "cde"] == [{}, None, None]
-        tune.searcher.on_trial_complete("c", None, error=True)
+        tune.die("c")
     assert not tune.over.stop_all()
 
 
@@ -84,8 +91,62 @@ def test_workers_report_until_all_is_done_and_the_run_ends_when_they_have_left()
 def test_a_worker_that_dies_before_it_arrived_leaves_room_for_another():
     tune = Tune(room=1)
     tune.searcher.suggest("a")
-    tune.searcher.on_trial_complete("a", None, error=True)
+    tune.die("a")
     assert tune.searcher.suggest("b") == {}
+
+
+# what Ray 2.60 says, shortened
+MEMORY_RAN_LOW = """Failure # 1 (occurred at 2026-11-27_05-24-13)
+3 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2) was 1.55GB / 23.54GB (0.066).
+OOM kill reason: Memory usage 1668472832B exceeded threshold of 1642972544B (6.5% of 25276502016B limit)
+Refer to the documentation on how to address the out of memory issue.
+"""
+NODE_DIED = """Failure # 1 (occurred at 2026-11-27_05-24-13)
+The actor died unexpectedly before finishing this task.
+\tclass_name: StageTrainable
+The actor died because its node has died. Node Id: 5c35329a3fa6de8c91ab1de2c446a04d926fdfdc8a67b6c8dc5f758c
+\tthe actor's node was terminated unexpectedly: health check failed due to missing too many heartbeats
+"""
+CRASHED = """Failure # 1 (occurred at 2026-11-27_05-24-13)
+The actor died unexpectedly before finishing this task.
+The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "of_memory", "with_node", "says"),
+    [
+        (MEMORY_RAN_LOW, True, False, "running low on memory"),
+        (NODE_DIED, False, True, "health check failed"),
+        ("The actor 5c35 is unavailable: connection reset. The task may or may not have been executed.", False, True, "reset"),
+        (CRASHED, False, False, "worker process has died"),
+        ("", False, False, None),
+    ],
+    ids=["memory", "node", "unavailable", "crash", "nothing"],
+)
+def test_how_a_worker_died_is_read_from_what_ray_says(text, of_memory, with_node, says, tmp_path):
+    (tmp_path / "error.txt").write_text(text)
+    tune = Tune(room=1)
+    tune.searcher.suggest("a")
+    tune.searcher.on_trial_result("a", ARRIVED)
+    heard = []
+    tune.dispatch.left = lambda name, death: heard.append((name, death))
+    tune.die("a", tmp_path / "error.txt")
+    ((name, death),) = heard
+    assert (name, death.of_memory, death.with_node) == ("a", of_memory, with_node)
+    assert death.why is None if says is None else says in death.why
+
+
+def test_no_more_workers_are_asked_for_than_memory_allows(tmp_path):
+    (tmp_path / "error.txt").write_text(MEMORY_RAN_LOW)
+    tune = Tune(room=3)
+    for name in "abc":
+        tune.searcher.suggest(name)
+        tune.searcher.on_trial_result(name, ARRIVED)
+    tune.die("b", tmp_path / "error.txt")
+    assert tune.searcher.suggest("d") is None
+    tune.die("c")  # a crash: its place is free
+    assert [tune.searcher.suggest(name) for name in "de"] == [{}, None]
 
 
 # ------------------------------------------------------------------------------------------------------ in the worker
