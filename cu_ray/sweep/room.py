@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
@@ -56,9 +57,10 @@ class Room:
     def _look_for_the_gone(self) -> None:
         import ray
 
-        for node in ray.nodes():
-            if not node["Alive"]:
-                self._gone(node["NodeID"])
+        with contextlib.suppress(Exception):  # Ray may have ended by now; the next look will tell
+            for node in ray.nodes():
+                if not node["Alive"]:
+                    self._gone(node["NodeID"])
 
     def _count(self) -> int:
         import ray
