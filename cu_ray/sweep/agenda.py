@@ -132,6 +132,12 @@ class Agenda:
         """Whether an original is still to be trained, and not only looked at: the store may have it from another sweep."""
         return self.wants(key) and not self._is_stored(key)
 
+    def rounds(self, study: StudyState, index: int) -> int:
+        """How many rounds of trials must follow one another from that point of a study on, with those of its followers."""
+        spec = study.spec
+        own = sampling.rounds(spec, index) if index < spec.method.budget else 0
+        return own + self._rounds_behind[spec.key]
+
     def confirmed_points(self, study: StudyState) -> list[Hyperparameters]:
         """The points of a fully searched study that are run on the confirming seeds: the best of every rule, each once."""
         if not (study.confirmed and study.spec.confirm_settings):
@@ -243,9 +249,8 @@ class Agenda:
             self._journal.append(PointRecord(spec.key, index, dict(hyperparameters), keys))
         study.points.append(hyperparameters)
         study.trial_keys.append(keys)
-        rounds = sampling.rounds(spec, index) + self._rounds_behind[spec.key]
         for trial in trials:
-            self._want_trial(trial, study, rounds)
+            self._want_trial(trial, study, self.rounds(study, index))
 
     def _warm_start(self, study: StudyState) -> Hyperparameters | None:
         """The best point of the study's neighbour; None where it has none."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +41,7 @@ class Estimate:
     hours: float | None
     evidence_bytes: int
     by_method: dict[str, int]
+    chain_seconds: float  # the longest of the chains of trials that must follow one another; 0 where nothing is known
     work: Work = dataclasses.field(repr=False)  # what is still to be run
     pace: Pace = dataclasses.field(repr=False)  # of what is done
 
@@ -81,7 +83,7 @@ def estimate(plan: Plan, agenda: Agenda, known: Known, behind: Pace | None = Non
     costs: list[tuple[Spec, int, Cost]] = []
     for original in [each for each in originals if agenda.wants(each.key)]:
         costs.append((original, 1, Cost(original.images, original.images) if agenda.trains(original.key) else Cost()))
-    costs += unlearning_costs(plan, to_run, agenda.remembered)
+    costs += unlearning_costs(plan, to_run, agenda.remembered, _parts_of_bounds(plan, trials, known))
     pace = Pace(behind)
     for original in [each for each in originals if each.key in known.originals]:
         pace.hear(original, known.originals[original.key])
@@ -102,9 +104,33 @@ def estimate(plan: Plan, agenda: Agenda, known: Known, behind: Pace | None = Non
         hours=None if took is None else took.gpu_seconds / 3600,
         evidence_bytes=_evidence_bytes(plan, agenda, to_run, originals) if plan.evidence else 0,
         by_method=by_method,
+        chain_seconds=max((_chain_seconds(study, agenda, pace) for study in agenda.studies), default=0.0),
         work=work,
         pace=pace,
     )
+
+
+def _chain_seconds(study: StudyState, agenda: Agenda, pace: Pace) -> float:
+    """About how long the trials of a study take that must follow one another, with the studies that begin where it ends."""
+    if study.confirmed or name_of(study.spec.method.cls) in agenda.set_aside:
+        return 0.0
+    trial = study.spec.trials(typical_point(study.spec), study.spec.search_settings)[0]
+    num_train, _ = agenda.plan.num_images[trial.original.setting.content_hash]
+    alone = trial_cost(trial, num_train) - memo_cost(trial, num_train)
+    return agenda.rounds(study, len(study.results)) * pace.longest({pace.likeness(trial): Load(1, alone.passes)})
+
+
+def _parts_of_bounds(plan: Plan, trials: Mapping[str, TrialSpec], known: Known) -> dict[str, float]:
+    """Of methods whose cost is a bound: the part of it that those of these trials took that are done."""
+    taken, bounds = Counter[str](), Counter[str]()
+    for key, spec in trials.items():
+        record = known.trials.get(key)
+        if spec.method.cost_is_bound and record is not None and record.ok:
+            num_train, _ = plan.num_images[spec.original.setting.content_hash]
+            name, memo = name_of(spec.method), memo_cost(spec, num_train).passes
+            taken[name] += Cost(record.facts["images_forward"], record.facts["images_backward"]).passes - memo
+            bounds[name] += trial_cost(spec, num_train).passes - memo
+    return {name: taken[name] / bounds[name] for name in bounds if bounds[name]}
 
 
 def pace_of_others(agenda: Agenda, known: Known) -> Pace:
@@ -146,15 +172,20 @@ def trials_to_come(study: StudyState) -> list[Such]:
 
 
 def unlearning_costs(
-    plan: Plan, trials: Iterable[Such], remembered: Collection[str] = ()
+    plan: Plan, trials: Iterable[Such], remembered: Collection[str] = (), parts: Mapping[str, float] | None = None
 ) -> Iterator[tuple[TrialSpec, int, Cost]]:
-    """The trials and what so many of each take, a memo once where it is not among those remembered; their evaluation apart."""
+    """The trials and what so many of each take, a memo once where it is not among those remembered; their evaluation apart.
+
+    parts: by method, the part of what follows its memo that is counted, where that is a bound.
+    """
     memo_groups = set(remembered)
     for such in trials:
         num_train, _ = plan.num_images[such.spec.original.setting.content_hash]
         group, alone, memo = memo_group(such.spec), trial_cost(such.spec, num_train), memo_cost(such.spec, num_train)
         computed = such.memos if such.memos > 1 else int(group not in memo_groups)
-        yield such.spec, such.count, (alone - memo) * such.count + memo * computed
+        after = (alone - memo) * such.count
+        part = (parts or {}).get(name_of(such.spec.method), 1.0)
+        yield such.spec, such.count, Cost(round(after.forward * part), round(after.backward * part)) + memo * computed
         if group is not None:
             memo_groups.add(group)
 

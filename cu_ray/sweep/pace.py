@@ -107,10 +107,11 @@ class Pace:
         means = [self._of(likeness, Load(1, load.passes / load.jobs)) for likeness, load in work.items() if load.jobs]
         return max((each.seconds for each in means if each is not None), default=0.0)
 
-    def wall_seconds(self, work: Mapping[Likeness, Load], lanes: float) -> float | None:
+    def wall_seconds(self, work: Mapping[Likeness, Load], lanes: float, chain: float = 0.0) -> float | None:
         """From the first job to the last on so many GPUs, or with so many workers on CPUs; None where nothing is known.
 
         No trial begins before its original is there: where there are fewer originals than lanes, the others wait that long.
+        chain: seconds of trials that must follow one another.
         """
         originals = {like: load for like, load in work.items() if _is_original(like) and load.passes}
         trials = {like: load for like, load in work.items() if like not in originals}
@@ -119,7 +120,7 @@ class Pace:
             return None
         training, share = self.longest(originals), first.gpu_seconds / first.seconds if first.seconds else 1.0
         waited = max(0.0, lanes - share * sum(load.jobs for load in originals.values())) * training
-        return max((all_of_it.gpu_seconds + waited) / lanes, training + self.longest(trials))
+        return max((all_of_it.gpu_seconds + waited) / lanes, training + max(chain, self.longest(trials)))
 
     def _of(self, likeness: Likeness, load: Load) -> Took | None:
         """What jobs of one likeness take; None where nothing is known of any job."""

@@ -43,7 +43,8 @@ class Preview:
     @property
     def wall_seconds(self) -> float | None:
         """From the first job to the last; None where the pace or the number of workers is not known."""
-        return self.estimate.pace.wall_seconds(self.estimate.work, self.lanes) if self.lanes else None
+        counts = self.estimate
+        return counts.pace.wall_seconds(counts.work, self.lanes, counts.chain_seconds) if self.lanes else None
 
     def remarks(self, command: str) -> list[str]:
         """What a reader has to know of it. command: what would run the sweep."""
@@ -141,8 +142,8 @@ def _lanes(sweep: Sweep) -> float | None:
         return sweep.runtime.workers or _num_cpus()
     visible, wish = os.environ.get("CUDA_VISIBLE_DEVICES"), sweep.runtime.gpus_per_trial
     gpus = glob.glob("/dev/nvidia[0-9]*") if visible is None else [each for each in visible.split(",") if each.strip()]
-    most = (sweep.runtime.workers or math.inf) * (1.0 if isinstance(wish, str) else wish)
-    return min(len(gpus), most)
+    most = min(sweep.runtime.workers or math.inf, _num_cpus())  # each worker has a CPU
+    return min(len(gpus), most * (1.0 if isinstance(wish, str) else wish))
 
 
 def _num_cpus() -> int:

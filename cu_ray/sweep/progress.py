@@ -65,7 +65,8 @@ class Progress:
             return
         each = [(pace.longest({pace.likeness(job.spec): Load(1, job.images)}), seconds) for job, seconds in running]
         spent = sum(min(expected, seconds) for expected, seconds in each)
-        self._left = max(0.0, took.seconds - spent) / max(1, len(running)), time.monotonic()
+        left = max(0.0, took.seconds - spent) / max(1, len(running))
+        self._left = max(left, estimate.chain_seconds - max((seconds for _, seconds in running), default=0.0)), time.monotonic()
 
     def tick(self) -> None:
         """Time has gone by: where there is no live display, a line and a frame are due now and then."""

@@ -311,7 +311,8 @@ def test_the_time_of_a_sweep_is_its_work_by_workers_and_what_they_wait_for_origi
         pace.hear(job.spec, replace(record_of(job), facts=facts))
         load = {"original": originals, "exact_unlearning": trials}[name(job.spec)]
         loads[name(job.spec)] = pace.likeness(job.spec), Load(load, load * passes)
-    found = Preview(SimpleNamespace(pace=pace, work=work_of(loads.values())), [], "cpu", [], None, lanes).wall_seconds
+    counts = SimpleNamespace(pace=pace, work=work_of(loads.values()), chain_seconds=0.0)
+    found = Preview(counts, [], "cpu", [], None, lanes).wall_seconds
     assert found == (None if expected is None else pytest.approx(expected))
 
 
@@ -349,3 +350,43 @@ def test_in_a_container_the_cpus_are_those_of_its_share(quota, expected, monkeyp
     monkeypatch.setattr(preview_module.os, "cpu_count", lambda: 64)
     monkeypatch.setattr(preview_module, "Path", lambda name: SimpleNamespace(read_text=lambda: quota))
     assert preview_module._num_cpus() == expected
+
+
+def test_a_search_takes_as_long_as_its_rounds_however_many_workers_there_are():
+    """12 points, three at a time: four rounds, and two more on the fraction that begins from their best."""
+    made = counted({"scrub": {**SCRUB, "trials": 12}}, seeds=[0], deletion_fractions=[0.5], search={"lag": 3})
+    counts, left, others = played(made, World(), 1 + 3)
+    one = max(map(seconds_alone, others))
+    assert counts.chain_seconds == pytest.approx(3 * one)
+    assert counts.pace.wall_seconds(counts.work, 64, counts.chain_seconds) == pytest.approx(3 * one)
+    assert counts.pace.wall_seconds(counts.work, 1, counts.chain_seconds) == pytest.approx(left)
+    chained = counted(
+        {"scrub": {**SCRUB, "trials": 6}}, seeds=[0], deletion_fractions=[0.1, 0.5], search={"lag": 3, "warm_start": "neighbour"}
+    )
+    counts, _, others = played(chained, World(), 1 + 3)
+    assert counts.chain_seconds == pytest.approx((1 + 2) * max(map(seconds_alone, others)), rel=0.2)  # of two deletion sets
+
+
+def test_a_method_whose_cost_is_a_bound_counts_by_what_it_took_as_soon_as_some_is_done():
+    """Potion ends its search when it has found something, here after a tenth of the tries that it may make."""
+    made = counted({"potion": {"remaining": [0.1, 0.2, 0.3, 0.4], "sampler": "grid"}}, seeds=[0], deletion_fractions=[0.5])
+    agenda, journal = agenda_of(made, ReadOnlyJournal(Known())), ReadOnlyJournal(Known())
+    agenda = agenda_of(made, journal)
+
+    def a_tenth(job):
+        record = record_of(job)
+        if name(job.spec) == "original":
+            return record
+        memo, bound = memo_cost(job.spec, NUM_TRAIN), trial_cost(job.spec, NUM_TRAIN)
+        after = bound - memo
+        taken = {"images_forward": memo.forward + after.forward // 10, "images_backward": memo.backward + after.backward // 10}
+        return replace(record, facts=record.facts | taken)
+
+    whole = []
+    while not agenda.done:
+        whole.append(estimate(made, agenda, journal.known).images_forward)
+        job = agenda.next()
+        agenda.complete(a_tenth(job))
+    memo = memo_cost(job.spec, NUM_TRAIN).forward
+    after = trial_cost(job.spec, NUM_TRAIN).forward - memo
+    assert whole[1:] == [memo + 4 * after, *(round(number * after / 10) for number in (3, 2, 1))]
