@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.air.execution._internal import RayActorManager
-from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayActorError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cu_ray.config import Sweep
@@ -25,6 +25,7 @@ from cu_ray.sweep.trainable import StageTrainable, pack
 from cu_ray.types import Dataset
 
 MOST_AT_DESK = 100_000  # workers that wait there: of an actor's calls Ray lets 1,000 wait, and none other in then
+DEATHS = (OutOfMemoryError, NodeDiedError, ObjectLostError, WorkerCrashedError)  # of a worker, that are no RayActorError
 
 
 class Crew:
@@ -114,7 +115,7 @@ def _deaths_of_all_kinds() -> Iterator[None]:
     tunes_own = RayActorManager._actor_task_failed
 
     def failed(manager: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
-        if isinstance(exception, RayError) and not isinstance(exception, (RayActorError, RayTaskError)):
+        if isinstance(exception, DEATHS):
             exception = RayActorError(error_msg=str(exception))
         tunes_own(manager, tracked_actor_task, exception)
 

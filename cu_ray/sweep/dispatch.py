@@ -24,11 +24,13 @@ from cu_ray.sweep.watchdog import GRACE, took_too_long
 from cu_ray.types import Record, TrialSpec
 
 MAX_RETRIES = 3  # of a job whose worker died
-MOST_LOST = 12  # workers that a job may lose with their nodes, or as the memory of these ran low, before it is to blame
+MOST_LOST = 12  # workers that a job may lose with their nodes before it is to blame
+SHORT_FOR = 600.0  # seconds until a node gets one more of the workers that its memory did not suffice for; then twice as long
+AT_ONCE = 10.0  # seconds between the ends of workers that Ray ends together
 NODE_MISSED_WITHIN = 90.0  # seconds from the end of a worker until Ray knows that its node had gone
 MOST_FAILED_STARTS = 5  # of workers, one after another, before it is clear that none will come up now
 START_AGAIN_AFTER = 60.0  # seconds until one more may try, then twice as long each time: a node may be broken, others not
-NOTICED_WITHIN = 20.0  # seconds from the end of a worker by its time limit until it is heard of
+NOTICED_WITHIN = 60.0  # seconds from the end of a worker by its time limit until it is heard of
 LEAVES_WITHIN = 60.0  # seconds that a worker which was dismissed is waited for
 MOST_LOSSES = 3  # of its device by a kind of job, one after another, before it is tried with fewer neighbours
 MOST_STORE_FAILURES = 2  # of a job, before it is clear that original models cannot be kept
@@ -42,14 +44,17 @@ class Death:
     why: str | None = None
     of_memory: bool = False  # Ray ended it as the memory of its node ran low
     with_node: bool = False
+    node: str | None = None  # its identity, where Ray names it
 
     @classmethod
     def told(cls, text: str) -> Death:
         """What an error of Ray says."""
         lines = text.strip().splitlines()
-        of_memory = next((re.sub(", ID: [0-9a-f]+", "", line) for line in lines if "running low on memory" in line), None)
-        with_node = any(sign in text for sign in ("its node has died", " is unavailable: "))
-        return cls(of_memory or (lines[-1] if lines else None), of_memory is not None, with_node)
+        of_memory = next((line for line in lines if "running low on memory" in line), None)
+        if of_memory is None:
+            return cls(lines[-1] if lines else None, with_node="its node has died" in text)
+        named = re.search(", ID: ([0-9a-f]+)", of_memory)
+        return cls(of_memory.replace(named[0], "") if named else of_memory, of_memory=True, node=named and named[1])
 
 
 @dataclass
@@ -74,11 +79,33 @@ class Worker:
 
 
 @dataclass
+class Shortage:
+    """How many workers fewer a node has as its memory did not suffice for them; time makes up for them one by one."""
+
+    times: int = 0
+    missing: int = 0
+    since: float = -math.inf
+
+    def happened(self, began: float) -> bool:
+        """Once more, to a worker that began to start, or began its job, then; whether another one ended with it."""
+        together = began <= self.since and time.monotonic() < self.since + AT_ONCE
+        self.times, self.missing, self.since = self.times + (not together), self.now + 1, time.monotonic()
+        return together
+
+    @property
+    def now(self) -> int:
+        """How many are missing by now."""
+        pause = SHORT_FOR * 2 ** min(self.times - 1, 6)
+        return max(0, self.missing - int(min((time.monotonic() - self.since) / pause, self.missing)))
+
+
+@dataclass
 class Health:
-    """What a run has seen of its GPUs."""
+    """What a run has seen of its GPUs, and of the memory of its nodes."""
 
     works: bool = False  # a job has ended well
     losses: Counter[str] = field(default_factory=Counter)  # of its GPU by each kind, since one of it ended well
+    shortages: dict[str | None, Shortage] = field(default_factory=dict)  # by node
 
 
 class Dispatch:
@@ -115,7 +142,6 @@ class Dispatch:
         self._starting: dict[str, float] = {}  # workers that are asked for and not here yet, and since when
         self._deaths: dict[str, list[tuple[Death, str | None, float]]] = {}  # by job: of workers, on which node, and when
         self._gone: dict[str, float] = {}  # nodes that are no more, and since when that is known
-        self.most_workers: float = math.inf  # as the memory of nodes ran low with more
         self._written: deque[tuple[Job, Record, Future[None]]] = deque()  # on their way into the ledger, in order
         self.set_aside: list[Job] = []
         self._failed_starts, self._last_failed_start, self._tries = 0, -math.inf, 0
@@ -284,16 +310,15 @@ class Dispatch:
 
     def left(self, name: str, death: Death | None = None) -> None:
         """A worker is gone, dismissed or dead: the job that it was at is handed out again, but not for ever."""
-        self._starting.pop(name, None)
+        began = self._starting.pop(name, time.monotonic())
         worker, death = self._workers.pop(name, None), death or Death()
         self.last_death = death.why or self.last_death
-        alone = self.most_workers == 1
-        if death.of_memory:
-            self._with_fewer(death)
-        if worker is None and not death.with_node and (alone or not death.of_memory):
+        if death.of_memory and not (worker and worker.dismissed) and not self._in_company(worker, death, began):
+            death = replace(death, of_memory=False)
+        if worker is None and not death.with_node and not death.of_memory:
             self._failed_starts, self._last_failed_start = self._failed_starts + 1, time.monotonic()
         elif worker is not None and worker.job is not None:
-            self._lost(worker, worker.job, death if not alone else replace(death, of_memory=False))
+            self._lost(worker, worker.job, death)
         if worker is not None and not worker.dismissed and not self._num_staying:
             self._failed_starts = self._tries = 0  # where this one came up another may
         self.go_on()
@@ -337,24 +362,31 @@ class Dispatch:
             self.set_aside.append(job)
         return None
 
-    def _with_fewer(self, death: Death) -> None:
-        """Go on with the workers that the memory of their nodes leaves room for: those that are up, and one at the least."""
-        most = max(1, self._num_staying)
-        if most < self.most_workers:
-            self.most_workers = most
-            self.remarks.append(f"Ray: {death.why}. What they were at is done again, by fewer workers from now on: {most}.")
+    @property
+    def num_missing(self) -> int:
+        """How many workers fewer than there is room for are to be up, as the memory of nodes did not suffice for them."""
+        return sum(shortage.now for node, shortage in self._health.shortages.items() if node not in self._gone)
+
+    def _in_company(self, worker: Worker | None, death: Death, began: float) -> bool:
+        """Note that the memory of a node did not suffice; whether others were there, or have just ended for the same."""
+        node, began = (worker.node, worker.since) if worker else (death.node, began)
+        together = self._health.shortages.setdefault(node, Shortage()).happened(began)
+        if not together:
+            self.remarks.append(f"Ray: {death.why}. What was lost is done again, by fewer workers at a time for now.")
+        return together or any(each.node == node and not each.dismissed for each in self._workers.values())
 
     def _lost(self, worker: Worker, job: Job, death: Death) -> None:
         """Hand its job out again, or take it for the reason, which it need not be where a node went or its memory was short."""
         now = time.monotonic()
         seconds, deaths = now - worker.since, self._deaths.setdefault(job.key, [])
         deaths.append((death, worker.node, now))
-        its_own = sum(not self._is_excused(*each) for each in deaths)
-        if self._trial_seconds < seconds < self._trial_seconds + GRACE + NOTICED_WITHIN and not death.with_node:
+        excused = self._is_excused(death, worker.node, now)
+        its_own = sum((0.5 if each[0].of_memory else 1) for each in deaths if each[0].of_memory or not self._is_excused(*each))
+        if self._trial_seconds < seconds < self._trial_seconds + GRACE + NOTICED_WITHIN and not excused:
             self._complete(job, failed(job, f"{took_too_long(job.spec, self._trial_seconds)}, and its worker had to be ended"))
         elif its_own > MAX_RETRIES or len(deaths) > MOST_LOST:
-            why = f": {death.why}" if death.why else ""
-            reason = f"its worker died {len(deaths)} times (out of memory, or a crash in native code){why}"
+            what = f"out of memory, or a crash in native code{f': {death.why}' if death.why else ''}"
+            reason = f"its worker died {len(deaths)} times ({what if its_own > MAX_RETRIES else 'each time with its node'})"
             self._complete(job, failed(job, reason))
         else:
             self._agenda.give_back(job)

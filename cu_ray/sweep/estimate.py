@@ -83,7 +83,8 @@ def estimate(plan: Plan, agenda: Agenda, known: Known, behind: Pace | None = Non
     costs: list[tuple[Spec, int, Cost]] = []
     for original in [each for each in originals if agenda.wants(each.key)]:
         costs.append((original, 1, Cost(original.images, original.images) if agenda.trains(original.key) else Cost()))
-    costs += unlearning_costs(plan, to_run, agenda.remembered, _parts_of_bounds(plan, trials, known))
+    parts = _parts_of_bounds(plan, trials, known)
+    costs += unlearning_costs(plan, to_run, agenda.remembered, parts)
     pace = Pace(behind)
     for original in [each for each in originals if each.key in known.originals]:
         pace.hear(original, known.originals[original.key])
@@ -104,20 +105,22 @@ def estimate(plan: Plan, agenda: Agenda, known: Known, behind: Pace | None = Non
         hours=None if took is None else took.gpu_seconds / 3600,
         evidence_bytes=_evidence_bytes(plan, agenda, to_run, originals) if plan.evidence else 0,
         by_method=by_method,
-        chain_seconds=max((_chain_seconds(study, agenda, pace) for study in agenda.studies), default=0.0),
+        chain_seconds=max((_chain_seconds(study, agenda, pace, parts) for study in agenda.studies), default=0.0),
         work=work,
         pace=pace,
     )
 
 
-def _chain_seconds(study: StudyState, agenda: Agenda, pace: Pace) -> float:
+def _chain_seconds(study: StudyState, agenda: Agenda, pace: Pace, parts: Mapping[str, float]) -> float:
     """About how long the trials of a study take that must follow one another, with the studies that begin where it ends."""
-    if study.confirmed or name_of(study.spec.method.cls) in agenda.set_aside:
+    method = name_of(study.spec.method.cls)
+    if study.confirmed or method in agenda.set_aside:
         return 0.0
     trial = study.spec.trials(typical_point(study.spec), study.spec.search_settings)[0]
     num_train, _ = agenda.plan.num_images[trial.original.setting.content_hash]
     alone = trial_cost(trial, num_train) - memo_cost(trial, num_train)
-    return agenda.rounds(study, len(study.results)) * pace.longest({pace.likeness(trial): Load(1, alone.passes)})
+    load = Load(1, alone.passes * parts.get(method, 1.0))
+    return agenda.rounds(study, len(study.results)) * pace.longest({pace.likeness(trial): load})
 
 
 def _parts_of_bounds(plan: Plan, trials: Mapping[str, TrialSpec], known: Known) -> dict[str, float]:

@@ -63,10 +63,12 @@ class Progress:
         if took is None or (estimate.work and not running):
             self._left = None
             return
-        each = [(pace.longest({pace.likeness(job.spec): Load(1, job.images)}), seconds) for job, seconds in running]
-        spent = sum(min(expected, seconds) for expected, seconds in each)
-        left = max(0.0, took.seconds - spent) / max(1, len(running))
-        self._left = max(left, estimate.chain_seconds - max((seconds for _, seconds in running), default=0.0)), time.monotonic()
+        spent = [
+            (job.kind, min(seconds, pace.longest({pace.likeness(job.spec): Load(1, job.images)}))) for job, seconds in running
+        ]
+        left = max(0.0, took.seconds - sum(seconds for _, seconds in spent)) / max(1, len(running))
+        into_chain = max((seconds for kind, seconds in spent if kind == "trial"), default=0.0)
+        self._left = max(left, estimate.chain_seconds - into_chain), time.monotonic()
 
     def tick(self) -> None:
         """Time has gone by: where there is no live display, a line and a frame are due now and then."""

@@ -33,7 +33,8 @@ class WorkerSearcher(Searcher):
         """A further worker where there is room for one; FINISHED in the end (for None Tune would wait)."""
         if self._dispatch.over:
             return str(Searcher.FINISHED)
-        if len(self._workers) >= min(self._room(), self._dispatch.most_workers) or not self._dispatch.takes_workers:
+        room = self._room()
+        if len(self._workers) >= min(room, max(1, room - self._dispatch.num_missing)) or not self._dispatch.takes_workers:
             return None
         self._workers.add(trial_id)
         self._dispatch.asked_for(trial_id)
@@ -43,7 +44,7 @@ class WorkerSearcher(Searcher):
         """A worker arrived or ended a job."""
         record = unpack(result)
         if record is None:
-            self._dispatch.arrived(trial_id, result["node"])
+            self._dispatch.arrived(trial_id, result.get("node"))
         else:
             self._dispatch.ended(trial_id, record, evidence_in(result))
 
@@ -77,7 +78,7 @@ class NowAndThen(tune.Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A worker died, and its error says why."""
         error = Path(trial.error_file or "none")
-        text = error.read_text(encoding="utf-8") if error.exists() else ""
+        text = error.read_text(encoding="utf-8", errors="replace") if error.exists() else ""
         self._dispatch.left(str(trial.trial_id), Death.told(text))
 
     def __getstate__(self) -> dict[str, Any]:

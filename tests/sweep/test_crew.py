@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from ray.air.execution._internal import RayActorManager
-from ray.exceptions import ObjectLostError, OutOfMemoryError, RayActorError
+from ray.exceptions import ObjectLostError, OutOfDiskError, OutOfMemoryError, RayActorError
 
 from cu_ray.sweep.crew import _deaths_of_all_kinds
 
@@ -31,6 +31,11 @@ def test_a_worker_that_ended_for_want_of_memory_or_with_its_node_has_died_as_oth
             assert str(each) == str(error)
     with pytest.raises(RuntimeError, match="unexpected"):  # when this no longer raises, Tune has learned it
         heard(error)
+
+
+def test_a_full_disk_of_the_driver_is_no_death_of_a_worker():
+    with _deaths_of_all_kinds(), pytest.raises(RuntimeError, match="unexpected"):
+        heard(OutOfDiskError("full"))
 
 
 def test_what_tune_knows_is_left_as_it_is():

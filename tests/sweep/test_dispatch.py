@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from cu_ray.plugins import name_of
 from cu_ray.sweep.dispatch import (
+    AT_ONCE,
     LEAVES_WITHIN,
     MAX_RETRIES,
     MOST_FAILED_STARTS,
@@ -22,6 +23,7 @@ from cu_ray.sweep.dispatch import (
     MOST_LOST,
     NODE_MISSED_WITHIN,
     NOTICED_WITHIN,
+    SHORT_FOR,
     START_AGAIN_AFTER,
     Death,
     Dispatch,
@@ -397,33 +399,76 @@ def one_long():
     return plan({CF: {"steps": 6}}, seeds=[0])
 
 
-def test_workers_that_ended_as_memory_ran_low_are_not_replaced_and_what_they_did_is_done_by_those_that_are_left():
+def test_workers_that_ended_as_memory_ran_low_are_missing_and_what_they_did_is_done_by_those_that_are_left(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("cu_ray.sweep.dispatch.time.monotonic", lambda: clock[0])
     crew = Crew(small(), "a", "b", "c", "d")
     crew.end("a")  # the original
     assert set(crew.jobs) == {*"abcd"}
     for name in "bc":
         crew.die(name, OF_MEMORY)
-    assert crew.dispatch.most_workers == 2
+    assert crew.dispatch.num_missing == 2
     assert list(crew.dispatch.remarks) == [
-        f"Ray: memory ran low. What they were at is done again, by fewer workers from now on: {number}." for number in (3, 2)
+        "Ray: memory ran low. What was lost is done again, by fewer workers at a time for now."  # once: they ended together
     ]
     crew.finish()
     assert crew.agenda.done
     assert all(record.ok for record in crew.known.trials.values())
+    missing = []
+    for clock[0] in (SHORT_FOR - 1, SHORT_FOR + 1, 2 * SHORT_FOR + 1, 9 * SHORT_FOR):
+        missing.append(crew.dispatch.num_missing)
+    assert missing == [2, 1, 0, 0]
 
 
-def test_a_job_that_alone_takes_too_much_memory_fails_in_the_end_with_the_reason():
-    crew = Crew(one_long(), "a", "b")
-    crew.end(*crew.jobs)
+def test_workers_are_missing_the_longer_the_more_often_memory_ran_low_and_not_where_the_node_has_gone(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("cu_ray.sweep.dispatch.time.monotonic", lambda: clock[0])
+    health = Health()
+    crew = Crew(small(), health=health)
+    crew.dispatch.arrived("witness", "node")
+    for number in range(2):
+        crew.dispatch.arrived(f"worker {number}", "node")
+        crew.die(f"worker {number}", OF_MEMORY)
+        clock[0] += AT_ONCE + 1
+    assert crew.dispatch.num_missing == 2
+    clock[0] += SHORT_FOR
+    assert crew.dispatch.num_missing == 2, "the second time it lasts twice as long"
+    clock[0] += SHORT_FOR
+    assert crew.dispatch.num_missing == 1
+    assert Crew(small(), health=health).dispatch.num_missing == 1, "also in the next phase of the run"
+    crew.dispatch.node_gone("node")
+    assert crew.dispatch.num_missing == 0
+
+
+def test_a_worker_that_was_dismissed_and_then_ended_for_memory_is_not_missing():
+    crew = Crew(one_long(), "a")
+    crew.finish()
+    assert crew.dismissed == ["a"]
+    crew.die("a", OF_MEMORY)
+    assert crew.dispatch.num_missing == 0
+    assert not crew.dispatch.remarks
+
+
+@pytest.mark.parametrize(("others", "runs"), [(0, MAX_RETRIES + 1), (1, 2 * MAX_RETRIES + 1)], ids=["alone", "beside others"])
+def test_a_job_for_which_memory_never_suffices_fails_in_the_end_with_the_reason(others, runs, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("cu_ray.sweep.dispatch.time.monotonic", lambda: clock[0])
+    crew = Crew(one_long())
+    crew.dispatch.arrived("first", "node")
+    crew.end("first")
+    for number in range(others):
+        crew.dispatch.arrived(f"other {number}", "node")
     number = 0
     while crew.jobs:
-        crew.die(*crew.jobs, OF_MEMORY)
-        crew.dispatch.arrived(f"further {(number := number + 1)}")
+        number += 1
+        (name,) = crew.jobs
+        crew.die(name, OF_MEMORY)
+        clock[0] += AT_ONCE + 1
+        crew.dispatch.arrived(f"further {number}", "node")
     (record,) = crew.known.trials.values()
     assert record.status == "failed"
     assert "memory ran low" in record.error
-    assert number == 1 + MAX_RETRIES + 1, "once with another worker beside it, then as often as any other"
-    assert crew.agenda.done
+    assert number == runs
 
 
 def test_a_job_is_not_to_blame_for_nodes_that_go_but_not_without_end():
@@ -436,7 +481,7 @@ def test_a_job_is_not_to_blame_for_nodes_that_go_but_not_without_end():
         crew.finish()
         (record,) = crew.known.trials.values()
         assert record.ok == ends_well
-        assert crew.dispatch.most_workers == math.inf
+        assert crew.dispatch.num_missing == 0
 
 
 @pytest.mark.parametrize(("known_after", "excused"), [(NODE_MISSED_WITHIN - 1, True), (NODE_MISSED_WITHIN + 1, False)])
@@ -468,13 +513,32 @@ def test_nodes_that_go_while_workers_start_there_do_not_end_a_sweep():
     assert crew.dispatch.takes_workers
 
 
-def test_where_memory_does_not_suffice_for_one_worker_to_start_it_ends_with_the_reason():
+def test_where_memory_does_not_suffice_for_one_worker_to_start_it_ends_with_the_reason(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("cu_ray.sweep.dispatch.time.monotonic", lambda: clock[0])
     crew = Crew(one_long())
-    for number in range(MOST_FAILED_STARTS + 1):
+    for number in range(MOST_FAILED_STARTS):
         assert not crew.dispatch.hopeless
+        crew.dispatch.asked_for(f"never came {number}")
+        clock[0] += 3.0
         crew.die(f"never came {number}", OF_MEMORY)
+        clock[0] += 0.1
     assert crew.dispatch.hopeless
     assert crew.dispatch.reason == "memory ran low"
+
+
+def test_workers_that_memory_does_not_suffice_for_while_they_start_beside_each_other_may_come_one_by_one(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("cu_ray.sweep.dispatch.time.monotonic", lambda: clock[0])
+    crew, names = Crew(one_long()), [f"never came {number}" for number in range(2 * MOST_FAILED_STARTS)]
+    for name in names:
+        crew.dispatch.asked_for(name)
+    clock[0] += 3.0
+    for name in names:
+        crew.die(name, OF_MEMORY)
+    assert not crew.dispatch.hopeless
+    assert crew.dispatch.takes_workers
+    assert crew.dispatch.num_missing == len(names)
 
 
 def test_a_worker_that_comes_again_under_its_name_had_died():
@@ -491,7 +555,13 @@ def test_a_worker_that_comes_again_under_its_name_had_died():
 
 @pytest.mark.parametrize(
     ("seconds", "death", "too_long"),
-    [(99, None, False), (101, None, True), (101, WITH_NODE, False), (100 + GRACE + NOTICED_WITHIN + 1, None, False)],
+    [
+        (99, None, False),
+        (101, None, True),
+        (101, WITH_NODE, False),
+        (101, OF_MEMORY, True),  # nobody beside it
+        (100 + GRACE + NOTICED_WITHIN + 1, None, False),
+    ],
 )
 def test_only_a_worker_that_died_when_its_time_limit_ends_processes_took_too_long(seconds, death, too_long, monkeypatch):
     clock = [0.0]

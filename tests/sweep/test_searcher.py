@@ -12,7 +12,7 @@ import pytest
 
 from cu_ray.errors import TimeIsUp
 from cu_ray.sweep import trainable
-from cu_ray.sweep.dispatch import MOST_FAILED_STARTS, START_AGAIN_AFTER, Dispatch
+from cu_ray.sweep.dispatch import MOST_FAILED_STARTS, SHORT_FOR, START_AGAIN_AFTER, Dispatch
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.searcher import NowAndThen, WhenOver, WorkerSearcher
@@ -97,7 +97,7 @@ def test_a_worker_that_dies_before_it_arrived_leaves_room_for_another():
 
 # what Ray 2.60 says, shortened
 MEMORY_RAN_LOW = """Failure # 1 (occurred at 2026-11-27_05-24-13)
-3 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2) was 1.55GB / 23.54GB (0.066).
+1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2, ID: 5c35329a) was 1.55GB
 OOM kill reason: Memory usage 1668472832B exceeded threshold of 1642972544B (6.5% of 25276502016B limit)
 Refer to the documentation on how to address the out of memory issue.
 """
@@ -118,7 +118,7 @@ The actor is dead because its worker process has died. Worker exit type: SYSTEM_
     [
         (MEMORY_RAN_LOW, True, False, "running low on memory"),
         (NODE_DIED, False, True, "health check failed"),
-        ("The actor 5c35 is unavailable: connection reset. The task may or may not have been executed.", False, True, "reset"),
+        ("The actor 5c35 is unavailable: connection reset. The task may or may not have been executed.", False, False, "reset"),
         (CRASHED, False, False, "worker process has died"),
         ("", False, False, None),
     ],
@@ -135,9 +135,13 @@ def test_how_a_worker_died_is_read_from_what_ray_says(text, of_memory, with_node
     ((name, death),) = heard
     assert (name, death.of_memory, death.with_node) == ("a", of_memory, with_node)
     assert death.why is None if says is None else says in death.why
+    assert death.node == ("5c35329a" if of_memory else None)
+    assert "ID: " not in (death.why or "")
 
 
-def test_no_more_workers_are_asked_for_than_memory_allows(tmp_path):
+def test_no_more_workers_are_asked_for_than_memory_allows_and_one_more_after_a_while(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("cu_ray.sweep.dispatch.time.monotonic", lambda: clock[0])
     (tmp_path / "error.txt").write_text(MEMORY_RAN_LOW)
     tune = Tune(room=3)
     for name in "abc":
@@ -147,6 +151,8 @@ def test_no_more_workers_are_asked_for_than_memory_allows(tmp_path):
     assert tune.searcher.suggest("d") is None
     tune.die("c")  # a crash: its place is free
     assert [tune.searcher.suggest(name) for name in "de"] == [{}, None]
+    clock[0] += SHORT_FOR + 1
+    assert [tune.searcher.suggest(name) for name in "ef"] == [{}, None]
 
 
 # ------------------------------------------------------------------------------------------------------ in the worker
