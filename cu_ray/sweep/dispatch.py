@@ -80,23 +80,33 @@ class Worker:
 
 @dataclass
 class Shortage:
-    """How many workers fewer a node has as its memory did not suffice for them; time makes up for them one by one."""
+    """What memory leaves of a node's workers: so many may be at work, so many fewer than before; time gives back one by one."""
 
+    allowed: int = 0
+    lost: int = 0
     times: int = 0
-    missing: int = 0
     since: float = -math.inf
-
-    def happened(self, began: float) -> bool:
-        """Once more, to a worker that began to start, or began its job, then; whether another one ended with it."""
-        together = began <= self.since and time.monotonic() < self.since + AT_ONCE
-        self.times, self.missing, self.since = self.times + (not together), self.now + 1, time.monotonic()
-        return together
+    last_end: float = -math.inf  # of a worker for it, also of one that was alone there
 
     @property
-    def now(self) -> int:
-        """How many are missing by now."""
-        pause = SHORT_FOR * 2 ** min(self.times - 1, 6)
-        return max(0, self.missing - int(min((time.monotonic() - self.since) / pause, self.missing)))
+    def _given_back(self) -> int:
+        pause = SHORT_FOR * 2 ** min(max(0, self.times - 1), 6)
+        return int(min((time.monotonic() - self.since) / pause, self.lost))
+
+    @property
+    def missing(self) -> int:
+        """How many fewer by now."""
+        return self.lost - self._given_back
+
+    @property
+    def most(self) -> int:
+        """How many may be at work by now."""
+        return self.allowed + self._given_back
+
+    def happened(self, left: int, *, together: bool) -> None:
+        """One more ended, and so many are left there. together: with others, at once."""
+        self.lost, self.allowed = self.missing + 1, max(1, left)
+        self.times, self.since = self.times + (not together), time.monotonic()
 
 
 @dataclass
@@ -145,6 +155,7 @@ class Dispatch:
         self._written: deque[tuple[Job, Record, Future[None]]] = deque()  # on their way into the ledger, in order
         self.set_aside: list[Job] = []
         self._failed_starts, self._last_failed_start, self._tries = 0, -math.inf, 0
+        self._starts_lost = 0  # workers that died while they started, for whatever reason, since one came up
         self._store_failures: Counter[str] = Counter()  # by the key of the job
         self._given_up: tuple[str, str] | None = None  # what keeps all jobs from beginning, and why
         self.last_death: str | None = None  # why the last worker died, where that is known
@@ -246,7 +257,7 @@ class Dispatch:
             self.left(name)
         self._starting.pop(name, None)
         self._workers[name] = Worker(name, node, since=time.monotonic())
-        self._failed_starts = self._tries = 0
+        self._failed_starts = self._tries = self._starts_lost = 0
         self.go_on()
 
     def ended(self, name: str, record: Record, file: evidence.File | None = None) -> None:
@@ -315,7 +326,8 @@ class Dispatch:
         self.last_death = death.why or self.last_death
         if death.of_memory and not (worker and worker.dismissed) and not self._in_company(worker, death, began):
             death = replace(death, of_memory=False)
-        if worker is None and not death.with_node and not death.of_memory:
+        self._starts_lost += worker is None
+        if worker is None and (self._starts_lost > MOST_LOST or not (death.with_node or death.of_memory)):
             self._failed_starts, self._last_failed_start = self._failed_starts + 1, time.monotonic()
         elif worker is not None and worker.job is not None:
             self._lost(worker, worker.job, death)
@@ -328,7 +340,7 @@ class Dispatch:
         self._take_in()
         stopping = time.monotonic() > self._deadline or self.hopeless is not None
         for worker in [worker for worker in self._workers.values() if worker.job is None and not worker.dismissed]:
-            job = None if stopping else self._next(worker)
+            job = None if stopping or self._is_short(worker.node) else self._next(worker)
             if job is not None:
                 worker.take(job)
                 self._hand(worker.name, job)
@@ -365,15 +377,27 @@ class Dispatch:
     @property
     def num_missing(self) -> int:
         """How many workers fewer than there is room for are to be up, as the memory of nodes did not suffice for them."""
-        return sum(shortage.now for node, shortage in self._health.shortages.items() if node not in self._gone)
+        return sum(shortage.missing for node, shortage in self._health.shortages.items() if node not in self._gone)
+
+    def _is_short(self, node: str | None) -> bool:
+        """Whether a node has as many workers at a job as its memory suffices for."""
+        shortage = self._health.shortages.get(node)
+        if shortage is None or not shortage.missing:
+            return False
+        return sum(each.node == node and each.job is not None for each in self._workers.values()) >= shortage.most
 
     def _in_company(self, worker: Worker | None, death: Death, began: float) -> bool:
-        """Note that the memory of a node did not suffice; whether others were there, or have just ended for the same."""
+        """Whether others were there, or have just ended too, when the memory of a node did not suffice: it has fewer then."""
         node, began = (worker.node, worker.since) if worker else (death.node, began)
-        together = self._health.shortages.setdefault(node, Shortage()).happened(began)
+        shortage = self._health.shortages.setdefault(node, Shortage())
+        together = began <= shortage.last_end and time.monotonic() < shortage.last_end + AT_ONCE
+        shortage.last_end = time.monotonic()
+        left = sum(each.node == node and not each.dismissed for each in self._workers.values())
         if not together:
-            self.remarks.append(f"Ray: {death.why}. What was lost is done again, by fewer workers at a time for now.")
-        return together or any(each.node == node and not each.dismissed for each in self._workers.values())
+            self.remarks.append(f"Ray: {death.why}. What was lost is done again{', by fewer workers for now' if left else ''}.")
+        if left or together:
+            shortage.happened(left, together=together)
+        return bool(left) or together
 
     def _lost(self, worker: Worker, job: Job, death: Death) -> None:
         """Hand its job out again, or take it for the reason, which it need not be where a node went or its memory was short."""

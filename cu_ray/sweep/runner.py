@@ -255,6 +255,7 @@ class _Work:
                     if (larger := dispatch.share_for_set_aside) is None or time.monotonic() > self.deadline:
                         break
                     share = larger
+                    health.shortages.clear()  # there are fewer workers now
                     for job in dispatch.set_aside:
                         self.agenda.give_back(job)
             finally:

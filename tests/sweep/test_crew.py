@@ -26,9 +26,9 @@ def heard(error: Exception) -> list[Exception]:
 @pytest.mark.parametrize("error", OF_OTHER_KINDS, ids=lambda error: type(error).__name__)
 def test_a_worker_that_ended_for_want_of_memory_or_with_its_node_has_died_as_others_do(error):
     with _deaths_of_all_kinds():
-        for each in heard(error):
-            assert isinstance(each, RayActorError)
-            assert str(each) == str(error)
+        errors = heard(error)
+    assert [type(each) for each in errors] == [RayActorError] * 2, "of the actor, and of its call"
+    assert {str(each) for each in errors} == {str(error)}
     with pytest.raises(RuntimeError, match="unexpected"):  # when this no longer raises, Tune has learned it
         heard(error)
 
