@@ -279,7 +279,9 @@ def sharded(sweep: Sweep, given: str) -> Sweep:
     number, count = map(int, found.groups()) if found else (0, 0)
     if not 1 <= number <= count:
         raise UserError(f"--shard {given}: which part and of how many are needed, like 3/16 (1/16 to 16/16)")
-    output = f"{sweep.runtime.output.rstrip('/')}/shard-{number}-of-{count}"
+    part = f"shard-{number}-of-{count}"
+    uri = "://" in sweep.runtime.output  # in which a '?' may follow the path
+    output = str(at(sweep.runtime.output) / part) if uri else f"{sweep.runtime.output.rstrip('/')}/{part}"
     return replace(with_runtime(sweep, output=output), shard=(number, count))
 
 

@@ -6,6 +6,8 @@ A file appears finished or not at all. Credentials for a URI come from the envir
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import functools
 import os
 import re
@@ -14,13 +16,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode
 
 from cu_ray.errors import PlaceFailed, UserError, did_you_mean
 
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
 OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss")
+ABANDONED_AFTER = 24 * 3600.0  # seconds; nobody writes under a temporary name for so long
 SETTINGS = ("endpoint_override", "region", "scheme")  # that may follow the '?' of a URI; others could hold credentials
 
 
@@ -118,12 +121,41 @@ class Folder:
 
 
 def sync(folder: Folder) -> None:
-    """Return when the names of its files last."""
+    """Return when the names of its files last, where the file system can say so."""
     descriptor = os.open(folder.path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """While another process claims the same path, wait; a claim ends with its process at the latest. Gives whether it is held.
+
+    It spares work and guards nothing: where a file system has no locks, or the lock is one that only another user may open, two
+    are at it.
+    """
+    held = False
+    with _lock_file(path) as file:
+        if file is not None:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+                held = True
+        yield held
+
+
+def _lock_file(path: Path) -> contextlib.AbstractContextManager[IO[bytes] | None]:
+    try:
+        return open(path, "ab")
+    except PermissionError:
+        try:
+            return open(path, "rb")  # another user's
+        except (PermissionError, FileNotFoundError):
+            return contextlib.nullcontext()
 
 
 @dataclass(frozen=True)

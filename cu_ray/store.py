@@ -6,27 +6,24 @@ An entry appears finished or not at all. Nothing read here can run code.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import re
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load, save, save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
 from cu_ray.errors import StoreFailed
 from cu_ray.identity import canonical_json
 from cu_ray.lease import Lease, Taken
-from cu_ray.places import Folder, Remote, at
+from cu_ray.places import ABANDONED_AFTER, Folder, Remote, at, claimed
 from cu_ray.types import Tensors
 
-ABANDONED_AFTER = 24 * 3600.0  # seconds; nobody writes an entry for so long
+KINDS = ("originals", "memos")
 LIMITS = {"memos": 4 << 30}  # bytes kept of a kind; the least recently used entries go first
 
 
@@ -40,10 +37,14 @@ def open_store(where: str) -> LocalStore | RemoteStore:
 
 
 class LocalStore:
-    """A store in a folder: `<folder>/<kind>/<key>.safetensors`, written under a temporary name, flushed and renamed."""
+    """A store in a folder: `<folder>/<kind>/<key>.safetensors`. Who may write to the folder may write to all of it."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).expanduser()
+
+    def folders(self) -> list[Folder]:
+        """Those of the kinds that are there, which other users may have made."""
+        return [Folder(self.folder / kind) for kind in KINDS if (self.folder / kind).is_dir()]
 
     def has(self, kind: str, key: str) -> bool:
         """Whether there is an entry; it may still turn out to be damaged."""
@@ -53,50 +54,36 @@ class LocalStore:
         """The arrays of an entry and its metadata; None where there is no entry or it is damaged (it is then removed)."""
         path = self._path(kind, key)
         try:
-            with _failing(path, but=FileNotFoundError), safe_open(path, framework="numpy") as file:
-                metadata = dict(file.metadata() or {})
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            with _failing(path, but=FileNotFoundError):
+                found = _parsed(path.read_bytes())
         except FileNotFoundError:
             return None
-        except SafetensorError:
-            tensors, metadata = {}, {}
-        if metadata.pop("checksum", None) != checksum(tensors, metadata):
+        if found is None:
             with _failing(path):
                 path.unlink(missing_ok=True)
-            return None
-        if kind in LIMITS:
+        elif kind in LIMITS:
             with contextlib.suppress(OSError):  # another process trimmed it meanwhile, or it is somebody else's
                 os.utime(path)
-        return tensors, metadata
+        return found
 
     def save(self, kind: str, key: str, tensors: Tensors, metadata: dict[str, str]) -> None:
         """Keep an entry; the oldest of a limited kind make room."""
-        path = self._path(kind, key)
-        temporary = path.with_name(f".{key}.{uuid.uuid4().hex}.tmp")
-        tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-        with _failing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _clear_abandoned(path.parent)
-            try:
-                _write(tensors, temporary, {**metadata, "checksum": checksum(tensors, metadata)})
-                with open(temporary, "rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+        folder = self.folder / kind
+        with _failing(self._path(kind, key)):
+            _make_as_its_parent(folder)
+            _clear_abandoned(folder)
+            Folder(folder).write(_name(key), _packed(tensors, metadata))
             if kind in LIMITS:
-                _trim(path.parent, LIMITS[kind])
+                _trim(folder, LIMITS[kind])
 
     @contextlib.contextmanager
     def claimed(self, kind: str, key: str) -> Iterator[None]:
         """While others that claim the entry wait: who made it has kept it then. A claim ends with its process at the latest."""
         path = self.folder / kind / f".{key}.lock"
-        with _failing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            opened = open(path, "ab")  # noqa: SIM115 (closed below)
-        with opened as file:
-            with contextlib.suppress(OSError):  # a file system without locks: the entry may be made twice
-                fcntl.flock(file, fcntl.LOCK_EX)
+        with contextlib.ExitStack() as held:
+            with _failing(path):
+                _make_as_its_parent(path.parent)
+                held.enter_context(claimed(path))
             try:
                 yield
             finally:
@@ -113,6 +100,10 @@ class RemoteStore:
     def __init__(self, place: Remote) -> None:
         self.place = place
 
+    def folders(self) -> list[Folder]:
+        """None: where there are no folders they have no owners."""
+        return []
+
     def has(self, kind: str, key: str) -> bool:
         """Whether there is an entry; it may still turn out to be damaged."""
         with _failing(self.place):
@@ -125,15 +116,11 @@ class RemoteStore:
                 content = (self.place / kind).read(_name(key))
         except FileNotFoundError:
             return None
-        try:
-            tensors, metadata = load(content), _metadata(content)
-        except (SafetensorError, ValueError, KeyError, TypeError):
-            tensors, metadata = {}, {}
-        if metadata.pop("checksum", None) != checksum(tensors, metadata):
+        found = _parsed(content)
+        if found is None:
             with _failing(self.place):
                 (self.place / kind).delete(_name(key))
-            return None
-        return tensors, metadata
+        return found
 
     @contextlib.contextmanager
     def claimed(self, kind: str, key: str) -> Iterator[None]:
@@ -152,9 +139,8 @@ class RemoteStore:
     def save(self, kind: str, key: str, tensors: Tensors, metadata: dict[str, str]) -> None:
         """Keep an entry; the oldest of a limited kind make room."""
         folder = self.place / kind
-        tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
         with _failing(self.place):
-            folder.write(_name(key), save(tensors, metadata={**metadata, "checksum": checksum(tensors, metadata)}))
+            folder.write(_name(key), _packed(tensors, metadata))
             if kind in LIMITS:
                 entries = sorted(folder.files())
                 excess = sum(entry.size for entry in entries) - LIMITS[kind]
@@ -176,14 +162,30 @@ def _failing(place: Path | Remote, but: type[OSError] | tuple[()] = ()) -> Itera
         raise StoreFailed(f"runtime.storage: {error.strerror or error}{where}") from error
 
 
-def _write(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:
+def _packed(tensors: Tensors, metadata: dict[str, str]) -> bytes:
+    tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    content: bytes = save(tensors, metadata={**metadata, "checksum": checksum(tensors, metadata)})
+    return content
+
+
+def _parsed(content: bytes) -> tuple[Tensors, dict[str, str]] | None:
+    """The arrays and the metadata of an entry; None where it is damaged."""
     try:
-        save_file(tensors, path, metadata=metadata)
-    except SafetensorError as error:  # also what the system says, by its number
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+        tensors, metadata = load(content), _metadata(content)
+    except (SafetensorError, ValueError, KeyError, TypeError):
+        return None
+    return (tensors, metadata) if metadata.pop("checksum", None) == checksum(tensors, metadata) else None
+
+
+def _make_as_its_parent(folder: Path) -> None:
+    """Make a folder where there is none, open to those to whom the one that it lies in is."""
+    if folder.is_dir():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+        with contextlib.suppress(OSError):  # a file system without modes
+            folder.chmod(folder.parent.stat().st_mode & 0o7777)
 
 
 def _name(key: str) -> str:

@@ -143,6 +143,20 @@ def test_opening_a_ledger_again_and_again_keeps_all_records(tmp_path):
     assert list(ledger.read(tmp_path).trials) == ["a", "b", "c"]
 
 
+def test_a_copy_that_a_synchronised_folder_left_beside_a_ledger_file_costs_no_record(tmp_path, monkeypatch):
+    """Two laptops with one folder: the records of both are there, and stay when the ledger begins its next file."""
+    first = written(tmp_path, trial("a"))
+    theirs = written(tmp_path / "elsewhere", trial("theirs")).read_bytes()
+    first.with_name("000001.sync-conflict-20261127-052413-ABCDEFG.log").write_bytes(theirs)
+    monkeypatch.setattr(folder_module, "SEGMENT_BYTES", len(theirs) + 1)  # so that the copy would be gone on with
+    for keys in ("bcd", "e"):
+        with Ledger(tmp_path) as book:
+            for key in keys:
+                book.append(trial(key))
+        assert set(ledger.read(tmp_path).trials) >= {"a", "theirs", *keys}
+    assert set(ledger.read(tmp_path).trials) == {*"abcde", "theirs"}
+
+
 def test_a_record_is_on_the_disk_when_append_returns(tmp_path):
     with Ledger(tmp_path) as book:
         book.append(trial("a"))

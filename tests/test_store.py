@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
+import stat
 import struct
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -238,7 +242,7 @@ def test_a_store_that_fails_says_so_whatever_else_fails_with_it(local, monkeypat
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     with pytest.raises(StoreFailed, match=r"runtime\.storage: Read-only file system"), local.claimed("originals", "abc"):
-        monkeypatch.setattr(store, "save_file", refuse)
+        monkeypatch.setattr(os, "replace", refuse)
         monkeypatch.setattr(Path, "unlink", refuse)
         local.save("originals", "abc", WEIGHTS, {})
 
@@ -356,3 +360,100 @@ with LocalStore({str(local.folder)!r}).claimed("originals", "abc"):
     made = []
     made_once(local, made, "next")
     assert made == ["next"]
+
+
+# ------------------------------------------------------------------------------------------------------- several users
+
+ANNA, BEN, GROUP = 1001, 1002, 2001
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="acts as two users, which only root may")
+
+
+@contextlib.contextmanager
+def as_user(number: int):
+    """What is done in this context another user does, of one group with all others, with the usual umask."""
+    groups, group, umask = os.getgroups(), os.getegid(), os.umask(0o022)
+    os.setgroups([GROUP])
+    os.setegid(GROUP)
+    os.seteuid(number)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
+        os.umask(umask)
+
+
+@pytest.fixture
+def shared():
+    """A folder that a group shares: `chmod g+ws`."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:  # whose parents others may enter
+        os.chmod(place, 0o755)
+        folder = Path(place) / "shared"
+        folder.mkdir()
+        os.chown(folder, ANNA, GROUP)
+        folder.chmod(0o2775)
+        yield folder
+
+
+@needs_root
+def test_what_one_user_keeps_another_one_reads_and_replaces(shared):
+    with as_user(ANNA):
+        LocalStore(shared).save("originals", "a", {"x": np.arange(3)}, {"by": "anna"})
+    entry = shared / "originals" / "a.safetensors"
+    assert stat.S_IMODE(entry.stat().st_mode) == 0o644
+    assert stat.S_IMODE((shared / "originals").stat().st_mode) == 0o2775
+    with as_user(BEN):
+        found = LocalStore(shared).load("originals", "a")
+        assert found is not None and found[1] == {"by": "anna"}
+        LocalStore(shared).save("originals", "a", {"x": np.arange(3)}, {"by": "ben"})
+        LocalStore(shared).save("originals", "b", {"x": np.arange(4)}, {})
+    with as_user(ANNA):
+        assert LocalStore(shared).load("originals", "a")[1] == {"by": "ben"}
+        assert LocalStore(shared).has("originals", "b")
+
+
+@needs_root
+def test_an_entry_that_one_user_damaged_another_one_removes(shared):
+    with as_user(ANNA):
+        LocalStore(shared).save("originals", "a", {"x": np.arange(3)}, {})
+        (shared / "originals" / "a.safetensors").write_bytes(b"no")
+    with as_user(BEN):
+        assert LocalStore(shared).load("originals", "a") is None
+        assert not LocalStore(shared).has("originals", "a")
+
+
+@needs_root
+def test_an_entry_that_may_not_be_read_is_a_fault_and_not_missing(shared):
+    with as_user(ANNA):
+        LocalStore(shared).save("originals", "a", {"x": np.arange(3)}, {})
+        (shared / "originals" / "a.safetensors").chmod(0o600)
+    with as_user(BEN), pytest.raises(StoreFailed, match="Permission denied"):
+        LocalStore(shared).load("originals", "a")
+
+
+@needs_root
+def test_what_one_user_claims_another_one_waits_for_and_a_lock_that_was_left_holds_nobody_up(shared):
+    taken, over = threading.Event(), threading.Event()
+
+    def claim():
+        with LocalStore(shared).claimed("originals", "a"):
+            taken.set()
+            over.wait(20)
+
+    with as_user(ANNA):
+        holder = threading.Thread(target=claim)
+        holder.start()
+        taken.wait(20)
+    lock = shared / "originals" / ".a.lock"
+    assert lock.stat().st_uid == ANNA
+    threading.Timer(0.5, over.set).start()
+    with as_user(BEN), LocalStore(shared).claimed("originals", "a"):
+        assert over.is_set(), "it was not waited for"
+    holder.join()
+    lock.write_bytes(b"")
+    lock.chmod(0o600)  # of a process of Anna's that was killed, and nobody else may open it
+    os.chown(lock, ANNA, GROUP)
+    with as_user(BEN), LocalStore(shared).claimed("originals", "a"):
+        pass

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import os
 import shutil
+import time
+import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ import numpy.typing as npt
 
 from cu_ray.errors import CuRayError, UserError, in_one_line
 from cu_ray.identity import key_of
+from cu_ray.places import ABANDONED_AFTER, claimed
 from cu_ray.types import Images, Indices, Normalisation, Pixels
 
 CACHE = "~/.cache/cu-ray/datasets"
@@ -73,8 +75,10 @@ def kept(path: Path, read: Callable[[Path], Contents]) -> Kept:
     """The data set at this path; converted first where it is not there. `read` gets a folder for temporary files."""
     if not path.exists():
         try:
-            with _alone(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with claimed(path.with_name(f".{path.name}.lock")) as alone:
                 if not path.exists():  # another process may have made it meanwhile
+                    _clear_abandoned(path, 0 if alone else ABANDONED_AFTER)
                     _convert(path, read)
         except OSError as error:
             space = "; `cache` names a folder with more space" if error.errno in NO_SPACE else ""
@@ -98,17 +102,16 @@ def checksums(cache: str = CACHE) -> dict[str, str]:
     return found
 
 
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(f".{path.name}.lock"), "w", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _clear_abandoned(path: Path, age: float) -> None:
+    """Take away what processes that were killed left of a conversion, if it is so old, in seconds."""
+    for left in path.parent.glob(f".{path.name}.*.tmp"):
+        with contextlib.suppress(OSError):  # another process was first
+            if left.stat().st_mtime <= time.time() - age:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _convert(path: Path, read: Callable[[Path], Contents]) -> None:
-    unfinished = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a process that was killed
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     scratch = unfinished / "scratch"
     scratch.mkdir(parents=True)
     try:
@@ -120,7 +123,11 @@ def _convert(path: Path, read: Callable[[Path], Contents]) -> None:
         (unfinished / "facts.json").write_text(json.dumps(facts), encoding="utf-8")
         shutil.rmtree(scratch)
         _flush(unfinished)
-        os.replace(unfinished, path)
+        try:
+            os.replace(unfinished, path)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # else another process has just made it
+                raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import socket
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def _download(archive: Archive, folder: Path) -> Path:
     """The archive, from the first address that has it; torchvision verifies it before it gets its name."""
     path = folder / archive.path
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     problems = []
     for url in archive.urls:
         try:

@@ -106,7 +106,8 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
     sweep = sweep if found is None else found.settle(sweep)
     made = make_plan(sweep, datasets)
     _require_writable("results", sweep.folder, "Give another place with --output.")
-    _require_writable("original models", at(sweep.runtime.storage), "Give another place as runtime.storage.")
+    for place in (at(sweep.runtime.storage), *open_store(sweep.runtime.storage).folders()):
+        _require_writable("original models", place, "Give another place as runtime.storage.")
     if sweep.runtime.tracker is not None:
         trackers.require(sweep.runtime.tracker)
     if sweep.original.path is not None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cu_ray import places
 from cu_ray.datasets import _cache
 from cu_ray.errors import UserError
 from tests.datasets import own
@@ -96,6 +97,24 @@ def test_two_processes_convert_once(folder):
     ]
     said = "".join(process.communicate()[0] for process in started)
     assert (said.count("converts"), said.count("12")) == (1, 3)
+
+
+def test_where_there_are_no_locks_two_convert_at_once_and_one_of_them_is_kept(folder, monkeypatch):
+    """As on Lustre without `-o flock`; the other's folder may also appear late, as over NFS."""
+
+    def no_locks(file, how):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(places.fcntl, "flock", no_locks)
+    inner = []
+
+    def made(_):
+        inner.append(keep(folder))  # another process, while this one reads the source
+        return contents()
+
+    outer = keep(folder, made)
+    assert np.array_equal(outer.train.pixels, inner[0].train.pixels)
+    assert sorted(path.name[0] for path in folder.iterdir()) == [".", "m"]
 
 
 @pytest.mark.parametrize(

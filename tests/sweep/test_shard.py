@@ -8,6 +8,7 @@ import pytest
 
 from cu_ray import config
 from cu_ray.errors import UserError
+from cu_ray.places import at
 from cu_ray.plugins import name_of
 from cu_ray.sweep.ledger import Ledger
 from cu_ray.sweep.shard import part_of
@@ -119,6 +120,12 @@ def test_results_of_a_part_have_a_folder_of_their_own():
     sweep = config.parse(sweep_file({"scrub": SEARCHED}, runtime={"output": "there"}))
     part = config.sharded(sweep, "3/16")
     assert (part.shard, str(part.folder)) == ((3, 16), "there/shard-3-of-16/simulated")
+
+
+def test_results_of_a_part_at_a_uri_keep_its_settings():
+    output = "s3://bucket/there?endpoint_override=minio:9000&scheme=http"
+    part = config.sharded(config.parse(sweep_file({"scrub": SEARCHED}, runtime={"output": output})), "3/16")
+    assert at(part.runtime.output) == at("s3://bucket/there/shard-3-of-16?endpoint_override=minio:9000&scheme=http")
 
 
 @pytest.mark.parametrize("given", ["0/16", "17/16", "a/b", "3", "3/", "/16", "3/16/2", "-1/2", "1.0/2", "1/0", ""])

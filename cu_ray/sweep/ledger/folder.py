@@ -56,7 +56,9 @@ class Appender:
         for segment in segments:
             if segment.garbage:
                 _set_aside(place, segment)
-        begun = [segment for segment in segments[-1:] if not segment.is_packed and len(segment.lines) <= SEGMENT_BYTES]
+        begun = [each for each in segments[-1:] if not each.is_packed and len(each.lines) <= SEGMENT_BYTES]
+        if begun and begun[0].name != f"{begun[0].number:06d}.log":  # a copy, as a synchronised folder leaves
+            begun = []
         for segment in segments[: len(segments) - len(begun)]:
             if not segment.is_packed:
                 place.write(segment.name, packed(segment.lines))
