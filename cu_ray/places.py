@@ -99,11 +99,15 @@ class Folder:
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes, *, shared: bool = False) -> None:
+        """As for all places. shared: open to those to whom the folder is, whatever this user's files are otherwise."""
         self.path.mkdir(parents=True, exist_ok=True)
         temporary = self.path / f".{name}.{uuid.uuid4().hex}.tmp"
         try:
             with open(temporary, "wb") as file:
+                if shared:
+                    with contextlib.suppress(OSError):  # a file system without modes
+                        os.fchmod(file.fileno(), self.path.stat().st_mode & 0o666)
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -154,8 +158,10 @@ def _lock_file(path: Path) -> contextlib.AbstractContextManager[IO[bytes] | None
     except PermissionError:
         try:
             return open(path, "rb")  # another user's
-        except (PermissionError, FileNotFoundError):
+        except PermissionError:
             return contextlib.nullcontext()
+        except FileNotFoundError:
+            return open(path, "ab")  # given back just now, or a folder that may not be written
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,6 @@ from cu_ray.lease import Lease, Taken
 from cu_ray.places import ABANDONED_AFTER, Folder, Remote, at, claimed
 from cu_ray.types import Tensors
 
-KINDS = ("originals", "memos")
 LIMITS = {"memos": 4 << 30}  # bytes kept of a kind; the least recently used entries go first
 
 
@@ -42,10 +41,6 @@ class LocalStore:
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder).expanduser()
 
-    def folders(self) -> list[Folder]:
-        """Those of the kinds that are there, which other users may have made."""
-        return [Folder(self.folder / kind) for kind in KINDS if (self.folder / kind).is_dir()]
-
     def has(self, kind: str, key: str) -> bool:
         """Whether there is an entry; it may still turn out to be damaged."""
         return self._path(kind, key).exists()
@@ -54,10 +49,14 @@ class LocalStore:
         """The arrays of an entry and its metadata; None where there is no entry or it is damaged (it is then removed)."""
         path = self._path(kind, key)
         try:
-            with _failing(path, but=FileNotFoundError):
+            with _failing(path, but=(FileNotFoundError, PermissionError)):
                 found = _parsed(path.read_bytes())
         except FileNotFoundError:
             return None
+        except PermissionError as error:
+            if os.access(path.parent, os.W_OK, effective_ids=True):  # then it is made again, and can be read
+                return None
+            raise StoreFailed(f"runtime.storage: {error.strerror} ({path})") from error
         if found is None:
             with _failing(path):
                 path.unlink(missing_ok=True)
@@ -72,7 +71,7 @@ class LocalStore:
         with _failing(self._path(kind, key)):
             _make_as_its_parent(folder)
             _clear_abandoned(folder)
-            Folder(folder).write(_name(key), _packed(tensors, metadata))
+            Folder(folder).write(_name(key), _packed(tensors, metadata), shared=True)
             if kind in LIMITS:
                 _trim(folder, LIMITS[kind])
 
@@ -83,12 +82,13 @@ class LocalStore:
         with contextlib.ExitStack() as held:
             with _failing(path):
                 _make_as_its_parent(path.parent)
-                held.enter_context(claimed(path))
+                alone = held.enter_context(claimed(path))
             try:
                 yield
             finally:
                 with contextlib.suppress(OSError):  # it says nothing of what was done meanwhile
-                    path.unlink(missing_ok=True)
+                    if alone:
+                        path.unlink(missing_ok=True)
 
     def _path(self, kind: str, key: str) -> Path:
         return self.folder / kind / _name(key)
@@ -99,10 +99,6 @@ class RemoteStore:
 
     def __init__(self, place: Remote) -> None:
         self.place = place
-
-    def folders(self) -> list[Folder]:
-        """None: where there are no folders they have no owners."""
-        return []
 
     def has(self, kind: str, key: str) -> bool:
         """Whether there is an entry; it may still turn out to be damaged."""
@@ -151,7 +147,7 @@ class RemoteStore:
 
 
 @contextlib.contextmanager
-def _failing(place: Path | Remote, but: type[OSError] | tuple[()] = ()) -> Iterator[None]:
+def _failing(place: Path | Remote, but: type[OSError] | tuple[type[OSError], ...] = ()) -> Iterator[None]:
     """A context in which StoreFailed, with the place, takes the place of what a file system says, but for one kind."""
     try:
         yield

@@ -402,7 +402,7 @@ def test_what_one_user_keeps_another_one_reads_and_replaces(shared):
     with as_user(ANNA):
         LocalStore(shared).save("originals", "a", {"x": np.arange(3)}, {"by": "anna"})
     entry = shared / "originals" / "a.safetensors"
-    assert stat.S_IMODE(entry.stat().st_mode) == 0o644
+    assert stat.S_IMODE(entry.stat().st_mode) == 0o664
     assert stat.S_IMODE((shared / "originals").stat().st_mode) == 0o2775
     with as_user(BEN):
         found = LocalStore(shared).load("originals", "a")
@@ -425,12 +425,30 @@ def test_an_entry_that_one_user_damaged_another_one_removes(shared):
 
 
 @needs_root
-def test_an_entry_that_may_not_be_read_is_a_fault_and_not_missing(shared):
+def test_an_entry_is_as_open_as_its_folder_whatever_files_of_its_user_are_otherwise(shared):
+    with as_user(ANNA):
+        os.umask(0o077)
+        LocalStore(shared).save("originals", "a", {"x": np.arange(3)}, {})
+    with as_user(BEN):
+        assert LocalStore(shared).load("originals", "a") is not None
+
+
+@needs_root
+def test_an_entry_that_may_not_be_read_is_made_again_where_it_can_be_replaced_and_else_a_fault(shared):
+    """As the first versions wrote them."""
     with as_user(ANNA):
         LocalStore(shared).save("originals", "a", {"x": np.arange(3)}, {})
         (shared / "originals" / "a.safetensors").chmod(0o600)
-    with as_user(BEN), pytest.raises(StoreFailed, match="Permission denied"):
+    with as_user(BEN):
+        assert LocalStore(shared).load("originals", "a") is None
+        LocalStore(shared).save("originals", "a", {"x": np.arange(3)}, {})
+        assert LocalStore(shared).load("originals", "a") is not None
+        (shared / "originals" / "a.safetensors").chmod(0o600)
+    (shared / "originals").chmod(0o2755)
+    with as_user(ANNA + 5), pytest.raises(StoreFailed, match="Permission denied"):
         LocalStore(shared).load("originals", "a")
+    with as_user(ANNA + 5), pytest.raises(StoreFailed, match="Permission denied"), LocalStore(shared).claimed("originals", "b"):
+        pytest.fail("it would be trained and could not be kept")
 
 
 @needs_root

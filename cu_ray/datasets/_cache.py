@@ -35,6 +35,8 @@ PIECE_BYTES = 16 << 20
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 Shape = tuple[int, int, int]
 
+UNLOCKED = "unlocked-"  # in the name of what a process makes that found no lock
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -78,8 +80,8 @@ def kept(path: Path, read: Callable[[Path], Contents]) -> Kept:
             path.parent.mkdir(parents=True, exist_ok=True)
             with claimed(path.with_name(f".{path.name}.lock")) as alone:
                 if not path.exists():  # another process may have made it meanwhile
-                    _clear_abandoned(path, 0 if alone else ABANDONED_AFTER)
-                    _convert(path, read)
+                    _clear_abandoned(path, alone=alone)
+                    _convert(path, read, alone=alone)
         except OSError as error:
             space = "; `cache` names a folder with more space" if error.errno in NO_SPACE else ""
             raise UserError(f"the images cannot be converted into {path.parent}: {error}{space}") from error
@@ -102,16 +104,16 @@ def checksums(cache: str = CACHE) -> dict[str, str]:
     return found
 
 
-def _clear_abandoned(path: Path, age: float) -> None:
-    """Take away what processes that were killed left of a conversion, if it is so old, in seconds."""
-    for left in path.parent.glob(f".{path.name}.*.tmp"):
+def _clear_abandoned(path: Path, *, alone: bool) -> None:
+    """Take away what processes that were killed left of a conversion: at once what was made under the lock that is held here."""
+    for left in path.parent.glob(f".{path.name}.*tmp"):
         with contextlib.suppress(OSError):  # another process was first
-            if left.stat().st_mtime <= time.time() - age:
+            if (alone and UNLOCKED not in left.name) or left.stat().st_mtime < time.time() - ABANDONED_AFTER:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _convert(path: Path, read: Callable[[Path], Contents]) -> None:
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+def _convert(path: Path, read: Callable[[Path], Contents], *, alone: bool) -> None:
+    unfinished = path.with_name(f".{path.name}.{'' if alone else UNLOCKED}{uuid.uuid4().hex}.tmp")
     scratch = unfinished / "scratch"
     scratch.mkdir(parents=True)
     try:

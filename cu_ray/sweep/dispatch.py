@@ -105,7 +105,8 @@ class Shortage:
 
     def happened(self, left: int, *, together: bool) -> None:
         """One more ended, and so many are left there. together: with others, at once."""
-        self.lost, self.allowed = self.missing + 1, max(1, left)
+        most = self.most if self.missing else left + 1  # of those left some may have had no job
+        self.lost, self.allowed = self.missing + 1, max(1, min(left, most - 1))
         self.times, self.since = self.times + (not together), time.monotonic()
 
 
@@ -155,7 +156,10 @@ class Dispatch:
         self._written: deque[tuple[Job, Record, Future[None]]] = deque()  # on their way into the ledger, in order
         self.set_aside: list[Job] = []
         self._failed_starts, self._last_failed_start, self._tries = 0, -math.inf, 0
-        self._starts_lost = 0  # workers that died while they started, for whatever reason, since one came up
+        self._starts_lost, self._last_start_lost = (
+            0,
+            -math.inf,
+        )  # times that workers died at their start, since one came up
         self._store_failures: Counter[str] = Counter()  # by the key of the job
         self._given_up: tuple[str, str] | None = None  # what keeps all jobs from beginning, and why
         self.last_death: str | None = None  # why the last worker died, where that is known
@@ -326,14 +330,21 @@ class Dispatch:
         self.last_death = death.why or self.last_death
         if death.of_memory and not (worker and worker.dismissed) and not self._in_company(worker, death, began):
             death = replace(death, of_memory=False)
-        self._starts_lost += worker is None
-        if worker is None and (self._starts_lost > MOST_LOST or not (death.with_node or death.of_memory)):
+        if worker is None and (self._is_lost_start_too_many() or not (death.with_node or death.of_memory)):
             self._failed_starts, self._last_failed_start = self._failed_starts + 1, time.monotonic()
         elif worker is not None and worker.job is not None:
             self._lost(worker, worker.job, death)
         if worker is not None and not worker.dismissed and not self._num_staying:
             self._failed_starts = self._tries = 0  # where this one came up another may
         self.go_on()
+
+    def _is_lost_start_too_many(self) -> bool:
+        """Note that a worker died while it started, for whatever reason; whether too often, all at once being once."""
+        now = time.monotonic()
+        if now < self._last_start_lost + AT_ONCE:
+            return False
+        self._starts_lost, self._last_start_lost = self._starts_lost + 1, now
+        return self._starts_lost > MOST_LOST
 
     def go_on(self) -> None:
         """Take in what the ledger has by now, hand jobs to the workers that have none, dismiss all when nothing is left."""
@@ -377,7 +388,15 @@ class Dispatch:
     @property
     def num_missing(self) -> int:
         """How many workers fewer than there is room for are to be up, as the memory of nodes did not suffice for them."""
-        return sum(shortage.missing for node, shortage in self._health.shortages.items() if node not in self._gone)
+        return sum(self._missing_on(node) for node in self._health.shortages if node not in self._gone)
+
+    def _missing_on(self, node: str | None) -> int:
+        """How many a node lacks, where those that are there and may not work count as lacking."""
+        shortage = self._health.shortages[node]
+        return max(0, shortage.missing - max(0, self._num_staying_on(node) - shortage.most))
+
+    def _num_staying_on(self, node: str | None) -> int:
+        return sum(each.node == node and not each.dismissed for each in self._workers.values())
 
     def _is_short(self, node: str | None) -> bool:
         """Whether a node has as many workers at a job as its memory suffices for."""
@@ -392,7 +411,7 @@ class Dispatch:
         shortage = self._health.shortages.setdefault(node, Shortage())
         together = began <= shortage.last_end and time.monotonic() < shortage.last_end + AT_ONCE
         shortage.last_end = time.monotonic()
-        left = sum(each.node == node and not each.dismissed for each in self._workers.values())
+        left = self._num_staying_on(node)
         if not together:
             self.remarks.append(f"Ray: {death.why}. What was lost is done again{', by fewer workers for now' if left else ''}.")
         if left or together:

@@ -21,7 +21,7 @@ from cu_ray.config import Sweep
 from cu_ray.errors import FieldFault, RayStopped, UserError
 from cu_ray.places import Place, at, lasting
 from cu_ray.stages.poison import poison
-from cu_ray.store import checksum, open_store
+from cu_ray.store import LocalStore, checksum, open_store
 from cu_ray.sweep import cluster, doctor, frame, hardware, ledger, plan, process, remarks, tables, trackers, weights
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.dispatch import START_AGAIN_AFTER, Dispatch, Health
@@ -106,8 +106,7 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
     sweep = sweep if found is None else found.settle(sweep)
     made = make_plan(sweep, datasets)
     _require_writable("results", sweep.folder, "Give another place with --output.")
-    for place in (at(sweep.runtime.storage), *open_store(sweep.runtime.storage).folders()):
-        _require_writable("original models", place, "Give another place as runtime.storage.")
+    _require_room_for_originals(sweep, made)
     if sweep.runtime.tracker is not None:
         trackers.require(sweep.runtime.tracker)
     if sweep.original.path is not None:
@@ -348,6 +347,17 @@ def without_evidence(sweep: Sweep, known: ledger.Known) -> set[str]:
         return set()
     made = {key for key, record in {**known.originals, **known.trials}.items() if record.ok}
     return made - ledger.evidence.keys(sweep.folder / "ledger")
+
+
+def _require_room_for_originals(sweep: Sweep, made: plan.Plan) -> None:
+    """Complain of a storage that cannot be written, or of originals in it, which another user may have made, where some lack."""
+    place, store = at(sweep.runtime.storage), open_store(sweep.runtime.storage)
+    _require_writable("original models", place, "Give another place as runtime.storage.")
+    if not isinstance(store, LocalStore) or not (store.folder / "originals").is_dir():
+        return
+    if not all(store.has("originals", spec.key) for spec in made.originals()):
+        remedy = f"Give another place as runtime.storage, or share that one with a group: chmod -R g+ws {place}"
+        _require_writable("original models", place / "originals", remedy)
 
 
 def _require_writable(what: str, place: Place, remedy: str) -> None:

@@ -510,10 +510,23 @@ def test_nodes_that_go_while_workers_start_there_do_not_end_a_sweep_unless_none_
     for number in range(MOST_LOST + MOST_FAILED_STARTS):
         assert not crew.dispatch.hopeless
         assert crew.dispatch.takes_workers
-        crew.dispatch.asked_for(f"never came {number}")
-        crew.die(f"never came {number}", WITH_NODE)
+        for name in (f"never came {number}", f"nor this {number}"):  # both there
+            crew.dispatch.asked_for(name)
+        for name in (f"never came {number}", f"nor this {number}"):
+            crew.die(name, WITH_NODE)
+        clock[0] += AT_ONCE + 1
     assert crew.dispatch.hopeless
     assert crew.dispatch.reason == "its node died"
+
+
+def test_a_large_node_that_goes_while_workers_start_there_is_one_loss():
+    crew, names = Crew(one_long()), [f"never came {number}" for number in range(100)]
+    for name in names:
+        crew.dispatch.asked_for(name)
+    for name in names:
+        crew.die(name, WITH_NODE)
+    assert crew.dispatch.takes_workers
+    assert not crew.dispatch.hopeless
 
 
 def test_a_worker_that_comes_to_a_node_whose_memory_is_short_gets_no_job_before_another_has_ended_its_own(monkeypatch):
@@ -535,6 +548,24 @@ def test_a_worker_that_comes_to_a_node_whose_memory_is_short_gets_no_job_before_
     crew.finish()
     assert crew.agenda.done
     assert {"a", "c", "d"} <= set(crew.dismissed)
+
+
+def test_those_who_come_to_a_short_node_do_not_make_up_for_those_who_end_there(monkeypatch):
+    """Tune had been asked for them before: they are there, have no job, and are counted among the missing."""
+    clock = [0.0]
+    monkeypatch.setattr("cu_ray.sweep.dispatch.time.monotonic", lambda: clock[0])
+    crew = Crew(small())
+    for name in "abcd":
+        crew.dispatch.arrived(name, "node")
+    crew.end(*crew.jobs)
+    at_work = []
+    for name in "ef":
+        crew.die(next(iter(crew.jobs)), OF_MEMORY)
+        crew.dispatch.arrived(name, "node")
+        clock[0] += AT_ONCE + 1
+        crew.dispatch.go_on()
+        at_work.append((len(crew.jobs), crew.dispatch.num_workers, crew.dispatch.num_missing))
+    assert at_work == [(3, 4, 0), (2, 4, 0)]
 
 
 def test_where_nobody_else_was_on_a_node_fewer_workers_would_be_of_no_help(monkeypatch):
