@@ -233,6 +233,7 @@ class MethodConformance(PluginConformance):
         first, second = self.run(memos), self.run(memos)
         assert _same_bits(first.model.state_dict(), second.model.state_dict())
         assert first.cost == second.cost
+        assert (second.spent != first.spent) == bool(memos.kept)
 
     def test_memos_spare_what_it_declares_of_its_cost(self) -> None:
         memos = RememberedMemos()

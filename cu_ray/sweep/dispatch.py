@@ -328,9 +328,9 @@ class Dispatch:
         began = self._starting.pop(name, time.monotonic())
         worker, death = self._workers.pop(name, None), death or Death()
         self.last_death = death.why or self.last_death
-        if death.of_memory and not (worker and worker.dismissed) and not self._in_company(worker, death, began):
+        if death.of_memory and not (worker and worker.dismissed) and not self._note_shortage(worker, death, began):
             death = replace(death, of_memory=False)
-        if worker is None and (self._is_lost_start_too_many() or not (death.with_node or death.of_memory)):
+        if worker is None and (self._note_lost_start() or not (death.with_node or death.of_memory)):
             self._failed_starts, self._last_failed_start = self._failed_starts + 1, time.monotonic()
         elif worker is not None and worker.job is not None:
             self._lost(worker, worker.job, death)
@@ -338,7 +338,7 @@ class Dispatch:
             self._failed_starts = self._tries = 0  # where this one came up another may
         self.go_on()
 
-    def _is_lost_start_too_many(self) -> bool:
+    def _note_lost_start(self) -> bool:
         """Note that a worker died while it started, for whatever reason; whether too often, all at once being once."""
         now = time.monotonic()
         if now < self._last_start_lost + AT_ONCE:
@@ -405,8 +405,8 @@ class Dispatch:
             return False
         return sum(each.node == node and each.job is not None for each in self._workers.values()) >= shortage.most
 
-    def _in_company(self, worker: Worker | None, death: Death, began: float) -> bool:
-        """Whether others were there, or have just ended too, when the memory of a node did not suffice: it has fewer then."""
+    def _note_shortage(self, worker: Worker | None, death: Death, began: float) -> bool:
+        """Note that a node lacked memory, and has fewer workers now if others were there or ended too. Whether they were."""
         node, began = (worker.node, worker.since) if worker else (death.node, began)
         shortage = self._health.shortages.setdefault(node, Shortage())
         together = began <= shortage.last_end and time.monotonic() < shortage.last_end + AT_ONCE
