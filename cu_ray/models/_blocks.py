@@ -23,20 +23,29 @@ class Chain(nn.Sequential):
     In train mode BatchNorm takes away what the bias adds, and the bias has no gradient; in eval mode the bias can be added to
     the mean that is taken away. A GPU that adds it and sums its gradient up spends a fifth of a ResNet-9's step on that. A
     CELU after BatchNorm is taken in as well, in train mode and where nobody asks for gradients: see `_norm_celu.py`.
+
+    On processors the three are one convolution where nobody asks for gradients; else CELU overwrites what BatchNorm gave, which
+    it would keep for the way back.
     """
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """As Sequential's. Importances, which need the gradient of the bias in eval mode, have it added as it stands."""
         modules = [*self]
         spares = self.spares_bias(inputs)
+        folds = not spares and not torch.is_grad_enabled()
         while modules:
             module = modules.pop(0)
             if spares and modules and _can_spare_bias(module, modules[0]):
                 norm = modules.pop(0)
                 after = modules.pop(0) if modules and _can_be_one(norm, modules[0], inputs.device) else None
                 inputs = _normed_without_bias(inputs, module, norm, after)
+            elif folds and modules and _can_fold(module, modules[0]):
+                convolution, module = module, modules.pop(0)
+                inputs = _folded(inputs, convolution, module)
             else:
                 inputs = module(inputs)
+            if not spares and modules and _forgets_its_outputs(module) and _is_plain_celu(modules[0]):
+                inputs = nn.functional.celu(inputs, modules.pop(0).alpha, inplace=True)
         return inputs
 
     @staticmethod
@@ -56,6 +65,14 @@ def _normed_without_bias(inputs: torch.Tensor, convolution: Any, norm: Any, celu
     outputs = norm(outputs) if celu is None else _norm_celu(outputs, norm, celu, nothing)
     # by .data, as BatchNorm itself does unseen by autograd: it keeps the mean for a backward pass that does not read it
     norm.running_mean.data.add_(bias.data, alpha=norm.momentum)
+    return outputs
+
+
+def _folded(inputs: torch.Tensor, convolution: Any, norm: Any) -> torch.Tensor:
+    """The convolution whose weights and bias do what BatchNorm in eval mode would after it."""
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    shift = torch.addcmul(norm.bias, convolution.bias - norm.running_mean, scale)
+    outputs: torch.Tensor = convolution._conv_forward(inputs, convolution.weight * scale.view(-1, 1, 1, 1), shift)
     return outputs
 
 
@@ -116,21 +133,37 @@ def _kernels_work(device: torch.device) -> bool:
 
 def _can_be_one(norm: Any, celu: Any, device: torch.device) -> bool:
     """Whether our kernels take BatchNorm and this module after it as one: as built; in eval mode, without gradients."""
-    plain = type(celu) is nn.CELU and not celu.inplace and not any(vars(celu)[kind] for kind in HOOKS)
-    one = plain and norm.affine and (norm.training or not torch.is_grad_enabled())
-    transformed = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    return one and not transformed and _kernels_work(device)
+    one = norm.affine and (norm.training or not torch.is_grad_enabled())
+    return one and _is_plain_celu(celu) and _kernels_work(device)
+
+
+def _is_plain_celu(module: Any) -> bool:
+    """Whether it is as built, and nothing transforms it."""
+    plain = type(module) is nn.CELU and not module.inplace and not _is_watched(module)
+    return plain and not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
 def _learns(convolution: Any) -> bool:
     return torch.is_grad_enabled() and bool(convolution.bias.requires_grad)
 
 
+def _forgets_its_outputs(module: Any) -> bool:
+    return type(module) is nn.BatchNorm2d and not _is_watched(module)
+
+
+def _is_watched(module: Any) -> bool:
+    return any(vars(module)[kind] for kind in HOOKS)
+
+
+def _can_fold(convolution: Any, norm: Any) -> bool:
+    return _can_spare_bias(convolution, norm) and norm.affine and not norm.training
+
+
 def _can_spare_bias(convolution: Any, norm: Any) -> bool:
     """Whether these are as they are built, not a method's own parts in their place or watched by hooks."""
     if type(convolution) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d or convolution.bias is None:
         return False
-    watched = any(vars(module)[kind] for module in (convolution, norm) for kind in HOOKS)
+    watched = _is_watched(convolution) or _is_watched(norm)
     tracked = norm.track_running_stats and norm.running_mean is not None and norm.momentum is not None
     return tracked and not watched and (norm.training or not _learns(convolution))
 

@@ -85,7 +85,7 @@ def _switches() -> list[Switch]:
         (os.getcwd, os.chdir),
         (lambda: False, torch.set_flush_denormal),  # cannot be read; nothing here sets it
         (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
-        (_determinism, lambda wanted: torch.use_deterministic_algorithms(wanted[0], warn_only=wanted[1])),
+        (_determinism, _set_determinism),
     ]
     switches += [_attribute(backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic", "allow_tf32")]
     switches += [_attribute(backends.mkldnn, name) for name in ("enabled", "deterministic")]
@@ -108,6 +108,11 @@ def _set_cuda_generators(wanted: list[torch.Tensor]) -> None:
 
 def _determinism() -> tuple[bool, bool]:
     return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def _set_determinism(wanted: tuple[bool, bool]) -> None:
+    if _determinism() != wanted:  # torch imports all of torch.compile to set it
+        torch.use_deterministic_algorithms(wanted[0], warn_only=wanted[1])
 
 
 def _set_inference_mode(wanted: bool) -> None:

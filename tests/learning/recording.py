@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from cu_ray.detections.uniform import Uniform
 from cu_ray.learning.graphs import Graphs
 from cu_ray.learning.meter import Meter
-from cu_ray.learning.sgd import Sgd, optimiser_of
+from cu_ray.learning.sgd import Sgd
 from cu_ray.methods.bad_teaching import BadTeaching
 from cu_ray.methods.catastrophic_forgetting import CatastrophicForgetting
 from cu_ray.methods.cognac import Cognac
@@ -94,12 +94,12 @@ class StandIn:
         """Done, and undone."""
         self.recordings += 1
         before = {name: tensor.clone() for name, tensor in self._model.state_dict().items()}
-        velocities = {each: state["momentum_buffer"].clone() for each, state in self._optimiser.state.items()}
+        velocities = [each.clone() for each in self._optimiser.velocities]
         with Tape() as tape:
             value = work()
         self._model.load_state_dict(before)
-        for each, velocity in velocities.items():
-            self._optimiser.state[each]["momentum_buffer"].copy_(velocity)
+        for each, velocity in zip(self._optimiser.velocities, velocities, strict=True):
+            each.copy_(velocity)
         if self._fault is not None:
             raise self._fault
 
@@ -111,11 +111,10 @@ class StandIn:
 
 
 class PlainSgd(Sgd):
-    """Never records; updates as on a GPU."""
+    """Never records."""
 
     def __init__(self, model, recipe, device):
         super().__init__(model, recipe, device)
-        self._optimiser = optimiser_of(model, recipe, device, fused=True)
         self._graphs = None
 
 

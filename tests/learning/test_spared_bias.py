@@ -1,4 +1,4 @@
-"""A bias before BatchNorm is left out on GPUs, and the numbers are those of the plain layers. Here on CPU, in float64."""
+"""Layers that a chain makes one give the numbers of the layers one by one: on GPUs (here by CPU, in float64) and processors."""
 
 from __future__ import annotations
 
@@ -131,15 +131,11 @@ def test_who_watches_a_layer_sees_it_as_it_is(spared):
     same(seen[1], seen[0])
 
 
-def test_on_cpu_nothing_is_left_out():
-    assert not Chain.spares_bias(images())
-
-
 @pytest.mark.parametrize("model", [ResNet9(width=2), WideResNet(depth=10, width=1)])
 def test_whole_models_give_the_same(spared, model, monkeypatch):
     states = []
-    for spares in (True, False):
-        monkeypatch.setattr(Chain, "spares_bias", staticmethod(lambda inputs, spares=spares: spares))
+    for forward in (Chain.forward, torch.nn.Sequential.forward):
+        monkeypatch.setattr(Chain, "forward", forward)
         torch.manual_seed(0)
         network = model.build((12, 12, 3), 4).double().train()
         optimiser = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9, weight_decay=0.01)
@@ -152,6 +148,85 @@ def test_whole_models_give_the_same(spared, model, monkeypatch):
             states.append({**network.state_dict(), "logits": network.eval()(batch)})
     for name, tensor in states[1].items():
         torch.testing.assert_close(states[0][name], tensor, rtol=1e-9, atol=1e-9)
+
+
+# ------------------------------------------------------------------------------------------------------------ on processors
+
+CELU_OF_TORCH = {"rtol": 1e-6, "atol": 1e-6}  # its gradient has alpha rounded to 32 bits, in float64 too
+
+
+def saved_by(block, batch):
+    """What a training step keeps for the way back: sizes in values."""
+    kept = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: kept.setdefault(each.data_ptr(), each), lambda each: each):
+        block.train()(batch)
+    return [each.numel() for each in kept.values()]
+
+
+def test_a_training_step_on_a_processor_is_that_of_the_layers_and_keeps_less():
+    plain, ours = blocks()
+    gradients = []
+    for block in (plain, ours):
+        batch = images().requires_grad_()
+        outputs = block.train()(batch)
+        gradients.append([outputs.detach(), *torch.autograd.grad((outputs**2).sum(), (batch, *block.parameters()))])
+    assert torch.equal(gradients[1][0], gradients[0][0])
+    for given, expected in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(given, expected, **CELU_OF_TORCH)
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor)
+    size = outputs.numel()
+    followed = [torch.nn.Sequential(block, torch.nn.Conv2d(5, 2, 1).double()) for block in (plain, ours)]
+    assert [sum(each == size for each in saved_by(block, images())) for block in followed] == [3, 2]
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_an_evaluation_on_a_processor_is_one_convolution(without, monkeypatch):
+    plain, ours = blocks()
+    with without():
+        expected, given = plain.eval()(images()), images()
+        monkeypatch.setattr(torch.nn.functional, "batch_norm", lambda *given, **more: pytest.fail("it is folded"))
+        same(ours.eval()(given), expected)
+    assert torch.equal(given, images())
+
+
+def test_statistics_gathered_without_gradients_are_those_of_the_layers():
+    plain, ours = blocks()
+    with torch.no_grad():
+        for seed in range(3):
+            same(ours.train()(images(seed)), plain.train()(images(seed)))
+    for name, tensor in plain.state_dict().items():
+        same(ours.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("training", [True, False])
+def test_who_watches_a_layer_on_a_processor_sees_it_as_it_is(layer, training):
+    seen = []
+    for block in blocks():
+        block[layer].register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+        with torch.set_grad_enabled(training):
+            block.train(training)(images())
+    for given, expected in zip(seen[1], seen[0], strict=True):
+        same(given, expected)
+
+
+def test_evaluation_in_halves_is_as_near_to_the_exact_one_as_that_of_the_layers(monkeypatch):
+    """BatchNorm's weights go into the convolution's before these are rounded."""
+    torch.manual_seed(0)
+    network = ResNet9(width=4).build((12, 12, 3), 4)
+    with torch.no_grad():
+        for seed in range(5):
+            network.train()(images(seed).float().repeat(8, 1, 2, 2))
+    batch, off = images(9).repeat(8, 1, 2, 2), []
+    for forward in (Chain.forward, torch.nn.Sequential.forward):
+        monkeypatch.setattr(Chain, "forward", forward)
+        with torch.no_grad():
+            exact = copy.deepcopy(network).double().eval()(batch)
+            with torch.autocast("cpu", torch.bfloat16):
+                found = network.eval()(batch.float())
+        off.append(float((found.double() - exact).square().mean().sqrt() / exact.std()))
+    assert off[0] < 1.1 * off[1] < 0.05
 
 
 # ----------------------------------------------------------------------------------------------------- channels of nothing

@@ -62,7 +62,7 @@ class CountedSgd(Sgd):
 
     def __init__(self, *given):
         super().__init__(*given)
-        self._optimiser.register_step_post_hook(self._count_step)
+        self._optimiser.step = self._counted(self._optimiser.step)
 
     def epoch(self, batches, loss):
         CountedSgd.epochs += 1
@@ -70,8 +70,12 @@ class CountedSgd(Sgd):
             super().epoch(batches, loss)
 
     @staticmethod
-    def _count_step(*given):
-        CountedSgd.steps += 1
+    def _counted(step):
+        def counted():
+            CountedSgd.steps += 1
+            step()
+
+        return counted
 
 
 @pytest.fixture(autouse=True)
@@ -122,10 +126,9 @@ def test_the_clock_for_which_the_host_waits_is_read_at_both_ends_of_a_method_and
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_an_update_is_a_few_operations_whatever_the_number_of_parameters(name):
+def test_an_update_is_one_operation_whatever_the_number_of_parameters(name):
     unlearned(METHODS[name], CountedSgd)
-    first_steps = 1  # where velocities begin
-    assert counted("_foreach_mul_", "_foreach_add_") == (STEPS - first_steps, 2 * STEPS - first_steps)
+    assert counted("_fused_sgd_", "_foreach_mul_", "_foreach_add_") == (STEPS, 0, 0)
     assert counted("add_")[0] < 24 * STEPS, "BatchNorm counts its batches, and no parameter is updated by itself"
 
 
@@ -205,4 +208,4 @@ def test_a_pass_of_four_steps_is_so_many_operations():
         return sum(number for name, number in CountedSgd.operations.counts.items() if name != BACKWARD_WITH_RESPECT_TO_INPUTS)
 
     first, second, third = (operations(4 * passes) for passes in (1, 2, 3))
-    assert second - first == third - second == 673
+    assert second - first == third - second == 713

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from cu_ray.errors import Diverged
-from cu_ray.learning.sgd import Sgd, cross_entropy, images_seen, learning_rate_factor
-from cu_ray.types import TrainRecipe
+from cu_ray.learning.sgd import Momentum, Sgd, cross_entropy, images_seen, learning_rate_factor
+from cu_ray.types import Batch, TrainRecipe
 from tests.protocol import fakes, reference
 
 CPU = torch.device("cpu")
@@ -99,6 +103,47 @@ def test_momentum_and_weight_decay_follow_the_update_rule_on_a_linear_model():
         sgd.step(batch, cross_entropy)
         np.testing.assert_allclose(model.weight.detach(), weight, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(model.bias.detach(), bias, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_weights_that_lie_in_memory_in_another_order_move_as_all_do(momentum):
+    """The update is made on the memory as it lies."""
+    torch.manual_seed(0)
+    model, images = torch.nn.Conv2d(3, 4, 2).double(), torch.randn(5, 3, 6, 6, dtype=torch.float64)
+    moved = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        network = torch.nn.Sequential(copy.deepcopy(model).to(memory_format=layout), torch.nn.Flatten())
+        sgd = Sgd(network, TrainRecipe(steps=9, lr=0.1, momentum=momentum, precision="fp32"), CPU)
+        for _ in range(3):
+            batch = Batch(images.to(memory_format=layout), torch.arange(5), torch.arange(5), torch.zeros(5, dtype=torch.bool))
+            sgd.step(batch, lambda logits, batch: logits.square().mean())
+        assert network[0].weight.is_contiguous(memory_format=layout)
+        moved.append([parameter.detach() for parameter in network.parameters()])
+    for given, expected in zip(*moved, strict=True):
+        torch.testing.assert_close(given, expected, rtol=1e-6, atol=1e-7)  # losses are of 32 bits
+
+
+def test_a_step_without_any_gradient_moves_nothing():
+    model = OneWeight()
+    optimiser = Momentum(list(model.parameters()), TrainRecipe(steps=1, precision="fp32"), CPU)
+    optimiser.step()
+    assert model.weight.item() == 0
+
+
+def test_training_imports_nothing_of_torch_compile():
+    """It is .8 s and 74 MB of each worker."""
+    program = """
+import sys
+from cu_ray.methods.scrub import Scrub
+from cu_ray.stages.pipeline import Workbench
+from tests.protocol.tiny import MemoryStore, tiny_dataset, trial_spec
+
+dataset = tiny_dataset()
+record = Workbench(dataset, MemoryStore()).run_trial(trial_spec(dataset, Scrub()))
+assert record.ok, record.error
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=Path(__file__).parents[2], timeout=300)
 
 
 def test_all_parameters_decay_and_statistics_move_in_a_net_with_batch_norm():
