@@ -7,6 +7,7 @@ import math
 import statistics
 import tempfile
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import figures  # noqa: F401  (the repository's own package)
@@ -41,8 +42,10 @@ def require_same_work(rounds: list[Round]) -> None:
 def difference_of_ssd(cell: Cell) -> dict[str, float]:
     """How far SSD's models are apart where nothing is drawn: no augmentation, importances from one batch.
 
-    weights: of each point the difference that one parameter in a thousand exceeds, and of these the largest. (Rounding puts one
-    or two parameters on the other side of the threshold, where dampening jumps.) scores: the largest difference of five points.
+    weights: of each point the difference that one parameter in a thousand exceeds, and of these the largest: the order of the
+    images in a batch is drawn, and its rounding puts one or two parameters on the other side of the threshold, where dampening
+    jumps. Of the same importances, cu-ray's, dampening makes the same: dampened is the largest difference of any parameter of
+    any point, scores the largest of five points. importances: the largest difference, in the largest importance of a tensor.
     """
     dataset = replace(plugins.build("datasets", cell["dataset"]).load(), augmentation=Augmentation())
     spec = OriginalSpec(setting_of(cell, dataset.content_hash))
@@ -56,24 +59,39 @@ def difference_of_ssd(cell: Cell) -> dict[str, float]:
         sets = Sets(**sets_of(poisoned, detect(poisoned, Uniform(), cell["deleted"], None)))
         run = Run("ssd", {}, sets, cell["recipe"], copy.deepcopy(original).eval(), augmented=False)
         importances = [run.importances(run.model, rows, len(sets.labels)) for rows in (sets.deletion, sets.retain)]
-        weights, scores = [], []
+        same: list[list[torch.Tensor]] = []  # cu-ray's importances
+        weights, scores, of_same = [], [], []
         for number, point in enumerate(points):
             method = plugins.build("methods", {"name": "ssd", **point, "importance_batch_size": len(sets.labels)})
             given = TrialSpec(spec, Uniform(), cell["deleted"], method)
             own = bench.unlearned(given).model
-            other = dampened(copy.deepcopy(original), *importances, point["selection_weight"], point["relative_dampening"])
-            weights.append(_difference(own, other))
+            same = same or _kept_importances(Path(folder), original)
+            how = (point["selection_weight"], point["relative_dampening"])
+            weights.append(_differences(own, dampened(copy.deepcopy(original), *importances, *how)).quantile(0.999))
+            other = dampened(copy.deepcopy(original), *same, *how)
+            of_same.append(_differences(own, other).max())
             if number % max(1, len(points) // 5) == 0:
                 both = [bench.scores(given, model) for model in (own, other)]
                 scores.append(max(abs(both[0][name] - both[1][name]) for name in SCORES))
-    return {"weights": max(weights), "scores": max(scores)}
+        pairs = [pair for both in zip(same, importances, strict=True) for pair in zip(*both, strict=True)]
+        apart = [(ours - theirs).abs().max() / theirs.max() for ours, theirs in pairs]
+    largest = {"weights": weights, "dampened": of_same, "scores": scores, "importances": apart}
+    return {name: float(max(values)) for name, values in largest.items()}
+
+
+def _kept_importances(folder: Path, model: torch.nn.Module) -> list[list[torch.Tensor]]:
+    """Those of the deletion and the retain set that cu-ray's memo has, by parameter."""
+    (file,) = (folder / "memos").glob("*.safetensors")
+    parameters, kept = list(model.parameters()), load_file(file)
+    parts = [torch.from_numpy(kept[name]).split([each.numel() for each in parameters]) for name in ("deletion", "retain")]
+    return [[part.view_as(each) for part, each in zip(found, parameters, strict=True)] for found in parts]
 
 
 @torch.no_grad()
-def _difference(model: torch.nn.Module, other: torch.nn.Module) -> float:
-    """The difference that one parameter in a thousand exceeds."""
+def _differences(model: torch.nn.Module, other: torch.nn.Module) -> torch.Tensor:
+    """Of each parameter."""
     own, their = (torch.cat([parameter.flatten() for parameter in each.parameters()]) for each in (model, other))
-    return float((own - their).abs().quantile(0.999))
+    return (own - their).abs()
 
 
 def out_of_noise(cell: Cell, rounds: list[Round]) -> tuple[list[str], float]:

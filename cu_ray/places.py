@@ -47,7 +47,7 @@ class Place(Protocol):
         """What lies in it under this name."""
 
     def files(self) -> list[File]:
-        """The files in it, those with hidden names apart; none where there is no such folder."""
+        """The files in it, those with hidden names apart; none where there is no such folder. Raises OSError for a shut one."""
 
     def has(self, name: str) -> bool:
         """Whether there is such a file."""
@@ -83,8 +83,12 @@ class Folder:
         return Folder(self.path / name)
 
     def files(self) -> list[File]:
+        try:
+            paths = [path for path in self.path.iterdir() if not path.name.startswith(".")]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
         found = []
-        for path in self.path.glob("[!.]*"):
+        for path in paths:
             try:
                 facts = path.stat()
             except FileNotFoundError:  # taken away meanwhile

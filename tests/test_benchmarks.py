@@ -162,7 +162,9 @@ def test_ssd_is_the_same_where_nothing_is_drawn_and_that_is_seen(cell, monkeypat
         return whole(model, deletion, retain, alpha, 1.01 * relative)
 
     monkeypatch.setattr(cell_checks, "dampened", too_little)
-    assert cell_checks.difference_of_ssd(cell)["weights"] > 1e-4
+    apart = cell_checks.difference_of_ssd(cell)
+    assert apart["weights"] > 1e-4
+    assert apart["dampened"] > 1e-4
 
 
 @torch.no_grad()

@@ -25,8 +25,10 @@ from hypothesis.extra import numpy as arrays
 from safetensors import SafetensorError
 
 from cu_ray import store
-from cu_ray.errors import StoreFailed
+from cu_ray.errors import StoreFailed, UserError
+from cu_ray.places import Folder
 from cu_ray.store import LocalStore
+from cu_ray.sweep import ledger, status
 
 THOROUGH = settings(derandomize=True, database=None, deadline=None, max_examples=40)
 
@@ -475,3 +477,20 @@ def test_what_one_user_claims_another_one_waits_for_and_a_lock_that_was_left_hol
     os.chown(lock, ANNA, GROUP)
     with as_user(BEN), LocalStore(shared).claimed("originals", "a"):
         pass
+
+
+@needs_root
+def test_results_that_another_user_keeps_shut_are_said_to_be_that_and_not_to_be_none(shared):
+    results = shared / "one"
+    with as_user(ANNA):
+        with ledger.Ledger(results / "ledger"):
+            pass
+        (results / "status.json").write_text("{}")
+        (results / "ledger").chmod(0o700)
+        (results / "status.json").chmod(0o600)
+    with as_user(BEN):
+        with pytest.raises(UserError, match=r"ledger cannot be read: .*Permission denied"):
+            ledger.read(results / "ledger")
+        with pytest.raises(UserError, match=r"status.json cannot be read: Permission denied"):
+            status.read(results)
+        assert Folder(shared / "two").files() == Folder(results / "status.json").files() == []

@@ -24,8 +24,9 @@ class Chain(nn.Sequential):
     the mean that is taken away. A GPU that adds it and sums its gradient up spends a fifth of a ResNet-9's step on that. A
     CELU after BatchNorm is taken in as well, in train mode and where nobody asks for gradients: see `_norm_celu.py`.
 
-    On processors the three are one convolution where nobody asks for gradients; else CELU overwrites what BatchNorm gave, which
-    it would keep for the way back.
+    On processors the three are one convolution where nobody asks for gradients. In train mode CELU overwrites what BatchNorm
+    gave, which it would keep for the way back; not in eval mode: gradients from what CELU gave are off by a rounding of 1,
+    which is nothing to a step, and all to the importance of a weight that only such small gradients come to.
     """
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
@@ -40,12 +41,11 @@ class Chain(nn.Sequential):
                 after = modules.pop(0) if modules and _can_be_one(norm, modules[0], inputs.device) else None
                 inputs = _normed_without_bias(inputs, module, norm, after)
             elif folds and modules and _can_fold(module, modules[0]):
-                convolution, module = module, modules.pop(0)
-                inputs = _folded(inputs, convolution, module)
+                inputs = _folded(inputs, module, modules.pop(0))
+            elif not spares and modules and _forgets_its_outputs(module) and _is_plain_celu(modules[0]):
+                inputs = nn.functional.celu(module(inputs), modules.pop(0).alpha, inplace=True)
             else:
                 inputs = module(inputs)
-            if not spares and modules and _forgets_its_outputs(module) and _is_plain_celu(modules[0]):
-                inputs = nn.functional.celu(inputs, modules.pop(0).alpha, inplace=True)
         return inputs
 
     @staticmethod
@@ -148,7 +148,7 @@ def _learns(convolution: Any) -> bool:
 
 
 def _forgets_its_outputs(module: Any) -> bool:
-    return type(module) is nn.BatchNorm2d and not _is_watched(module)
+    return type(module) is nn.BatchNorm2d and module.training and not _is_watched(module)
 
 
 def _is_watched(module: Any) -> bool:

@@ -24,7 +24,9 @@ def read(folder: Place | Path) -> dict[str, Any]:
         raise UserError(f"there is no {place / 'status.json'}: is {place} the folder of a sweep (results/NAME)?") from None
     except PlaceFailed:
         raise
-    except (OSError, ValueError, RecursionError):
+    except OSError as error:
+        raise UserError(f"{place / 'status.json'} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError):
         facts = None
     sound = isinstance(facts, dict) and all(isinstance(facts.get(name), kind) for name, kind in NEEDED.items())
     if not sound:

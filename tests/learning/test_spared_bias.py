@@ -190,6 +190,18 @@ def test_an_evaluation_on_a_processor_is_one_convolution(without, monkeypatch):
     assert torch.equal(given, images())
 
 
+def test_importances_on_a_processor_have_the_small_gradients_too():
+    """Those of where CELU is all but flat, of which there are no others for some weights."""
+    gradients = []
+    for block in blocks():
+        block.eval()[1].bias.data.fill_(-3)  # so that all is far below 0
+        loss = (block.float()(images().float()) * 1e6).sum()
+        gradients.append(torch.autograd.grad(loss, list(block.parameters())))
+    for given, expected in zip(gradients[1], gradients[0], strict=True):
+        assert torch.equal(given, expected)
+        assert expected.any()
+
+
 def test_statistics_gathered_without_gradients_are_those_of_the_layers():
     plain, ours = blocks()
     with torch.no_grad():

@@ -338,11 +338,11 @@ def test_a_search_counts_its_whole_budget_before_it_starts(sampler):
     assert (before.images_forward, before.images_backward) == (whole.forward, whole.backward)
 
 
-def test_a_search_with_confirmations_counts_one_of_them_before_and_all_after():
+def test_a_search_with_confirmations_counts_two_chosen_points_before_and_those_chosen_after():
     made = plan({"scrub": {**SCRUB, "trials": 9}}, seeds=[0, 1, 2])
     journal = ReadOnlyJournal(Known())
     agenda = agenda_of(made, journal)
-    assert now(made, journal, agenda).trials == 9 + 2
+    assert now(made, journal, agenda).trials == 9 + 2 * 2
     play(agenda)
     after = now(made, journal, agenda)
     assert after.trials == after.trials_done == len(journal.known.trials) > 9 + 2
