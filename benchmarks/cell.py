@@ -291,9 +291,9 @@ def report(given: argparse.Namespace, cell: Cell, state: State, whole: list[Roun
         checks = {"ssd": apart, "furthest_score_in_deviations": furthest, "out_of_noise": too_far}
         text.append(
             f"Same images forward and backward in each run. SSD without augmentation: 999 of 1,000 weights at most "
-            f"{apart['weights']:.1e} apart, importances {apart['importances']:.1e}; by the same importances all weights at most "
-            f"{apart['dampened']:.1e} and scores {apart['scores']:.1e}. The score furthest from the mean over the published "
-            f"procedure's seeds is {furthest:.1f} deviations away (allowed: {DEVIATIONS:g})."
+            f"{apart['weights']:.1e} apart, scores {apart['scores']:.1e} where no parameter crosses the threshold, importances "
+            f"{apart['importances']:.1e}; all weights {apart['dampened']:.1e} by the same importances. The score furthest from "
+            f"the mean over the published procedure's seeds is {furthest:.1f} deviations away (allowed: {DEVIATIONS:g})."
         )
     found = list(rows(whole))
     recipe = f"{len(cell['runs'])} runs, ResNet-9 of width {cell['width']}, {cell['recipe']['steps']} steps, batches of 64, fp32"

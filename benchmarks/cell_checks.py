@@ -14,7 +14,7 @@ import figures  # noqa: F401  (the repository's own package)
 import torch
 from alone import Cell, setting_of
 from cell_given import sets_of
-from published import Run, Sets, dampened
+from published import Run, Sets, dampened, with_plain_layers
 from safetensors.numpy import load_file
 
 from cu_ray import plugins
@@ -25,6 +25,7 @@ from cu_ray.store import LocalStore
 from cu_ray.types import Augmentation, OriginalSpec, TrialSpec
 
 DEVIATIONS = 4.0  # standard deviations that scores may be apart
+JUMP = 1e-4  # of a parameter that one side dampens and the other does not
 LEAST_DEVIATION = 0.01  # of a score: what a thousand images can tell apart
 SCORES = ("acc_corr", "acc_retain", "asr")
 Round = dict[str, Any]
@@ -44,8 +45,9 @@ def difference_of_ssd(cell: Cell) -> dict[str, float]:
 
     weights: of each point the difference that one parameter in a thousand exceeds, and of these the largest: the order of the
     images in a batch is drawn, and its rounding puts one or two parameters on the other side of the threshold, where dampening
-    jumps. Of the same importances, cu-ray's, dampening makes the same: dampened is the largest difference of any parameter of
-    any point, scores the largest of five points. importances: the largest difference, in the largest importance of a tensor.
+    jumps. dampened: the largest difference of any parameter of any point where cu-ray's importances are used on both sides.
+    scores: the largest difference of five points in which no parameter jumps. importances: the largest difference, in the
+    largest importance of a tensor. The published side runs its layers one by one.
     """
     dataset = replace(plugins.build("datasets", cell["dataset"]).load(), augmentation=Augmentation())
     spec = OriginalSpec(setting_of(cell, dataset.content_hash))
@@ -57,26 +59,29 @@ def difference_of_ssd(cell: Cell) -> dict[str, float]:
         poisoned, _ = bench.poisoned(spec.setting)
         original, _ = bench.original(spec)
         sets = Sets(**sets_of(poisoned, detect(poisoned, Uniform(), cell["deleted"], None)))
-        run = Run("ssd", {}, sets, cell["recipe"], copy.deepcopy(original).eval(), augmented=False)
-        importances = [run.importances(run.model, rows, len(sets.labels)) for rows in (sets.deletion, sets.retain)]
+        plain = with_plain_layers(copy.deepcopy(original)).eval()
+        run = Run("ssd", {}, sets, cell["recipe"], plain, augmented=False)
+        importances = [run.importances(plain, rows, len(sets.labels)) for rows in (sets.deletion, sets.retain)]
         same: list[list[torch.Tensor]] = []  # cu-ray's importances
-        weights, scores, of_same = [], [], []
+        weights, of_same, scores = [], [], []
         for number, point in enumerate(points):
             method = plugins.build("methods", {"name": "ssd", **point, "importance_batch_size": len(sets.labels)})
             given = TrialSpec(spec, Uniform(), cell["deleted"], method)
             own = bench.unlearned(given).model
             same = same or _kept_importances(Path(folder), original)
             how = (point["selection_weight"], point["relative_dampening"])
-            weights.append(_differences(own, dampened(copy.deepcopy(original), *importances, *how)).quantile(0.999))
-            other = dampened(copy.deepcopy(original), *same, *how)
-            of_same.append(_differences(own, other).max())
-            if number % max(1, len(points) // 5) == 0:
-                both = [bench.scores(given, model) for model in (own, other)]
-                scores.append(max(abs(both[0][name] - both[1][name]) for name in SCORES))
+            other = dampened(copy.deepcopy(plain), *importances, *how)
+            apart = _differences(own, other)
+            weights.append(apart.quantile(0.999))
+            of_same.append(_differences(own, dampened(copy.deepcopy(original), *same, *how)).max())
+            if apart.max() <= JUMP and number >= len(scores) * (len(points) // 5):
+                ours, theirs = (bench.scores(given, model) for model in (own, other))
+                scores.append(max(abs(ours[name] - theirs[name]) for name in SCORES))
         pairs = [pair for both in zip(same, importances, strict=True) for pair in zip(*both, strict=True)]
-        apart = [(ours - theirs).abs().max() / theirs.max() for ours, theirs in pairs]
-    largest = {"weights": weights, "dampened": of_same, "scores": scores, "importances": apart}
-    return {name: float(max(values)) for name, values in largest.items()}
+        least = torch.finfo(torch.float32).tiny
+        of_importances = [(ours - theirs).abs().max() / theirs.max().clamp(min=least) for ours, theirs in pairs]
+    largest = {"weights": weights, "dampened": of_same, "scores": scores, "importances": of_importances}
+    return {name: float(max(values, default=math.inf)) for name, values in largest.items()}
 
 
 def _kept_importances(folder: Path, model: torch.nn.Module) -> list[list[torch.Tensor]]:

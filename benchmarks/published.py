@@ -5,7 +5,7 @@
 Started by benchmarks/cell.py, to be measured beside cu-ray. Written from the definitions (docs/protocol.md), in PyTorch as one
 writes it: images are decoded, cropped, flipped, normalised and patched one by one in DataLoaders, SSD computes its importances
 in each run, every model is evaluated on the whole training and test sets. In its favour: loaders keep their workers,
-teachers run without gradients, no model is evaluated before the end of its run, the network is the package's.
+teachers run without gradients, no model is evaluated before the end of its run.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from cu_ray.datasets._torchvision import torchvision_datasets
+from cu_ray.models._blocks import Chain
 from cu_ray.models.resnet9 import ResNet9
 
 torchvision_datasets()  # which gets torchvision itself imported
@@ -281,10 +282,19 @@ def new_weights(module: torch.nn.Module) -> None:
             torch.nn.init.zeros_(layer.bias)
 
 
+def with_plain_layers(model: torch.nn.Module) -> torch.nn.Module:
+    """The model, whose layers now run one by one as PyTorch's do."""
+    for name, child in model.named_children():
+        with_plain_layers(child)
+        if isinstance(child, Chain):
+            model.add_module(name, torch.nn.Sequential(*child))
+    return model
+
+
 def run_of(cell: dict[str, Any], number: int, workers: int) -> Run:
     """The run with that number of a cell."""
     sets = Sets.read(Path(cell["sets"]))
-    model = ResNet9(width=cell["width"]).build(sets.train_pixels.shape[1:], cell["num_classes"])
+    model = with_plain_layers(ResNet9(width=cell["width"]).build(sets.train_pixels.shape[1:], cell["num_classes"]))
     model.load_state_dict(load_file(cell["weights"]))
     method, given = cell["runs"][number]
     return Run(method, given, sets, cell["recipe"], model, workers)

@@ -308,7 +308,7 @@ class Setting:
         )
 
 
-LEARNING_VERSION = 1  # of the optimisation loop, batches, importances and stages: raise it when their numbers change
+LEARNING_VERSION = 1  # of the optimisation loop, batches, importances and stages: raise it when more than rounding changes
 
 
 @dataclass(frozen=True)

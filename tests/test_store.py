@@ -27,8 +27,10 @@ from safetensors import SafetensorError
 from cu_ray import store
 from cu_ray.errors import StoreFailed, UserError
 from cu_ray.places import Folder
+from cu_ray.report.write import write as report
 from cu_ray.store import LocalStore
 from cu_ray.sweep import ledger, status
+from tests.report import made
 
 THOROUGH = settings(derandomize=True, database=None, deadline=None, max_examples=40)
 
@@ -481,16 +483,18 @@ def test_what_one_user_claims_another_one_waits_for_and_a_lock_that_was_left_hol
 
 @needs_root
 def test_results_that_another_user_keeps_shut_are_said_to_be_that_and_not_to_be_none(shared):
-    results = shared / "one"
-    with as_user(ANNA):
-        with ledger.Ledger(results / "ledger"):
-            pass
-        (results / "status.json").write_text("{}")
-        (results / "ledger").chmod(0o700)
-        (results / "status.json").chmod(0o600)
+    results = made.folder(shared / "one")
+    with ledger.Ledger(results / "ledger"):
+        pass
+    (results / "status.json").write_text("{}")
+    report([results], shared / "before", None)  # by root, with all that it imports
+    (results / "ledger").chmod(0o700)
+    (results / "status.json").chmod(0o600)
     with as_user(BEN):
         with pytest.raises(UserError, match=r"ledger cannot be read: .*Permission denied"):
             ledger.read(results / "ledger")
         with pytest.raises(UserError, match=r"status.json cannot be read: Permission denied"):
             status.read(results)
+        page, _ = report([results], shared / "report", None)
+        assert page.exists(), "the tables can be read"
         assert Folder(shared / "two").files() == Folder(results / "status.json").files() == []

@@ -34,7 +34,7 @@ class Sgd:
 
     def __init__(self, model: torch.nn.Module, recipe: TrainRecipe, device: torch.device) -> None:
         self._model, self._recipe, self._device = model, recipe, device
-        self._optimiser = Momentum([each for each in model.parameters() if each.requires_grad], recipe, device)
+        self._optimiser = Momentum(model, recipe, device, fused=device.type == "cuda")
         self._scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision == "fp16")
         self._graphs: Graphs | None = None
         if device.type == "cuda":
@@ -57,7 +57,7 @@ class Sgd:
 
     def step(self, batch: Batch, loss: Loss) -> None:
         """One optimiser step on loss(logits [B, classes] in float32, batch). Each 100th raises Diverged on a loss not finite."""
-        self._optimiser.rate.fill_(self._recipe.lr * learning_rate_factor(self.num_steps, self._recipe.steps))
+        self._optimiser.set_rate(self._recipe.lr * learning_rate_factor(self.num_steps, self._recipe.steps))
         scaled = self._scaler.is_enabled()  # then the update stays out of graphs: it leaves a scaler in halves where it fails
         work = self._gradients if scaled else self._whole_step
         self._last_loss = self._graphs.run(work, batch, loss) if self._graphs else work(batch, loss)
@@ -105,19 +105,28 @@ def _single_image_named(batch: Batch) -> Iterator[None]:
 
 
 class Momentum:
-    """The update rule, SGD with momentum and weight decay, in one operation; GradScaler takes it for one of torch.optim.
+    """The update rule, SGD with momentum and weight decay, in few operations; GradScaler takes it for one of torch.optim.
 
-    torch.optim.SGD does the same, but its first use imports all of torch.compile: .8 s and 74 MB of each worker.
+    torch.optim.SGD does the same, but its first use imports all of torch.compile: .7 s and 74 MB of each worker. fused: in one
+    operation. On processors torch 2.13 has that leave parameters in halves as they are, and misread those that are slices.
     """
 
-    _step_supports_amp_scaling = True  # GradScaler then sets grad_scale and found_inf while it makes a step
+    def __init__(self, model: torch.nn.Module, recipe: TrainRecipe, device: torch.device, *, fused: bool) -> None:
+        self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.param_groups = [{"params": self._parameters}]
+        self._rate: Any = recipe.lr
+        if fused:  # there, as the velocities are, for graphs
+            self._rate = torch.full((), recipe.lr, dtype=torch.float32, device=device)
+        self.velocities = [torch.zeros_like(each) if recipe.momentum else None for each in self._parameters]
+        self._momentum, self._weight_decay = recipe.momentum, recipe.weight_decay
+        self._step_supports_amp_scaling = self._fused = fused  # GradScaler then sets grad_scale and found_inf for a step
 
-    def __init__(self, parameters: list[torch.nn.Parameter], recipe: TrainRecipe, device: torch.device) -> None:
-        self.param_groups = [{"params": parameters}]
-        kind = torch.float32 if device.type == "cuda" else torch.float64  # as the kernels there read it
-        self.rate = torch.full((), recipe.lr, dtype=kind, device=device)  # a tensor, from the start as velocities, for graphs
-        self.velocities = [torch.zeros_like(each) if recipe.momentum else None for each in parameters]
-        self._parameters, self._momentum, self._weight_decay = parameters, recipe.momentum, recipe.weight_decay
+    def set_rate(self, rate: float) -> None:
+        """The learning rate from now on."""
+        if self._fused:
+            self._rate.fill_(rate)
+        else:
+            self._rate = rate
 
     def zero_grad(self) -> None:
         """No parameter has a gradient then."""
@@ -135,12 +144,13 @@ class Momentum:
                 parameters,
                 [parameter.grad for parameter in parameters],
                 [self.velocities[place] for place in moved],
-                fused=True,
+                foreach=not self._fused,
+                fused=self._fused,
                 grad_scale=getattr(self, "grad_scale", None),
                 found_inf=getattr(self, "found_inf", None),
                 weight_decay=self._weight_decay,
                 momentum=self._momentum,
-                lr=self.rate,  # type: ignore[arg-type]  # as torch.optim.SGD gives it
+                lr=self._rate,
                 dampening=0,
                 nesterov=False,
                 maximize=False,

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 LARGEST_WINDOW = 8  # places of a side; kernels are longer the larger it is
+WHOLE = (torch.float32, torch.float64)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -25,15 +26,16 @@ class Chain(nn.Sequential):
     CELU after BatchNorm is taken in as well, in train mode and where nobody asks for gradients: see `_norm_celu.py`.
 
     On processors the three are one convolution where nobody asks for gradients. In train mode CELU overwrites what BatchNorm
-    gave, which it would keep for the way back; not in eval mode: gradients from what CELU gave are off by a rounding of 1,
-    which is nothing to a step, and all to the importance of a weight that only such small gradients come to.
+    gave, which it would keep for the way back. Gradients from what CELU gave are off by a rounding of 1: nothing to a step, but
+    too much in halves, and for the importance, in eval mode, of a weight that only such small gradients come to.
     """
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """As Sequential's. Importances, which need the gradient of the bias in eval mode, have it added as it stands."""
         modules = [*self]
         spares = self.spares_bias(inputs)
-        folds = not spares and not torch.is_grad_enabled()
+        joins = not (spares or _is_transformed() or _is_watched(self))
+        folds = joins and not torch.is_grad_enabled()
         while modules:
             module = modules.pop(0)
             if spares and modules and _can_spare_bias(module, modules[0]):
@@ -42,8 +44,9 @@ class Chain(nn.Sequential):
                 inputs = _normed_without_bias(inputs, module, norm, after)
             elif folds and modules and _can_fold(module, modules[0]):
                 inputs = _folded(inputs, module, modules.pop(0))
-            elif not spares and modules and _forgets_its_outputs(module) and _is_plain_celu(modules[0]):
-                inputs = nn.functional.celu(module(inputs), modules.pop(0).alpha, inplace=True)
+            elif joins and modules and _forgets_its_outputs(module) and _is_plain_celu(modules[0]):
+                inputs = module(inputs)
+                inputs = nn.functional.celu(inputs, modules.pop(0).alpha, inplace=inputs.dtype in WHOLE)
             else:
                 inputs = module(inputs)
         return inputs
@@ -118,9 +121,7 @@ def _is_usual(inputs: torch.Tensor, norm: Any) -> bool:
 
 def _is_table(inputs: torch.Tensor) -> bool:
     """Channels last, numbers of 32 bits suffice, and nothing transforms it that knows no kernels."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    return inputs.is_contiguous(memory_format=torch.channels_last) and inputs.numel() < 2**31
+    return not _is_transformed() and inputs.is_contiguous(memory_format=torch.channels_last) and inputs.numel() < 2**31
 
 
 def _kernels_work(device: torch.device) -> bool:
@@ -140,7 +141,7 @@ def _can_be_one(norm: Any, celu: Any, device: torch.device) -> bool:
 def _is_plain_celu(module: Any) -> bool:
     """Whether it is as built, and nothing transforms it."""
     plain = type(module) is nn.CELU and not module.inplace and not _is_watched(module)
-    return plain and not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
+    return plain and not _is_transformed()
 
 
 def _learns(convolution: Any) -> bool:
@@ -152,11 +153,19 @@ def _forgets_its_outputs(module: Any) -> bool:
 
 
 def _is_watched(module: Any) -> bool:
-    return any(vars(module)[kind] for kind in HOOKS)
+    """Whether there is more to its call than its class says: hooks, or a forward function of its own."""
+    own = any(vars(module)[kind] for kind in HOOKS) or "forward" in vars(module)
+    return own or bool(nn.modules.module._has_any_global_hook())
+
+
+def _is_transformed() -> bool:
+    return bool(torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active())
 
 
 def _can_fold(convolution: Any, norm: Any) -> bool:
-    return _can_spare_bias(convolution, norm) and norm.affine and not norm.training
+    if not _can_spare_bias(convolution, norm) or norm.training or norm.weight is None or norm.bias is None:
+        return False
+    return convolution.weight.dtype == norm.weight.dtype == norm.running_var.dtype and norm.running_var.dtype in WHOLE
 
 
 def _can_spare_bias(convolution: Any, norm: Any) -> bool:

@@ -42,7 +42,10 @@ class Results:
     @property
     def can_be_replayed(self) -> bool:
         """Whether the sweep itself is in the folder, not its tables alone."""
-        return bool((self.folder / "ledger").files())
+        try:
+            return bool((self.folder / "ledger").files())
+        except PermissionError:  # others may see the tables only
+            return False
 
     @property
     def sweep_command(self) -> str | None:

@@ -171,7 +171,8 @@ def trials_to_come(study: StudyState) -> list[Such]:
     to_sample = spec.method.budget - len(study.points)
     memos, chosen = min(num_memos(spec.method), to_sample), min(spec.method.budget, POINTS_CHOSEN)
     searched = [Such(trial, to_sample, memos) for trial in spec.trials(point, spec.search_settings) if to_sample]
-    confirmed = [Such(trial, chosen) for trial in spec.trials(point, spec.confirm_settings) if not study.confirmed]
+    confirming = [] if study.confirmed else spec.trials(point, spec.confirm_settings)
+    confirmed = [Such(trial, chosen, min(num_memos(spec.method), chosen)) for trial in confirming]
     repeated = [Such(trial) for trial in spec.repetitions(point) if not study.confirmed]
     return searched + confirmed + repeated
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from cu_ray.detections.uniform import Uniform
 from cu_ray.learning.graphs import Graphs
 from cu_ray.learning.meter import Meter
-from cu_ray.learning.sgd import Sgd
+from cu_ray.learning.sgd import Momentum, Sgd
 from cu_ray.methods.bad_teaching import BadTeaching
 from cu_ray.methods.catastrophic_forgetting import CatastrophicForgetting
 from cu_ray.methods.cognac import Cognac
@@ -111,10 +111,11 @@ class StandIn:
 
 
 class PlainSgd(Sgd):
-    """Never records."""
+    """Never records; updates as on a GPU."""
 
     def __init__(self, model, recipe, device):
         super().__init__(model, recipe, device)
+        self._optimiser = Momentum(model, recipe, device, fused=True)
         self._graphs = None
 
 

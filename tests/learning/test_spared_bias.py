@@ -223,6 +223,72 @@ def test_who_watches_a_layer_on_a_processor_sees_it_as_it_is(layer, training):
         same(given, expected)
 
 
+def doubled(block):
+    """A convolution whose own forward function gives twice as much."""
+    given = block[0].forward
+    block[0].forward = lambda inputs: 2 * given(inputs)
+    return images()
+
+
+def in_halves(block):
+    """The convolution alone in halves, as a method that saves memory has it."""
+    block[0].bfloat16()
+    block[1].float()
+    return images().bfloat16()
+
+
+def without_shift(block):
+    """BatchNorm with weights and no bias, as torch 2.13 can build it."""
+    block[1].register_parameter("bias", None)
+    return images()
+
+
+@pytest.mark.parametrize("change", [doubled, in_halves, without_shift])
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_that_are_not_as_built_run_as_they_are_on_a_processor(change, training):
+    outputs = []
+    for block in blocks():
+        batch = change(block)
+        with torch.no_grad():
+            outputs.append(block.train(training)(batch))
+    same(outputs[1], outputs[0])
+
+
+def test_who_watches_all_modules_sees_each_layer():
+    seen = []
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, inputs, output: seen.append((module, output)))
+    try:
+        for block in blocks():
+            with torch.no_grad():
+                block.eval()(images())
+    finally:
+        hook.remove()
+    assert [type(module) for module, _ in seen[4:7]] == [type(module) for module, _ in seen[:3]]
+    for (_, given), (_, expected) in zip(seen[4:7], seen[:3], strict=True):
+        same(given, expected)
+
+
+def test_a_hook_may_write_into_what_a_block_gives():
+    gradients = []
+    for block in blocks():
+        block.train().register_forward_hook(lambda module, inputs, output: output.mul_(2))
+        gradients.append(torch.autograd.grad((block(images()) ** 2).sum(), list(block.parameters())))
+    for given, expected in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(given, expected, **CELU_OF_TORCH)
+
+
+def test_a_training_step_in_halves_has_the_gradients_of_the_layers():
+    """Of what CELU gave in halves, gradients would be off by a quarter of a percent, all to the same side."""
+    gradients = []
+    for block in blocks():
+        block.float().train()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = block(images().float()).float().square().sum()
+        gradients.append(torch.autograd.grad(loss, list(block.parameters())))
+    for given, expected in zip(gradients[1], gradients[0], strict=True):
+        assert torch.equal(given, expected)
+
+
 def test_evaluation_in_halves_is_as_near_to_the_exact_one_as_that_of_the_layers(monkeypatch):
     """BatchNorm's weights go into the convolution's before these are rounded."""
     torch.manual_seed(0)
@@ -230,7 +296,7 @@ def test_evaluation_in_halves_is_as_near_to_the_exact_one_as_that_of_the_layers(
     with torch.no_grad():
         for seed in range(5):
             network.train()(images(seed).float().repeat(8, 1, 2, 2))
-    batch, off = images(9).repeat(8, 1, 2, 2), []
+    batch, off = torch.cat([images(seed) for seed in range(9, 40)]).repeat(1, 1, 2, 2), []
     for forward in (Chain.forward, torch.nn.Sequential.forward):
         monkeypatch.setattr(Chain, "forward", forward)
         with torch.no_grad():
