@@ -195,7 +195,8 @@ def test_every_trial_and_original_has_evidence_and_nothing_else_differs(tmp_path
 
 
 def test_what_was_made_without_evidence_is_made_again_once_it_is_wanted_and_only_that(tmp_path):
-    plain, kept = by_hand.sweep(tmp_path), by_hand.sweep(tmp_path, evidence=True)
+    search = {"sampler": "random", "seeds": "each"}  # nothing to be confirmed, so that a plan knows all its trials
+    plain, kept = (by_hand.sweep(tmp_path, search=search, evidence=wanted) for wanted in (False, True))
     jobs = by_hand.run(plain)
     before = preview(plain).estimate
     assert (before.trials_done, before.evidence_bytes) == (before.trials, 0)

@@ -22,7 +22,7 @@ def test_a_signal_while_ray_starts_ends_the_sweep_within_ten_seconds(tmp_path, n
     assert family
     driver.process.send_signal(number)
     assert driver.process.wait(timeout=10) == 130, driver.said
-    assert "Interrupted: 0 of 30 trials are done. The same command goes on" in driver.said
+    assert "Interrupted: 0 of 34 trials are done. The same command goes on" in driver.said
     assert "Traceback" not in driver.said
     assert (tmp_path / "results" / "small" / "tables" / "trials.parquet").exists()
     assert not left_of(family, 5)

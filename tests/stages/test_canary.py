@@ -74,7 +74,8 @@ def test_a_canary_takes_the_memory_of_the_whole_trial(name, keep):
 
 @pytest.mark.parametrize("keep", ["last", "best_on_test"])
 def test_that_of_an_original_takes_the_memory_of_its_training_beside_an_original_that_is_kept(keep):
-    spec = original_spec(DATASET, recipe=replace(RECIPE, keep=keep))
+    """Training in batches as large as those of the evaluation after it, or that takes more: the store is memory here, too."""
+    spec = original_spec(DATASET, recipe=replace(RECIPE, keep=keep, batch_size=60))
     result = measured(spec)
     assert result.stopped is None
     assert result.peak_bytes == whole(spec) + result.original_bytes
