@@ -61,7 +61,9 @@ def difference_of_ssd(cell: Cell) -> dict[str, float]:
         sets = Sets(**sets_of(poisoned, detect(poisoned, Uniform(), cell["deleted"], None)))
         plain = with_plain_layers(copy.deepcopy(original)).eval()
         run = Run("ssd", {}, sets, cell["recipe"], plain, augmented=False)
-        importances = [run.importances(plain, rows, len(sets.labels)) for rows in (sets.deletion, sets.retain)]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            importances = [run.importances(plain, rows, len(sets.labels)) for rows in (sets.deletion, sets.retain)]
         same: list[list[torch.Tensor]] = []  # cu-ray's importances
         weights, of_same, scores = [], [], []
         for number, point in enumerate(points):

@@ -483,13 +483,14 @@ def test_what_one_user_claims_another_one_waits_for_and_a_lock_that_was_left_hol
 
 @needs_root
 def test_results_that_another_user_keeps_shut_are_said_to_be_that_and_not_to_be_none(shared):
-    results = made.folder(shared / "one")
-    with ledger.Ledger(results / "ledger"):
-        pass
-    (results / "status.json").write_text("{}")
-    report([results], shared / "before", None)  # by root, with all that it imports
-    (results / "ledger").chmod(0o700)
-    (results / "status.json").chmod(0o600)
+    with as_user(0):
+        results = made.folder(shared / "one")
+        with ledger.Ledger(results / "ledger"):
+            pass
+        (results / "status.json").write_text("{}")
+        report([results], shared / "before", None)  # with all that it imports
+        (results / "ledger").chmod(0o700)
+        (results / "status.json").chmod(0o600)
     with as_user(BEN):
         with pytest.raises(UserError, match=r"ledger cannot be read: .*Permission denied"):
             ledger.read(results / "ledger")

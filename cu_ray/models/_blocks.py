@@ -134,7 +134,7 @@ def _kernels_work(device: torch.device) -> bool:
 
 def _can_be_one(norm: Any, celu: Any, device: torch.device) -> bool:
     """Whether our kernels take BatchNorm and this module after it as one: as built; in eval mode, without gradients."""
-    one = norm.affine and (norm.training or not torch.is_grad_enabled())
+    one = norm.weight is not None and norm.bias is not None and (norm.training or not torch.is_grad_enabled())
     return one and _is_plain_celu(celu) and _kernels_work(device)
 
 
@@ -154,8 +154,8 @@ def _forgets_its_outputs(module: Any) -> bool:
 
 def _is_watched(module: Any) -> bool:
     """Whether there is more to its call than its class says: hooks, or a forward function of its own."""
-    own = any(vars(module)[kind] for kind in HOOKS) or "forward" in vars(module)
-    return own or bool(nn.modules.module._has_any_global_hook())
+    of_all = vars(nn.modules.module)  # torch's own question for these is younger than 2.4
+    return "forward" in vars(module) or any(vars(module)[kind] or of_all[f"_global{kind}"] for kind in HOOKS)
 
 
 def _is_transformed() -> bool:

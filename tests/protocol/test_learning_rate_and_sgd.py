@@ -161,9 +161,10 @@ def test_weights_that_lie_in_memory_in_another_order_move_as_all_do(momentum):
         torch.testing.assert_close(given, expected, rtol=1e-6, atol=1e-7)  # losses are of 32 bits
 
 
-def test_a_step_without_any_gradient_moves_nothing():
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_step_without_any_gradient_moves_nothing(fused):
     model = OneWeight()
-    optimiser = Momentum(model, TrainRecipe(steps=1, precision="fp32"), CPU, fused=True)
+    optimiser = Momentum(model, TrainRecipe(steps=1, precision="fp32"), CPU, fused=fused)
     optimiser.step()
     assert model.weight.item() == 0
 
