@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 LARGEST_WINDOW = 8  # places of a side; kernels are longer the larger it is
-WHOLE = (torch.float32, torch.float64)
+FULL_PRECISION = (torch.float32, torch.float64)
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -25,7 +25,7 @@ class Chain(nn.Sequential):
     the mean that is taken away. A GPU that adds it and sums its gradient up spends a fifth of a ResNet-9's step on that. A
     CELU after BatchNorm is taken in as well, in train mode and where nobody asks for gradients: see `_norm_celu.py`.
 
-    On processors the three are one convolution where nobody asks for gradients. In train mode CELU overwrites what BatchNorm
+    On processors the first two are one convolution where nobody asks for gradients. In train mode CELU overwrites what BatchNorm
     gave, which it would keep for the way back. Gradients from what CELU gave are off by a rounding of 1: nothing to a step, but
     too much in halves, and for the importance, in eval mode, of a weight that only such small gradients come to.
     """
@@ -46,7 +46,7 @@ class Chain(nn.Sequential):
                 inputs = _folded(inputs, module, modules.pop(0))
             elif joins and modules and _forgets_its_outputs(module) and _is_plain_celu(modules[0]):
                 inputs = module(inputs)
-                inputs = nn.functional.celu(inputs, modules.pop(0).alpha, inplace=inputs.dtype in WHOLE)
+                inputs = nn.functional.celu(inputs, modules.pop(0).alpha, inplace=inputs.dtype in FULL_PRECISION)
             else:
                 inputs = module(inputs)
         return inputs
@@ -165,7 +165,7 @@ def _is_transformed() -> bool:
 def _can_fold(convolution: Any, norm: Any) -> bool:
     if not _can_spare_bias(convolution, norm) or norm.training or norm.weight is None or norm.bias is None:
         return False
-    return convolution.weight.dtype == norm.weight.dtype == norm.running_var.dtype and norm.running_var.dtype in WHOLE
+    return convolution.weight.dtype == norm.weight.dtype == norm.running_var.dtype and norm.running_var.dtype in FULL_PRECISION
 
 
 def _can_spare_bias(convolution: Any, norm: Any) -> bool:
