@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cu_ray import __version__, config, plugins, yaml_file
+from cu_ray import __version__, collector, config, plugins, yaml_file
 from cu_ray.config import SAMPLERS, Sweep
 from cu_ray.errors import CuRayError, UserError, did_you_mean
 from cu_ray.places import Folder, Place, at
@@ -685,5 +685,11 @@ def _print_record(record: Any) -> None:
         sys.exit(1)
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """`main` in a process of its own."""
+    collector.as_command()
     main()
+
+
+if __name__ == "__main__":
+    command()

@@ -10,6 +10,8 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from cu_ray import collector
+
 
 class _Deferred(ModuleType):
     """A module that is imported at its first attribute access."""
@@ -17,7 +19,9 @@ class _Deferred(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") and name != "__version__":  # what the import system and inspections ask of any module
             raise AttributeError(name)
-        value = getattr(importlib.import_module(self.__name__), name)
+        with collector.at_rest():
+            module = importlib.import_module(self.__name__)
+        value = getattr(module, name)
         setattr(self, name, value)
         return value
 

@@ -27,6 +27,7 @@ def at_ray(
         "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger remembers; snapshots would be rewritten whole all the time
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # else Tune starts a worker whose node was taken away anew, silently
+        "RAY_enable_worker_prestart": "1",  # processes for tasks, of which the desk takes one, start while Ray waits for itself
         "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # workers start side by side, as many as our searcher asks for
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         **process.memory_held(),
