@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from cu_ray import config, plugins
 from cu_ray.config import Options, Span
+from cu_ray.config.methods import spaced
 from cu_ray.datasets import Dataset
 from cu_ray.errors import Faults, UserError
 from cu_ray.methods import Method
 from cu_ray.plugins import Search
-from cu_ray.types import DatasetFacts
+from cu_ray.types import DatasetFacts, TrainRecipe
 
 PLAIN = {  # one line each: a section's line is its place here, from 1
     "name": "plain",
@@ -93,7 +94,7 @@ def test_a_plain_file_is_read_with_its_defaults():
         "resnet9",
         "uniform",
     ]
-    assert sweep.trains == (config.TrainRecipe(),)
+    assert sweep.trains == (TrainRecipe(),)
     assert sweep.search == config.SearchSection()
     assert str(sweep.folder) == "results/plain"
 
@@ -829,7 +830,7 @@ def test_a_grid_runs_from_low_to_high_and_rises(low, high, num, log):
     low, high = sorted((low, high))
     if high < low * 1.001:
         return
-    values = config.spaced(low, high, num, log=log, integer=False)
+    values = spaced(low, high, num, log=log, integer=False)
     assert values == sorted(set(values))
     assert len(values) <= num
     assert values[0] == pytest.approx(low, rel=1e-5)

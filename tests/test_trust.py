@@ -27,7 +27,7 @@ from cu_ray.sweep import foreground, ledger, measuring, runner, weights
 from cu_ray.types import DatasetFacts, Record
 from tests.datasets.own import write_npz
 
-SOURCE = Path(config.__file__).parent
+SOURCE = Path(config.__file__).parent.parent
 FACTS = DatasetFacts(100, 10, (8, 8, 1), ("a", "b"))
 
 # ----------------------------------------------------------------------------------------------------------- the source
