@@ -148,7 +148,9 @@ def sweep(
     on a Ray that is started here.
     """
     from cu_ray.report.terminal import best_table
-    from cu_ray.sweep import runner
+
+    with collector.at_rest():
+        from cu_ray.sweep import runner
 
     out = console()
     seconds = config.seconds_of(time_limit)
@@ -355,8 +357,9 @@ def plan(
     measure: bool,
 ) -> None:
     """Say what the sweep of FILE comes to and what of it is done. Starts nothing."""
-    from cu_ray.sweep.frame import clock
-    from cu_ray.sweep.preview import preview
+    with collector.at_rest():
+        from cu_ray.sweep.frame import clock
+        from cu_ray.sweep.preview import preview
 
     def measuring(number: int) -> None:
         if not as_json:

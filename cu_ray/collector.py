@@ -7,15 +7,13 @@ import contextlib
 import gc
 from collections.abc import Iterator
 
-SELDOM = 100_000  # objects more than before, after which it looks through the youngest; 700 as Python comes
-
 
 @contextlib.contextmanager
 def at_rest() -> Iterator[None]:
     """A context in which it does not run, for imports: what a module makes, stays."""
     ran = gc.isenabled()
-    gc.disable()
     try:
+        gc.disable()
         yield
     finally:
         if ran:
@@ -23,6 +21,8 @@ def at_rest() -> Iterator[None]:
 
 
 def as_command() -> None:
-    """Let it run seldom from now on, and not at the end, when the system takes all memory back. The process must be our own."""
-    gc.set_threshold(SELDOM)
-    atexit.register(gc.freeze)  # the first to be registered is the last to be called
+    """Spare it the last look, when the system takes all memory back. The process must be our own.
+
+    It comes after whatever is registered later to be done at the end, Ray's among it. What lies in cycles is not finalised then.
+    """
+    atexit.register(gc.freeze)

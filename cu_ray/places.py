@@ -24,6 +24,7 @@ from cu_ray.errors import PlaceFailed, UserError, did_you_mean
 SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
 OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss")
 ABANDONED_AFTER = 24 * 3600.0  # seconds; nobody writes under a temporary name for so long
+FIRST_ANSWER_IN = 30  # seconds, of Google's storage; later it is asked again and again for a quarter of an hour
 SETTINGS = ("endpoint_override", "region", "scheme")  # that may follow the '?' of a URI; others could hold credentials
 
 
@@ -261,9 +262,15 @@ def _at_uri(uri: str, scheme: str) -> Place:
 def _file_system(scheme: str, root: str, query: str) -> tuple[Any, str]:
     from pyarrow.fs import FileSystem
 
-    settings = dict(parse_qsl(query)) | ({"allow_delayed_open": "true"} if scheme == "s3" else {})  # one request a small object
-    system, path = FileSystem.from_uri(f"{scheme}://{root}" + (f"?{urlencode(settings)}" if settings else ""))
-    return system, str(path)
+    def system_with(**settings: Any) -> tuple[Any, str]:
+        settings |= dict(parse_qsl(query))
+        system, path = FileSystem.from_uri(f"{scheme}://{root}" + (f"?{urlencode(settings)}" if settings else ""))
+        return system, str(path)
+
+    if scheme in ("gs", "gcs"):  # or where there are no credentials one would hear of it after that quarter of an hour
+        system, path = system_with(retry_limit_seconds=FIRST_ANSWER_IN)
+        system.get_file_info(f"{path}/cu-ray")
+    return system_with(**({"allow_delayed_open": "true"} if scheme == "s3" else {}))  # one request a small object
 
 
 def _opened(uri: str) -> tuple[Any, str]:

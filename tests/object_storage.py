@@ -1,8 +1,14 @@
-"""An S3 server on this machine, moto's: for tests of what lies at a URI."""
+"""An S3 server on this machine, moto's: for tests of what lies at a URI. Or Google's emulator of its own storage, if it runs:
+
+git clone https://github.com/googleapis/storage-testbench && cd storage-testbench   # in an environment of its own
+pip install . && python testbench_run.py localhost 9123 4 &
+GOOGLE_STORAGE=http://localhost:9123 pytest tests/test_object_storage.py
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -13,6 +19,7 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+GOOGLE = os.environ.get("GOOGLE_STORAGE")  # where the emulator is
 SECRET = "a-secret-that-nothing-repeats"
 
 
@@ -38,9 +45,31 @@ class ObjectStorage:
         return f"s3://{name}"
 
 
+@dataclass(frozen=True)
+class GoogleStorage:
+    """The emulator and how to reach it."""
+
+    endpoint: str
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs to know of it."""
+        return {"CLOUD_STORAGE_EMULATOR_ENDPOINT": self.endpoint}
+
+    def bucket(self, name: str) -> str:
+        """The URI of a new bucket."""
+        made = urllib.request.Request(f"{self.endpoint}/storage/v1/b?project=tests", json.dumps({"name": name}).encode())
+        made.add_header("Content-Type", "application/json")
+        urllib.request.urlopen(made).close()
+        return f"gs://anonymous@{name}"
+
+
 @contextlib.contextmanager
-def server() -> Iterator[ObjectStorage]:
-    """A server that ends with the context."""
+def server() -> Iterator[ObjectStorage | GoogleStorage]:
+    """A server that ends with the context; the emulator, where there is one, goes on."""
+    if GOOGLE:
+        yield GoogleStorage(GOOGLE)
+        return
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -32,7 +32,7 @@ def one_trial(folder):
 
 def of_this_process():
     """What a sweep must leave as it was; what `import ray` sets stays."""
-    variables = {name: value for name, value in os.environ.items() if name.startswith(("TUNE_", "RAY_USAGE"))}
+    variables = {name: value for name, value in os.environ.items() if name.startswith(("TUNE_", "RAY_USAGE", "RAY_enable"))}
     return variables, sys.stdout, sys.stderr, [signal.getsignal(each) for each in HANDLED]
 
 

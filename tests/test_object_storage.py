@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +24,7 @@ import pytest
 from rich.console import Console
 
 import cu_ray
-from cu_ray import __version__, config, lease, store
+from cu_ray import __version__, config, lease, places, store
 from cu_ray.errors import Faults, PlaceFailed, RayStopped, UserError
 from cu_ray.places import Folder, Remote, at, lasting
 from cu_ray.remote import away
@@ -36,7 +37,7 @@ from cu_ray.sweep.ledger import Ledger, PointRecord, evidence, objects
 from cu_ray.sweep.ledger.lines import scan
 from cu_ray.types import Record
 from tests import sweeps
-from tests.object_storage import SECRET, server
+from tests.object_storage import GOOGLE, SECRET, server
 from tests.test_ledger import trial
 
 ROOT = Path(__file__).parents[1]
@@ -50,12 +51,11 @@ def storage():
 
 
 @pytest.fixture
-def uri(storage, monkeypatch, request):
+def uri(storage, monkeypatch):
     """A new bucket, reached as the environment says."""
     for name, value in storage.environment.items():
         monkeypatch.setenv(name, value)
-    digits = f"{abs(hash(request.node.name)) % 10**12:012d}"
-    return f"{storage.bucket(f'bucket-{digits}')}/some/path"
+    return f"{storage.bucket(f'bucket-{uuid.uuid4().hex[:12]}')}/some/path"
 
 
 @pytest.fixture
@@ -84,6 +84,7 @@ def test_a_place_gives_back_what_was_put_there(uri):
         place.read("one")
 
 
+@pytest.mark.skipif(GOOGLE is not None, reason="of S3")
 def test_an_endpoint_may_stand_in_the_uri_and_stays_with_what_is_below(storage, uri, monkeypatch):
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     host = storage.endpoint.removeprefix("http://")
@@ -132,9 +133,18 @@ def test_a_read_while_another_writes_gives_one_or_the_other_whole(uri):
     assert len(set(seen)) > 10
 
 
+@pytest.mark.skipif(GOOGLE is not None, reason="of S3")
 def test_what_cannot_be_reached_is_one_message(uri):
     with pytest.raises(PlaceFailed, match=r"s3://no-such-bucket/x/one: .*NO_SUCH_BUCKET"):
         (at("s3://no-such-bucket") / "x").write("one", b"")
+
+
+def test_google_storage_that_does_not_answer_is_one_message_soon(monkeypatch):
+    monkeypatch.setattr(places, "FIRST_ANSWER_IN", 1)
+    began = time.monotonic()
+    with pytest.raises(PlaceFailed, match=r"gs://anonymous@bucket/path/one\?endpoint_override=.*: .*connect"):
+        at("gs://anonymous@bucket/path?endpoint_override=127.0.0.1:9&scheme=http").has("one")
+    assert time.monotonic() - began < 60  # without a first answer a quarter of an hour
 
 
 def test_a_file_uri_is_a_folder(tmp_path):

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+import cu_ray
 from cu_ray import config, incident
 from cu_ray.cli import main
 from cu_ray.datasets.npz import Npz
@@ -27,7 +28,7 @@ from cu_ray.sweep import foreground, ledger, measuring, runner, weights
 from cu_ray.types import DatasetFacts, Record
 from tests.datasets.own import write_npz
 
-SOURCE = Path(config.__file__).parent.parent
+SOURCE = Path(cu_ray.__file__).parent
 FACTS = DatasetFacts(100, 10, (8, 8, 1), ("a", "b"))
 
 # ----------------------------------------------------------------------------------------------------------- the source

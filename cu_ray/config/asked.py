@@ -1,4 +1,4 @@
-"""The sweep that a command asks for: some of its methods, fractions and seeds, a shard of it, another place for results."""
+"""The sweep that a command asks for: some of its methods, fractions and seeds, a shard of it, other settings of its runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep, checked: what its file says, section by section, with the defaults for what it leaves out."""
+"""A sweep, checked: what its file says, section by section, and where its results and its scratch files lie."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
+from cu_ray import collector
 from cu_ray.config import RuntimeSection
 from cu_ray.errors import RayStopped, UserError, in_one_line
 from cu_ray.sweep.remains import Remains
@@ -42,7 +43,8 @@ def connected(
     that the process is at already is joined and left as it is. Raises UserError where no cluster answers; RayStopped where Ray
     ends, having called last_words where that had to be the end of the process.
     """
-    import ray
+    with collector.at_rest():
+        import ray
 
     if ray.is_initialized():
         _require_here(runtime.address)

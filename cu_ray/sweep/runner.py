@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from cu_ray import plugins
+from cu_ray import collector, plugins
 from cu_ray.config import Sweep
 from cu_ray.errors import FieldFault, RayStopped, UserError
 from cu_ray.places import Place, at, lasting
@@ -204,7 +204,8 @@ class _Work:
 
     def _run_phases(self, vigil: Vigil) -> None:
         """Run the agenda; what runs out of memory is run again on a larger share of a GPU, all the rest before."""
-        from cu_ray.sweep.crew import Crew
+        with collector.at_rest():
+            from cu_ray.sweep.crew import Crew
         from cu_ray.sweep.mirror import Mirror
         from cu_ray.sweep.progress import Progress
 

@@ -16,6 +16,8 @@ from cu_ray.errors import RayStopped
 from cu_ray.sweep import cluster, process
 from cu_ray.sweep.vigil import Vigil
 
+PRESTART, PRESTART_FOR_DRIVER = "RAY_enable_worker_prestart", "RAY_prestart_worker_first_driver"  # as Ray spells them
+
 
 @contextlib.contextmanager
 def at_ray(
@@ -27,7 +29,7 @@ def at_ray(
         "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # the ledger remembers; snapshots would be rewritten whole all the time
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # else Tune starts a worker whose node was taken away anew, silently
-        "RAY_enable_worker_prestart": "1",  # processes for tasks, of which the desk takes one, start while Ray waits for itself
+        PRESTART: _prestart(),
         "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # workers start side by side, as many as our searcher asks for
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         **process.memory_held(),
@@ -43,6 +45,14 @@ def at_ray(
         _rays_errors_told(log_of(sweep)),
     ):
         yield vigil
+
+
+def _prestart() -> str:
+    """Whether a Ray that is started here starts processes, of which the desk takes one, with its node and not for its driver.
+
+    It does not where the user lets it start none at all before they are needed.
+    """
+    return os.environ.get(PRESTART, os.environ.get(PRESTART_FOR_DRIVER, "1"))
 
 
 @contextlib.contextmanager
