@@ -267,7 +267,7 @@ def _file_system(scheme: str, root: str, query: str) -> tuple[Any, str]:
         system, path = FileSystem.from_uri(f"{scheme}://{root}" + (f"?{urlencode(settings)}" if settings else ""))
         return system, str(path)
 
-    if scheme in ("gs", "gcs"):  # or where there are no credentials one would hear of it after that quarter of an hour
+    if scheme in ("gs", "gcs"):  # else one without credentials, too, would hear of it a quarter of an hour later
         system, path = system_with(retry_limit_seconds=FIRST_ANSWER_IN)
         system.get_file_info(f"{path}/cu-ray")
     return system_with(**({"allow_delayed_open": "true"} if scheme == "s3" else {}))  # one request a small object
