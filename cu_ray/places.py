@@ -11,6 +11,7 @@ import fcntl
 import functools
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -127,6 +128,13 @@ class Folder:
         """Take away what writers that were killed left under temporary names. Only for who writes here alone."""
         for path in self.path.glob(".*.tmp"):
             path.unlink(missing_ok=True)
+
+    def delete_abandoned(self) -> None:
+        """The same where others may write at this moment: what nobody has written to for a day."""
+        for path in self.path.glob(".*.tmp"):
+            with contextlib.suppress(OSError):  # another process was first, or it is somebody else's
+                if path.stat().st_mtime < time.time() - ABANDONED_AFTER:
+                    path.unlink()
 
 
 def sync(folder: Folder) -> None:

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from safetensors.numpy import load, save
 from cu_ray.errors import StoreFailed
 from cu_ray.identity import canonical_json
 from cu_ray.lease import Lease, Taken
-from cu_ray.places import ABANDONED_AFTER, Folder, Remote, at, claimed
+from cu_ray.places import Folder, Remote, at, claimed
 from cu_ray.types import Tensors
 
 LIMITS = {"memos": 4 << 30}  # bytes kept of a kind; the least recently used entries go first
@@ -70,7 +69,7 @@ class LocalStore:
         folder = self.folder / kind
         with _failing(self._path(kind, key)):
             _make_as_its_parent(folder)
-            _clear_abandoned(folder)
+            Folder(folder).delete_abandoned()
             Folder(folder).write(_name(key), _packed(tensors, metadata), shared=True)
             if kind in LIMITS:
                 _trim(folder, LIMITS[kind])
@@ -202,14 +201,6 @@ def checksum(tensors: Tensors, metadata: dict[str, str]) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
         digest.update(array.data if array.size else b"")
     return digest.hexdigest()
-
-
-def _clear_abandoned(folder: Path) -> None:
-    """Take away what writers that were killed left under temporary names."""
-    for path in folder.glob(".*.tmp"):
-        with contextlib.suppress(OSError):  # another process was first, or it is somebody else's
-            if path.stat().st_mtime < time.time() - ABANDONED_AFTER:
-                path.unlink()
 
 
 def _trim(folder: Path, limit: int) -> None:

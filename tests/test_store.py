@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 
 from cu_ray import store
 from cu_ray.errors import StoreFailed, UserError
-from cu_ray.places import Folder
+from cu_ray.places import ABANDONED_AFTER, Folder
 from cu_ray.report.write import write as report
 from cu_ray.store import LocalStore
 from cu_ray.sweep import ledger, status
@@ -111,7 +111,7 @@ def test_what_killed_writers_left_is_taken_away_once_nobody_can_be_at_it(local):
     for path in (old, new, lock):
         path.write_bytes(b"half")
     for path in (old, lock):
-        os.utime(path, (0, time.time() - store.ABANDONED_AFTER - 60))
+        os.utime(path, (0, time.time() - ABANDONED_AFTER - 60))
     local.save("originals", "abe", WEIGHTS, {})
     assert sorted(path.name for path in folder.iterdir()) == [lock.name, new.name, "abc.safetensors", "abe.safetensors"]
 

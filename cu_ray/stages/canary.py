@@ -8,7 +8,6 @@ import dataclasses
 import gc
 import math
 import platform
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,12 +19,11 @@ from cu_ray.stages.evaluate import images_evaluated, predict, training_sets
 from cu_ray.stages.evidence import OriginalsEvidence
 from cu_ray.stages.poison import OnDevice, detect, nothing_found, poison, upload
 from cu_ray.stages.process import device_is_lost, is_from_signal
+from cu_ray.stages.reasons import is_out_of_memory
 from cu_ray.stages.short import MOST_CALLS, Enough, LongEnough, Watch, predict_some, short_tools, short_training_tools
 from cu_ray.stages.train import build_model, train
 from cu_ray.stages.unlearn import Memo, now, unlearn
 from cu_ray.types import Dataset, DeletionSplit, OriginalSpec, PoisonedDataset, TrialSpec
-
-OUT_OF_MEMORY = re.compile(r"OutOfMemoryError|CUDA( error:)? out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -135,16 +133,11 @@ def measure(spec: OriginalSpec | TrialSpec, dataset: Dataset, probe: Probe, seco
     canary = _Canary(spec, dataset, probe.device, seconds)
     canary.run()
     peak = 0 if probe.lost() else probe.peak_bytes()
-    if ran_out_of_memory(canary.stopped):
+    if canary.ran_out:
         peak = max(peak, probe.total_bytes)
     kept = (canary.data_bytes, canary.original_bytes, canary.memo_bytes)
     pace = (canary.seconds_per_pass, canary.besides_seconds)
     return Measure(probe.name, probe.total_bytes, peak, *kept, *pace, canary.stopped)
-
-
-def ran_out_of_memory(error: str | None) -> bool:
-    """Whether an error, of a canary or in a record, says that the GPU's memory did not suffice."""
-    return OUT_OF_MEMORY.search(error or "") is not None
 
 
 class _Canary:
@@ -156,6 +149,7 @@ class _Canary:
         self.besides_seconds: float | None = None
         self._once_seconds = 0.0
         self.stopped: str | None = None
+        self.ran_out = False  # of memory
         self._split: DeletionSplit | None = None  # what was found; None where it did not come to that
 
     def run(self) -> None:
@@ -212,6 +206,7 @@ class _Canary:
             if is_from_signal(problem):
                 raise
             self.stopped = self.stopped or f"{type(problem).__name__}: {problem}"
+            self.ran_out = self.ran_out or is_out_of_memory(problem)
 
 
 class _Memos:

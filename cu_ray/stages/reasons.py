@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import traceback
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ from cu_ray.lazy import torch
 
 LONGEST = 1000  # characters of a message that are kept
 BLAME = "in "
+NO_MEMORY = re.compile(r"CUDA( error:)? out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")  # in a plain RuntimeError
 
 
 @contextlib.contextmanager
@@ -39,8 +41,10 @@ def reason_of(problem: BaseException) -> str:
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether it says that the device, or the machine, has no memory left."""
-    return isinstance(problem, (MemoryError, torch.cuda.OutOfMemoryError))
+    """Whether it says that the device, or the machine, has no memory left: also CUDA and its libraries in their own words."""
+    if isinstance(problem, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(problem, RuntimeError) and NO_MEMORY.search(str(problem)) is not None
 
 
 def _message(problem: BaseException) -> str:

@@ -92,9 +92,12 @@ def _init(address: str | None, options: Mapping[str, Any], own_files: Mapping[Pa
     import ray
 
     try:
-        with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="cu-ray-") as folder:
+        with warnings.catch_warnings(), contextlib.ExitStack() as until_sent:
             warnings.simplefilter("ignore", FutureWarning)
-            files = {"runtime_env": {"working_dir": _copied(own_files, Path(folder))}} if address and own_files else {}
+            files = {}
+            if address and own_files:
+                folder = until_sent.enter_context(tempfile.TemporaryDirectory(prefix="cu-ray-"))
+                files = {"runtime_env": {"working_dir": _copied(own_files, Path(folder))}}
             return ray.init(log_to_driver=False, logging_level="ERROR", **options, **files)
     except SystemExit as error:  # what Ray makes of a SIGTERM while it starts
         raise KeyboardInterrupt from error

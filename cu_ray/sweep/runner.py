@@ -19,7 +19,7 @@ from rich.text import Text
 from cu_ray import collector, plugins
 from cu_ray.config import Sweep
 from cu_ray.errors import FieldFault, RayStopped, UserError
-from cu_ray.places import Place, at, lasting
+from cu_ray.places import Folder, Place, at, lasting
 from cu_ray.stages.poison import poison
 from cu_ray.store import LocalStore, checksum, open_store
 from cu_ray.sweep import cluster, doctor, frame, hardware, ledger, plan, process, remarks, tables, trackers, weights
@@ -112,6 +112,9 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
     if sweep.original.path is not None:
         weights.deposit(weights.read(sweep.original.path), made, open_store(sweep.runtime.storage))
     with ledger.Ledger(sweep.folder / "ledger") as journal:
+        for place in (sweep.folder, sweep.folder / "tables"):
+            if isinstance(place, Folder):
+                place.delete_abandoned()
         sweep.folder.write("sweep.yaml", sweep.text.encode())
         _warn_of_changed_code(made, journal, console)
         agenda = Agenda(

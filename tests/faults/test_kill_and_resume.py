@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import time
 
+from cu_ray.places import ABANDONED_AFTER
 from cu_ray.sweep import ledger
 from tests import sweeps
 
@@ -30,6 +32,18 @@ def test_the_same_command_again_does_nothing_and_says_so(undisturbed):
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_what_killed_drivers_left_half_written_is_taken_away_once_nobody_can_be_at_it(undisturbed, tmp_path):
+    results = tmp_path / "copy" / "results" / "small"
+    shutil.copytree(undisturbed, tmp_path / "copy")
+    old, new = results / "tables" / ".trials.parquet.1.tmp", results / ".status.json.2.tmp"
+    for half in (old, new):
+        half.write_bytes(b"half")
+    os.utime(old, (0, time.time() - ABANDONED_AFTER - 60))
+    assert sweeps.command(tmp_path / "copy", "sweep", "small.yaml").returncode == 0
+    assert not old.exists()
+    assert new.exists()
+
+
 def test_tables_do_not_depend_on_the_number_of_workers(undisturbed, tmp_path):
     alone = sweeps.command(tmp_path, "sweep", str(sweeps.small(tmp_path)), "--workers", "1")
     assert alone.returncode == 0, alone.stdout + alone.stderr
@@ -38,8 +52,6 @@ def test_tables_do_not_depend_on_the_number_of_workers(undisturbed, tmp_path):
 
 def test_raising_trials_and_adding_a_fraction_runs_only_what_is_new(undisturbed, tmp_path):
     """On a copy of the undisturbed run."""
-    import shutil
-
     shutil.copytree(undisturbed, tmp_path / "copy")
     folder = tmp_path / "copy"
     known = ledger.read(folder / "results" / "small" / "ledger")

@@ -478,6 +478,18 @@ RAISED = {
     "recursion": (recurses, f"RecursionError in {NAME}: maximum recursion depth exceeded"),
     "memory": (raises(MemoryError("no room")), f"MemoryError in {NAME}: no room ({PLACE}"),
     "device memory": (raises(torch.cuda.OutOfMemoryError("no room")), f"OutOfMemoryError in {NAME}: no room ({PLACE}"),
+    **{
+        f"{what} memory": (raises(RuntimeError(said)), f"RuntimeError in {NAME}: {said} ({PLACE}")
+        for what, said in {
+            "CUDA's": "CUDA error: out of memory",
+            "cuBLAS's": "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "cuDNN's": "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        }.items()
+    },
+    "bad address": (
+        raises(RuntimeError("CUDA error: an illegal memory access was encountered")),
+        f"RuntimeError in {NAME}: CUDA error: an illegal memory access was encountered ({PLACE}",
+    ),
     "time": (
         raises(TimeIsUp(f"{NAME} took longer than runtime.trial_time_limit (3 s)")),
         f"{NAME} took longer than runtime.trial_time_limit (3 s)",
