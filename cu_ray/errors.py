@@ -5,6 +5,7 @@ CuRayError
 │   ├── Faults       several of them, found in one file
 │   └── FieldFault   one setting of a plug-in that does not fit the others or the data
 ├── RayStopped       Ray ended before the sweep was done: what is finished is in the ledger, exit code 1
+├── SearchFailed     a sampler could not choose a study's next point, exit code 1
 ├── PlaceFailed      a URI could not be read or written (also an OSError)
 ├── StoreFailed      where originals are kept could not be read or written: no trial is to blame (also an OSError)
 ├── Diverged         training left the finite numbers: the trial's row says `diverged`
@@ -51,6 +52,10 @@ class FieldFault(UserError):
 
 class RayStopped(CuRayError):
     """Ray ended before the sweep was done."""
+
+
+class SearchFailed(CuRayError):
+    """A sampler could not choose a study's next point."""
 
 
 class PlaceFailed(CuRayError, OSError):

@@ -14,13 +14,14 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from cu_ray.plugins import name_of
-from cu_ray.selection import RULES, Parts
+from cu_ray.selection import RULES
 from cu_ray.sweep import sampling
-from cu_ray.sweep.breaker import Breaker
+from cu_ray.sweep.breaker import ORIGINAL_FAILED, Breaker
+from cu_ray.sweep.judging import best_point, point_parts, point_score
 from cu_ray.sweep.ledger import Known, PointRecord, evidence, finished
 from cu_ray.sweep.plan import Hyperparameters, Plan, StudySpec, memo_cost, memo_group, trial_cost
 from cu_ray.sweep.ready import COMPUTES_MEMO, ORIGINAL, OTHER, Job, Ready
-from cu_ray.types import OriginalSpec, Record, Scores, TrialSpec
+from cu_ray.types import OriginalSpec, Record, TrialSpec
 
 
 class Journal(Protocol):
@@ -86,7 +87,7 @@ class Agenda:
         self._led: set[str] = set()  # memo groups that are being computed
         self._warm: set[str] = set()  # memo groups that are there
         self._remembered: set[str] = set()  # memo groups of which a trial ended well
-        self._failures: list[Record] = []  # of trials whose original failed, to be taken in next
+        self._failures: list[tuple[Job, Record]] = []  # of trials whose original failed, to be taken in next
         self._retried: set[str] = set()
         self.finished: Counter[str] = Counter()  # statuses of what was run here
         self.studies = [StudyState(spec) for spec in plan.studies]
@@ -172,16 +173,22 @@ class Agenda:
         """Put the record of a job into the journal, unless an earlier one stands; when that is done the job is completed."""
         return self._journal.write(record, file) if self._standing(record) is record else finished()
 
-    def complete(self, record: Record) -> None:
-        """Take in the record of a job, which the journal has: the studies that wait for it go on."""
-        self._take_in(self._standing(record))
-        self._take_in_failures()
+    def complete(self, record: Record) -> list[tuple[Job, Record]]:
+        """Take in the record of a job, which the journal has: the studies that wait for it go on.
 
-    def _take_in_failures(self) -> None:
+        Gives the trials that failed with it, as their original did, and their records.
+        """
+        self._take_in(self._standing(record))
+        return self._take_in_failures()
+
+    def _take_in_failures(self) -> list[tuple[Job, Record]]:
+        taken = []
         while self._failures:
-            failure = self._failures.pop()
+            job, failure = self._failures.pop()
             self.write(failure)
             self._take_in(self._standing(failure))
+            taken.append((job, failure))
+        return taken
 
     def _standing(self, record: Record) -> Record:
         """The record that counts: the earlier one of a model that was made again for its evidence alone, and failed now."""
@@ -357,7 +364,7 @@ class Agenda:
         for job in [job for key, job in self._wanted.items() if key not in self._running]:
             if isinstance(job.spec, TrialSpec) and name_of(job.spec.method) == method:
                 del self._wanted[job.key]
-        needed = {job.spec.original.key for job in self._wanted.values() if isinstance(job.spec, TrialSpec)}
+        needed = {job.spec.original.key for job in self._wanted.values() if isinstance(job.spec, TrialSpec)} | self._lacking
         for key in [key for key, job in self._wanted.items() if job.kind == "original"]:
             if key not in needed and key not in self._running:
                 del self._wanted[key]
@@ -369,7 +376,8 @@ class Agenda:
 
     def _fail(self, job: Job, original: Record) -> None:
         reason = f"its original model {original.status}: {original.error}"
-        self._failures.append(Record("trial", job.key, job.spec.describe(), "failed", reason))
+        facts = {ORIGINAL_FAILED: True}
+        self._failures.append((job, Record("trial", job.key, job.spec.describe(), "failed", reason, facts=facts)))
 
 
 def _rounds_behind(studies: Sequence[StudySpec]) -> dict[str, int]:
@@ -383,62 +391,3 @@ def _rounds_behind(studies: Sequence[StudySpec]) -> dict[str, int]:
             after = sampling.rounds(study, 0) + behind[study.key]
             behind[study.neighbour.key] = max(behind[study.neighbour.key], after)
     return behind
-
-
-def point_score(spec: StudySpec, hyperparameters: Hyperparameters, trials: dict[str, Record], rule_name: str) -> float | None:
-    """A point's score under a rule; None where one of its trials failed or the rule has no score.
-
-    Over the search seeds the mean, over the fractions the mean or the least.
-    """
-    rule = RULES[rule_name]
-    return _over_trials(spec, hyperparameters, trials, rule.held_out, rule.score)
-
-
-def point_parts(spec: StudySpec, hyperparameters: Hyperparameters, trials: dict[str, Record], rule_name: str) -> Parts | None:
-    """The two parts of a rule's score, each taken over the point's trials as `point_score` takes the whole."""
-    rule = RULES[rule_name]
-
-    def part(place: int) -> float | None:
-        def judge(scores: Scores, num_classes: int) -> float | None:
-            parts = rule.parts(scores, num_classes)
-            return None if parts is None else parts[place]
-
-        return _over_trials(spec, hyperparameters, trials, rule.held_out, judge)
-
-    correction, utility = part(0), part(1)
-    return None if correction is None or utility is None else (correction, utility)
-
-
-def _over_trials(
-    spec: StudySpec,
-    hyperparameters: Hyperparameters,
-    trials: dict[str, Record],
-    held_out: bool,
-    judge: Callable[[Scores, int], float | None],
-) -> float | None:
-    by_seed = []
-    for setting in spec.search_settings:
-        by_fraction = []
-        for fraction in spec.fractions or (None,):
-            if held_out and not spec.holds_out_at(fraction):
-                return None
-            record = trials.get(spec.trial(hyperparameters, setting, fraction, held_out=held_out).key)
-            score = judge(record.scores, record.facts["num_classes"]) if record is not None and record.ok else None
-            if score is None:
-                return None
-            by_fraction.append(score)
-        whole = min(by_fraction) if spec.search.aggregate == "min" else sum(by_fraction) / len(by_fraction)
-        by_seed.append(whole)
-    return sum(by_seed) / len(by_seed)
-
-
-def best_point(spec: StudySpec, points: Sequence[Hyperparameters], trials: dict[str, Record], rule_name: str) -> int | None:
-    """The index of the best point under a rule, the first of equals; None where no point has a score.
-
-    The only point of a study needs no score to be the best.
-    """
-    if not spec.method.has_choice:
-        return 0 if points else None
-    scores = [point_score(spec, point, trials, rule_name) for point in points]
-    ranked = [(score, -index) for index, score in enumerate(scores) if score is not None]
-    return -max(ranked)[1] if ranked else None

@@ -10,6 +10,8 @@ from cu_ray.types import Record
 
 PLACE = re.compile(r" \([^()]*:\d+\)$")  # where in the code an error came from, at the end of its text
 
+ORIGINAL_FAILED = "original_failed"  # a fact of trials that were not run, as there is no original
+
 
 class Breaker:
     """Sets a method aside after `limit` failures of one kind, unless more of its trials succeeded than failed so."""
@@ -26,7 +28,7 @@ class Breaker:
         method, error = record.spec["method"]["name"], record.error or ""
         if record.ok:
             self._succeeded[method] += 1
-        if record.status != "failed" or error.startswith("its original model"):
+        if record.status != "failed" or ORIGINAL_FAILED in record.facts:
             return False
         kind = kind_of(error)
         self._failed[method, kind] += 1

@@ -20,7 +20,7 @@ from cu_ray.sweep.desk import Desk
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.ready import Job
 from cu_ray.sweep.room import Room, require, shape
-from cu_ray.sweep.searcher import NowAndThen, WhenOver, WorkerSearcher
+from cu_ray.sweep.searcher import Faults, NowAndThen, WhenOver, WorkerSearcher
 from cu_ray.sweep.trainable import StageTrainable, pack
 from cu_ray.types import Dataset
 
@@ -73,16 +73,16 @@ class Crew:
         """Run one Tuner until the dispatch is over. All workers have one shape; another one needs another run.
 
         growth: what the cluster has when it is fully grown; None where it does not grow.
-        Raises UserError where not one worker fits into the cluster.
+        Raises UserError where not one worker fits into the cluster, and what the dispatch raised at what it was told.
         """
         worker = shape(share)
         room = Room(worker, self._sweep.runtime.workers, growth, lambda: dispatch.num_wanted, dispatch.node_gone)
         require(room, worker)
-        scratch = self._sweep.scratch / ".tune"
+        scratch, faults = self._sweep.scratch / ".tune", Faults()
         tuner = tune.Tuner(
             tune.with_resources(self._trainable, worker),
             tune_config=tune.TuneConfig(
-                search_alg=WorkerSearcher(dispatch, room),
+                search_alg=WorkerSearcher(dispatch, room, faults),
                 num_samples=-1,
                 reuse_actors=False,
                 trial_name_creator=lambda trial: str(trial.trial_id),
@@ -94,7 +94,9 @@ class Crew:
                 verbose=0,
                 progress_reporter=tune.CLIReporter(),  # else Tune clears a notebook's cell for its own display
                 stop=WhenOver(dispatch),
-                callbacks=[NowAndThen(dispatch, dispatch.go_on, lambda: self._look_after_the_desk(dispatch), *now_and_then)],
+                callbacks=[
+                    NowAndThen(dispatch, faults, dispatch.go_on, lambda: self._look_after_the_desk(dispatch), *now_and_then)
+                ],
             ),
         )
         try:
@@ -102,6 +104,8 @@ class Crew:
                 tuner.fit()
         except tune.TuneError:
             traceback.print_exc()  # into the log; what is not done is said at the end
+            if faults.first is not None:
+                raise faults.first from None
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 

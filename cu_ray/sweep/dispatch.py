@@ -448,8 +448,8 @@ class Dispatch:
         while self._written and self._written[0][2].done():
             self._written[0][2].result()
             job, record, _ = self._written.popleft()
-            self._agenda.complete(record)
-            self._heard(job, record)
+            for ended, its_record in [(job, record), *self._agenda.complete(record)]:
+                self._heard(ended, its_record)
 
 
 def failed(job: Job, reason: str) -> Record:

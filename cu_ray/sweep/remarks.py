@@ -9,7 +9,7 @@ from typing import Any
 
 from cu_ray.config import Options, Space
 from cu_ray.plugins import name_of
-from cu_ray.sweep.agenda import best_point
+from cu_ray.sweep.judging import best_point
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.plan import Hyperparameters, Plan, StudySpec
 from cu_ray.types import Record

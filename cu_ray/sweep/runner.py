@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -136,8 +137,9 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
                 work.run()
             except KeyboardInterrupt:
                 interrupted = True
-            except RayStopped:
-                work.write(running=False)
+            except BaseException:
+                with contextlib.suppress(OSError):  # a full disk: what went wrong is what is said
+                    work.write(running=False)
                 raise
         counts = work.write(running=False)
         time_is_up = not agenda.done and time.monotonic() > deadline

@@ -15,7 +15,9 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState, create_trial
 
 from cu_ray.config import Options, Space
+from cu_ray.errors import SearchFailed, in_one_line
 from cu_ray.identity import seed_for
+from cu_ray.plugins import name_of
 from cu_ray.sweep.plan import Hyperparameters, StudySpec
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -74,6 +76,7 @@ def point(
 
     earlier: those of points 0 to index - 1. results: of points 0 to index - lag, None for a failed one; samplers that learn
     are told these, in this order, and see the other points as still running. memory: of this study's earlier points.
+    Raises SearchFailed where the sampler fails.
     """
     method = study.method
     if method.points is not None:
@@ -103,8 +106,15 @@ def _ask(
     spaces = study.method.space
     if study.method.sampler == "qmc":
         return _sobol(study, index)
-    optuna_study = memory.told(study, _sampler(study, index), earlier, results)
-    asked = optuna_study.ask({name: _distribution(space) for name, space in spaces.items()})
+    try:
+        optuna_study = memory.told(study, _sampler(study, index), earlier, results)
+        asked = optuna_study.ask({name: _distribution(space) for name, space in spaces.items()})
+    except Exception as error:
+        which = f"{name_of(study.method.cls)} at deletion fraction {', '.join(map(str, study.fractions))}"
+        raise SearchFailed(
+            f"the sampler {study.method.sampler!r} cannot choose point {index} of the study {study.key[:16]} ({which}): "
+            f"{type(error).__name__}: {in_one_line(error)}. Nothing is lost; another sampler for this method goes on."
+        ) from error
     return {name: _decoded(space, asked.params[name]) for name, space in spaces.items()}
 
 

@@ -6,7 +6,8 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,28 @@ from cu_ray.sweep.dispatch import Death, Dispatch
 from cu_ray.sweep.trainable import evidence_in, unpack
 
 
+class Faults:
+    """The first exception of our own code that Tune is told of. Of some it keeps the text only."""
+
+    def __init__(self) -> None:
+        self.first: Exception | None = None
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """A context whose exception is remembered, and goes on."""
+        try:
+            yield
+        except Exception as problem:
+            self.first = self.first or problem
+            raise
+
+
 class WorkerSearcher(Searcher):
     """Asks Tune for workers, as many as there is room for, and tells the dispatch what they do."""
 
-    def __init__(self, dispatch: Dispatch, room: Callable[[], int]) -> None:
+    def __init__(self, dispatch: Dispatch, room: Callable[[], int], faults: Faults) -> None:
         super().__init__()
-        self._dispatch, self._room = dispatch, room
+        self._dispatch, self._room, self._faults = dispatch, room, faults
         self._workers: set[str] = set()  # asked for, and not gone yet
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
@@ -42,17 +59,19 @@ class WorkerSearcher(Searcher):
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """A worker arrived or ended a job."""
-        record = unpack(result)
-        if record is None:
-            self._dispatch.arrived(trial_id, result.get("node"))
-        else:
-            self._dispatch.ended(trial_id, record, evidence_in(result))
+        with self._faults.noted():
+            record = unpack(result)
+            if record is None:
+                self._dispatch.arrived(trial_id, result.get("node"))
+            else:
+                self._dispatch.ended(trial_id, record, evidence_in(result))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """A worker left or died. Tune's own retries are not used: they leave out one that dies while it starts."""
         self._workers.discard(trial_id)
         if not error:  # else the callback is told right after this, and why
-            self._dispatch.left(trial_id)
+            with self._faults.noted():
+                self._dispatch.left(trial_id)
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -67,8 +86,8 @@ class WorkerSearcher(Searcher):
 class NowAndThen(tune.Callback):
     """Calls its functions on every turn of Tune's loop, at least ten times a second; tells the dispatch of workers that died."""
 
-    def __init__(self, dispatch: Dispatch, *functions: Callable[[], object]) -> None:
-        self._dispatch, self._functions = dispatch, functions
+    def __init__(self, dispatch: Dispatch, faults: Faults, *functions: Callable[[], object]) -> None:
+        self._dispatch, self._faults, self._functions = dispatch, faults, functions
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """A turn of the loop."""
@@ -79,7 +98,8 @@ class NowAndThen(tune.Callback):
         """A worker died, and its error says why."""
         error = Path(trial.error_file or "none")
         text = error.read_text(encoding="utf-8", errors="replace") if error.exists() else ""
-        self._dispatch.left(str(trial.trial_id), Death.told(text))
+        with self._faults.noted():
+            self._dispatch.left(str(trial.trial_id), Death.told(text))
 
     def __getstate__(self) -> dict[str, Any]:
         return {}

@@ -19,7 +19,7 @@ from cu_ray.plugins import FieldFact, describe, facts, find, name_of, names
 from cu_ray.report.statistics import summarise
 from cu_ray.report.terminal import SCHEMA_VERSION
 from cu_ray.selection import RULES
-from cu_ray.sweep.agenda import best_point, point_score
+from cu_ray.sweep.judging import best_point, point_score
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.plan import Plan, StudySpec
 from cu_ray.sweep.remarks import edges_of

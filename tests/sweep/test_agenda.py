@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from cu_ray.plugins import name_of
 from cu_ray.selection import RULES
 from cu_ray.sweep import ledger, sampling
-from cu_ray.sweep.agenda import best_point, point_score
 from cu_ray.sweep.estimate import ReadOnlyJournal
+from cu_ray.sweep.judging import best_point, point_score
 from cu_ray.sweep.ledger import Known, Ledger
 from cu_ray.sweep.plan import memo_group
 from cu_ray.types import OriginalSpec, Record, TrialSpec

@@ -8,9 +8,10 @@ import pytest
 
 from cu_ray.methods.scrub import Scrub
 from cu_ray.plugins import name_of
-from cu_ray.sweep.breaker import Breaker, kind_of
+from cu_ray.sweep.breaker import ORIGINAL_FAILED, Breaker, kind_of
+from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.types import Record
-from tests.sweep.simulator import SCRUB, fails, plan, planned_anew, record_of, run, sweep_file
+from tests.sweep.simulator import SCRUB, agenda_of, fails, plan, planned_anew, play, record_of, run, sweep_file
 
 MANY = {
     "no_unlearning": {},
@@ -64,6 +65,15 @@ def test_originals_that_only_it_needs_are_not_trained():
     assert by_method(known)["scrub"] == 10
 
 
+def test_originals_whose_evidence_is_wanted_are_made_all_the_same():
+    sections = {"deletion_fractions": [0.1], "seeds": list(range(20)), "search": {"seeds": "each"}}
+    known, _ = run(plan({"no_unlearning": {}}, **sections))
+    agenda = agenda_of(plan({"scrub": MANY["scrub"]}, **sections), ReadOnlyJournal(known), lacking=list(known.originals))
+    trace = play(agenda, outcome=scrub_fails)
+    assert agenda.set_aside
+    assert {job.key for job in trace.started if job.kind == "original"} == set(known.originals)
+
+
 def test_failures_of_another_version_do_not_count(monkeypatch):
     known, _ = run(made(), outcome=scrub_fails)
     monkeypatch.setattr(Scrub, "version", 2)
@@ -84,8 +94,8 @@ def test_successes_count_also_when_failed_trials_are_retried():
     assert len(trace.trials) == failed
 
 
-def of(status, error=None, method="scrub"):
-    return Record("trial", "key", {"method": {"name": method}}, status, error)
+def of(status, error=None, method="scrub", **facts):
+    return Record("trial", "key", {"method": {"name": method}}, status, error, facts=facts)
 
 
 def test_failures_of_different_kinds_are_counted_apart():
@@ -104,7 +114,8 @@ def test_a_method_that_mostly_succeeds_is_kept():
 
 def test_divergence_and_failed_originals_are_not_its_fault():
     breaker = Breaker(2)
-    for record in [of("diverged", "the loss was nan"), of("failed", "its original model diverged: the loss was nan")] * 5:
+    of_original = of("failed", "its original model diverged: the loss was nan", **{ORIGINAL_FAILED: True})
+    for record in [of("diverged", "the loss was nan"), of_original] * 5:
         assert not breaker.hear(record)
     assert breaker.reasons == {}
 

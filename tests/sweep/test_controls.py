@@ -15,8 +15,8 @@ from cu_ray.errors import Faults
 from cu_ray.plugins import name_of
 from cu_ray.selection import RULES
 from cu_ray.sweep import ledger, tables
-from cu_ray.sweep.agenda import best_point
 from cu_ray.sweep.estimate import ReadOnlyJournal, estimate
+from cu_ray.sweep.judging import best_point
 from cu_ray.sweep.ledger import Known, Ledger
 from cu_ray.sweep.plan import memo_group
 from cu_ray.types import TrialSpec

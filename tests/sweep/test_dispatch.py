@@ -107,6 +107,13 @@ def test_all_jobs_are_done_and_then_every_worker_is_dismissed_once():
     assert crew.known.trials.keys() == run(small())[0].trials.keys()
 
 
+def test_trials_that_fail_with_their_original_are_heard_of_each():
+    crew = Crew(small(), "a", "b")
+    crew.finish(lambda job: fails(job, "diverged"))
+    assert len(crew.known.trials) > 5
+    assert sorted(crew.heard) == sorted([*crew.known.originals, *crew.known.trials])
+
+
 def test_a_worker_that_comes_late_helps_and_one_that_comes_too_late_is_sent_home():
     crew = Crew(small(), "a")
     crew.end("a")

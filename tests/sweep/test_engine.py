@@ -21,8 +21,8 @@ from ray.cluster_utils import Cluster
 from rich.console import Console
 
 from cu_ray import config
-from cu_ray.errors import RayStopped
-from cu_ray.sweep import crew, ledger, runner
+from cu_ray.errors import RayStopped, SearchFailed
+from cu_ray.sweep import crew, ledger, runner, sampling, status
 from cu_ray.sweep.desk import Packed
 from cu_ray.sweep.measuring import measured_share
 from cu_ray.sweep.ready import Job
@@ -199,6 +199,29 @@ def test_a_method_that_hangs_is_a_failed_row_and_the_others_finish(tmp_path):
         assert trials.loc[method, "error"].startswith(f"{method} took longer than runtime.trial_time_limit (15 s)")
         assert ended in trials.loc[method, "error"]
     assert set(trials.loc[["no_unlearning", "catastrophic_forgetting", "scrub", "ssd"], "status"]) == {"ok"}
+
+
+def test_a_search_whose_sampler_fails_is_one_message_and_nothing_done_is_lost(tmp_path, monkeypatch):
+    """Tune makes a text of what is raised while it tells us of a result; the message is ours, and status says that it ended."""
+    file = sweeps.small(tmp_path, fractions="[1.0]", seeds="[0]", trials=8)
+    monkeypatch.chdir(tmp_path)
+    real = sampling._sampler
+
+    def fails_in_the_end(study, index):
+        if index == 7:
+            raise ValueError("no kernel fits")
+        return real(study, index)
+
+    monkeypatch.setattr(sampling, "_sampler", fails_in_the_end)
+    with pytest.raises(
+        SearchFailed, match=r"the sampler 'tpe' cannot choose point 7 .*\(scrub at .* 1.0\): ValueError: no kernel fits"
+    ):
+        runner.run(config.load(file), quiet())
+    trials = sweeps.table(tmp_path / "results" / "small", "trials")
+    assert (trials["method"] == "scrub").sum() >= 4
+    assert not status.read(tmp_path / "results" / "small")["running"]
+    monkeypatch.setattr(sampling, "_sampler", real)
+    assert runner.run(config.load(file), quiet()).num_failed == 0
 
 
 # ------------------------------------------------------------------------------------------------------- shares of a GPU

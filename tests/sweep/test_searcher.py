@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from cu_ray.errors import TimeIsUp
+from cu_ray.errors import SearchFailed, TimeIsUp
 from cu_ray.sweep import trainable
 from cu_ray.sweep.dispatch import MOST_FAILED_STARTS, SHORT_FOR, START_AGAIN_AFTER, Dispatch
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known
-from cu_ray.sweep.searcher import NowAndThen, WhenOver, WorkerSearcher
+from cu_ray.sweep.searcher import Faults, NowAndThen, WhenOver, WorkerSearcher
 from cu_ray.sweep.trainable import StageTrainable, pack, unpack
 from cu_ray.sweep.watchdog import at_most
 from tests.sweep.simulator import SCRUB, agenda_of, plan, record_of, run
@@ -32,9 +32,10 @@ class Tune:
         self.room = room
         self.agenda = agenda_of(plan(METHODS), ReadOnlyJournal(Known()))
         self.dispatch = Dispatch(self.agenda, self.jobs.__setitem__, lambda job, record: None)
-        self.searcher = WorkerSearcher(self.dispatch, lambda: self.room)
+        self.faults = Faults()
+        self.searcher = WorkerSearcher(self.dispatch, lambda: self.room, self.faults)
         self.over = WhenOver(self.dispatch)
-        self.callback = NowAndThen(self.dispatch)
+        self.callback = NowAndThen(self.dispatch, self.faults)
 
     def die(self, name: str, error_file: Path | None = None) -> None:
         self.searcher.on_trial_complete(name, None, error=True)
@@ -230,3 +231,24 @@ def test_there_is_no_limit_outside_the_main_thread():
     thread.start()
     thread.join()
     assert caught == ["ended"]
+
+
+@pytest.mark.parametrize("told", ["result", "left", "died"])
+def test_what_our_own_code_raises_is_remembered_as_tune_keeps_the_text_only(told, monkeypatch):
+    tune = Tune(room=1)
+    tune.searcher.suggest("a")
+    tune.searcher.on_trial_result("a", ARRIVED)
+    ours = SearchFailed("no next point")
+
+    def fail(*args, **how):
+        raise ours
+
+    monkeypatch.setattr(tune.dispatch, "ended" if told == "result" else "left", fail)
+    acts = {
+        "result": lambda: tune.report("a"),
+        "left": lambda: tune.searcher.on_trial_complete("a", {}),
+        "died": lambda: tune.die("a"),
+    }
+    with pytest.raises(SearchFailed):
+        acts[told]()
+    assert tune.faults.first is ours

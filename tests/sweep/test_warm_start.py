@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from cu_ray.sweep import tables
-from cu_ray.sweep.agenda import best_point
+from cu_ray.sweep.judging import best_point
 from tests.sweep.simulator import SCRUB, fails, plan, points_of, record_of, run
 
 FRACTIONS = [0.5, 0.1, 1.0]  # in the file's order
