@@ -174,11 +174,13 @@ def test_plugins_beside_the_sweep_file_are_found_from_any_folder(tmp_path):
     assert json.loads(done.stdout)["by_method"] == {"beside_it:Same": 2}
 
 
-def test_no_share_of_a_gpu_is_refused(tmp_path):
-    (tmp_path / "none.yaml").write_text(QUICKSTART.read_text() + "runtime: {gpus_per_trial: 0}\n")
+@pytest.mark.parametrize("share", ["0", "0.00001", "2"])
+def test_a_share_of_a_gpu_is_some_of_it_and_of_one(tmp_path, share):
+    (tmp_path / "none.yaml").write_text(QUICKSTART.read_text() + f"runtime: {{gpus_per_trial: {share}}}\n")
     result = cu_ray("plan", str(tmp_path / "none.yaml"))
     assert result.exit_code == 2
     assert "runtime.gpus_per_trial" in result.output
+    assert "at least 0.001 and at most 1" in result.output
 
 
 def test_plan_says_what_is_left_at_a_price(tmp_path):

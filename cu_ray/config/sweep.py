@@ -111,7 +111,7 @@ class SearchSection:
 class RuntimeSection:
     """Where and with what a sweep runs: never part of a key."""
 
-    gpus_per_trial: Annotated[float | str, Choices(("auto",)), Bound(low=0, open_low=True)] = "auto"
+    gpus_per_trial: Annotated[float | str, Choices(("auto",)), Bound(low=0.001, high=1)] = "auto"  # a trial is on one device
     device: Annotated[str, Choices(("auto", "cpu", "cuda"))] = "auto"
     workers: Annotated[int | None, Bound(low=1)] = None
     output: str = "results"

@@ -5,6 +5,7 @@ The device and the precision are part of what a trial is: they have to be known 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from cu_ray.learning.precision import BF16_FLAGS, local_device_kind, local_flags
 from cu_ray.sweep.growth import UNKNOWN, growth
 
 WISHES = ("auto", "published")  # precisions that depend on the hardware
-ANSWERS_IN = 20.0  # seconds; a node that takes longer is not heard
+ANSWERS_IN = 60.0  # seconds that a node has to say what it has
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Hardware:
 
 def is_open(sweep: Sweep) -> bool:
     """Whether the sweep file leaves to the hardware what trials run on."""
-    return sweep.runtime.device == "auto" or _precision_is_open(sweep)
+    return sweep.runtime.device == "auto" or precision_is_open(sweep)
 
 
 def here(sweep: Sweep) -> Hardware:
@@ -56,7 +57,7 @@ def of_nodes(sweep: Sweep) -> Hardware:
     wish = sweep.runtime.device
     device = device_of([node["Resources"] for node in nodes], growth()) if wish == "auto" else wish
     workers = [node["NodeID"] for node in nodes if node["Resources"].get("GPU" if device == "cuda" else "CPU", 0)]
-    if not _precision_is_open(sweep):
+    if not precision_is_open(sweep):
         return Hardware(device, None)
     return Hardware(device, common(workers, device))
 
@@ -64,12 +65,13 @@ def of_nodes(sweep: Sweep) -> Hardware:
 def as_before(sweep: Sweep, facts: Mapping[str, Any]) -> Hardware | None:
     """The hardware of an earlier run, by its status; None where that is not told or not what the sweep asks for."""
     device, precision = facts.get("device"), facts.get("auto_precision")
-    if sweep.runtime.device not in ("auto", device) or (precision is None and _precision_is_open(sweep)):
+    if sweep.runtime.device not in ("auto", device) or (precision is None and precision_is_open(sweep)):
         return None
     return Hardware(str(device), None if precision is None else BF16_FLAGS if precision == "bf16" else frozenset())
 
 
-def _precision_is_open(sweep: Sweep) -> bool:
+def precision_is_open(sweep: Sweep) -> bool:
+    """Whether the sweep file leaves a precision to the hardware."""
     return any(train.precision in WISHES for train in sweep.trains)
 
 
@@ -91,26 +93,34 @@ def device_of(nodes: list[Mapping[str, float]], grown: Mapping[str, float] | Non
 
 
 def common(nodes: list[str], device: str) -> frozenset[str]:
-    """The capabilities that the devices of all these nodes have; those of this machine where none of them answers."""
-    found = _flags_of(nodes, device)
+    """The capabilities that the devices of all these nodes have; those of this machine where there is no node.
+
+    Raises UserError where one that is up does not answer: the precision is part of each key, and no matter of who is quick.
+    """
+    found, silent = _flags_of(nodes, device)
+    if silent:
+        raise UserError(
+            f"train.precision: what it comes to all nodes decide, and {', '.join(silent)} did not answer within "
+            f"{ANSWERS_IN:.0f} s. Give a precision (bf16, fp32), or the same command once `cu-ray doctor` hears of all nodes"
+        )
     return frozenset.intersection(*found) if found else local_flags(device)
 
 
-def _flags_of(nodes: list[str], device: str) -> list[frozenset[str]]:
+def _flags_of(nodes: list[str], device: str) -> tuple[list[frozenset[str]], list[str]]:
+    """The capabilities of each node that answers, and the addresses of those that are up and do not."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    asked = [
+    asked = {
         ray.remote(local_flags)
         .options(num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False))
-        .remote(device)
+        .remote(device): node
         for node in nodes
-    ]
-    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=ANSWERS_IN) if asked else ([], [])
-    found = []
-    for answer in answered:
-        try:
+    }
+    found, answered = [], set()
+    for answer in ray.wait([*asked], num_returns=len(asked), timeout=ANSWERS_IN)[0] if asked else []:
+        with contextlib.suppress(ray.exceptions.RayError):  # it died while it was asked
             found.append(ray.get(answer))
-        except ray.exceptions.RayError:  # it died while it was asked
-            continue
-    return found
+            answered.add(asked[answer])
+    up = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] in set(nodes) - answered]
+    return found, [node["NodeManagerAddress"] for node in up]

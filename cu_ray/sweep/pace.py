@@ -84,12 +84,12 @@ class Pace:
             passes = facts["images_forward_spent"] + 2 * facts["images_backward_spent"]
         _add(self._done, self.likeness(spec), passes, learning or 0.0, seconds, facts.get("gpu_share") or 1.0)
 
-    def measured(self, spec: Spec, measure: Measure, share: float = 1.0) -> None:
-        """Take in what a canary came to on such a share of a GPU, where it came to its end."""
+    def measured(self, spec: Spec, measure: Measure) -> None:
+        """Take in what a canary, which has a GPU for itself, came to, where it came to its end."""
         if measure.stopped is None and measure.besides_seconds is not None:
             learning = measure.seconds_per_pass or 0.0
             passes = 0.0 if measure.seconds_per_pass is None else 1.0
-            _add(self._measured, self.likeness(spec), passes, learning, learning + measure.besides_seconds, share)
+            _add(self._measured, self.likeness(spec), passes, learning, learning + measure.besides_seconds, 1.0)
 
     def knows(self, spec: Spec) -> bool:
         """Whether something is known of jobs whose hyperparameters shape their computation as those of this one do."""

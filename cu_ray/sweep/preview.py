@@ -79,7 +79,7 @@ def preview(sweep: Sweep, measuring: Callable[[int], object] | None = None) -> P
     if measuring is not None and specs:
         measures, behind = _measured(specs, datasets, sweep.runtime.device, measuring), Pace(behind)
         for spec, each in measures:
-            behind.measured(spec, each, _share(sweep))
+            behind.measured(spec, each)
         unmeasured = [f"{_name(spec)} ({each.stopped})" for spec, each in measures if each.stopped]
         unmeasured += [_name(spec) for spec in specs[len(measures) :]]
         counts = estimate(made, agenda, journal.known, behind)
@@ -126,12 +126,6 @@ def _probe(device: str) -> Probe:
 
 def _name(spec: Spec) -> str:
     return "original models" if isinstance(spec, OriginalSpec) else plugins.name_of(spec.method)
-
-
-def _share(sweep: Sweep) -> float:
-    """What a canary, which has a GPU for itself, counts of GPUs: more than one where trials have several."""
-    wish = sweep.runtime.gpus_per_trial
-    return 1.0 if isinstance(wish, str) or sweep.runtime.device != "cuda" else max(1.0, wish)
 
 
 def _lanes(sweep: Sweep) -> float | None:

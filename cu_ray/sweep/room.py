@@ -72,8 +72,7 @@ class Room:
         share = self._shape.get("gpu")
         if share is None:
             return cpus
-        # a worker is on one GPU: what is left over of two does not make a third
-        return min(cpus, gpus // share if share > 1 else gpus * trials_in(share))
+        return min(cpus, gpus * trials_in(share))  # a worker is on one GPU: what is left over of two does not make a third
 
 
 def require(room: Room, shape: Mapping[str, float]) -> None:
@@ -82,5 +81,5 @@ def require(room: Room, shape: Mapping[str, float]) -> None:
 
     if room() < 1:
         gpus = ray.cluster_resources().get("GPU", 0)
-        needed = f"{shape['gpu']:g} GPUs" if "gpu" in shape else "1 CPU"
+        needed = f"{shape['gpu']:g} of a GPU" if "gpu" in shape else "1 CPU"
         raise UserError(f"not one worker fits: it needs {needed}, Ray has {gpus:g} GPUs (runtime.device, runtime.gpus_per_trial)")

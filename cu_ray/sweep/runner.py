@@ -23,7 +23,7 @@ from cu_ray.errors import FieldFault, RayStopped, UserError
 from cu_ray.places import Folder, Place, at, lasting
 from cu_ray.stages.poison import poison
 from cu_ray.store import LocalStore, checksum, open_store
-from cu_ray.sweep import cluster, doctor, frame, hardware, ledger, plan, process, remarks, tables, trackers, weights
+from cu_ray.sweep import cluster, doctor, frame, hardware, ledger, plan, process, remarks, status, tables, trackers, weights
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.dispatch import START_AGAIN_AFTER, Dispatch, Health
 from cu_ray.sweep.estimate import Estimate, estimate, pace_of_others
@@ -104,6 +104,7 @@ def run(sweep: Sweep, console: Console, *, retry_failed: bool = False, seconds: 
 def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float) -> Outcome:
     datasets = load_datasets(sweep)
     found = _hardware_of(sweep, console)
+    _tell_of_another_precision(sweep, found or hardware.here(sweep), console)
     sweep = sweep if found is None else found.settle(sweep)
     made = make_plan(sweep, datasets)
     _require_writable("results", sweep.folder, "Give another place with --output.")
@@ -314,6 +315,18 @@ def _hardware_of(sweep: Sweep, console: Console) -> hardware.Hardware | None:
     precisions = ", ".join(dict.fromkeys(train.precision for train in found.settle(sweep).trains))
     console.print(f"Trials run on {found.device} in {precisions}: so say the nodes of this Ray.")
     return found
+
+
+def _tell_of_another_precision(sweep: Sweep, found: hardware.Hardware, console: Console) -> None:
+    """Say so where what is left to the hardware came to another precision before, so that all is done again."""
+    if not hardware.precision_is_open(sweep):
+        return
+    with contextlib.suppress(UserError):  # nothing has run there
+        facts = status.read(sweep.folder)
+        was, now = facts.get("auto_precision"), found.auto_precision
+        if was not in (None, now):
+            told = f"Before, from {facts['host']}, `precision: auto` came to {was} and now to {now}: no trial of then counts."
+            console.print(Text(f"{told} `train: {{precision: {was}}}` goes on with them."), soft_wrap=True)
 
 
 def _once(act: Callable[[], bool]) -> Callable[[], None]:

@@ -61,8 +61,8 @@ def test_room_is_what_fits_when_the_cluster_is_grown_and_no_more_than_is_wanted(
 def test_room_on_gpus_counts_whole_ones(monkeypatch):
     resources(monkeypatch, CPU=2.0)
     assert Room(shape(0.5), None, {"CPU": 34.0, "GPU": 4.0}, lambda: 100)() == 8
-    assert Room(shape(2.0), None, {"CPU": 34.0, "GPU": 5.0}, lambda: 100)() == 2
-    assert Room(shape(2.0), None, {"CPU": growth.UNKNOWN, "GPU": growth.UNKNOWN}, lambda: 100)() == 100
+    assert Room(shape(0.6), None, {"CPU": 34.0, "GPU": 5.0}, lambda: 100)() == 5
+    assert Room(shape(1.0), None, {"CPU": growth.UNKNOWN, "GPU": growth.UNKNOWN}, lambda: 100)() == 100
 
 
 def test_a_head_without_cpus_is_enough_where_it_grows_and_refused_where_it_does_not(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -108,8 +109,37 @@ def _without_bf16(device):
 )
 def test_bf16_is_taken_where_the_devices_of_all_nodes_have_it(monkeypatch, device, first, second, precision):
     flags = {("first", device): frozenset(first), ("second", device): frozenset(second)}
-    monkeypatch.setattr(hardware, "_flags_of", lambda nodes, device: [flags[node, device] for node in nodes])
+    monkeypatch.setattr(hardware, "_flags_of", lambda nodes, device: ([flags[node, device] for node in nodes], []))
     assert resolve("auto", device, hardware.common(["first", "second"], device)) == precision
+
+
+def test_a_node_that_is_up_and_does_not_answer_decides_nothing_by_its_silence(tmp_path, monkeypatch):
+    def sleeps(device):
+        time.sleep(60)
+
+    with two_nodes(monkeypatch) as nodes:
+        sweep = of_auto(tmp_path, address=nodes.address)
+        ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
+        assert hardware.of_nodes(sweep).device == "cpu"
+        monkeypatch.setattr(hardware, "local_flags", sleeps)
+        monkeypatch.setattr(hardware, "ANSWERS_IN", 2.0)
+        said = r"train\.precision: what it comes to all nodes decide, and (\S+), \1 did not answer within 2 s\. Give a precision"
+        with pytest.raises(UserError, match=said):
+            hardware.of_nodes(sweep)
+
+
+@pytest.mark.parametrize(("before", "told"), [("bf16", True), ("fp32", False), (None, False)])
+def test_a_precision_that_auto_does_not_come_to_any_more_is_told_before_all_runs_anew(tmp_path, before, told):
+    sweep = of_auto(tmp_path)
+    if before is not None:
+        done_on(sweep, "cpu", before)
+    with open(tmp_path / "said", "w") as said:
+        runner._tell_of_another_precision(sweep, hardware.Hardware("cpu", frozenset()), Console(file=said, width=140))
+    expected = (
+        "Before, from head, `precision: auto` came to bf16 and now to fp32: no trial of then counts. `train: {precision: bf16}`"
+    )
+    assert (tmp_path / "said").read_text().startswith(expected if told else "")
+    assert bool((tmp_path / "said").read_text()) == told
 
 
 def done_on(sweep, device, precision):

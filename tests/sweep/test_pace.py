@@ -150,11 +150,11 @@ def measure(per_pass, evaluation, stopped=None):
     return Measure("a processor", 0, 0, 0, 0, 0, per_pass, evaluation, stopped)
 
 
-def estimated(made, agenda, journal, told=(), share=1.0):
+def estimated(made, agenda, journal, told=()):
     """With what canaries told behind what is done."""
     behind = Pace()
     for spec, each in told:
-        behind.measured(spec, each, share)
+        behind.measured(spec, each)
     return estimate(made, agenda, journal.known, behind)
 
 
@@ -192,7 +192,6 @@ def test_what_a_canary_took_alone_on_a_gpu_is_not_taken_for_what_it_takes_on_a_s
     told = [(specs["exact_unlearning"], measure(0.2, 4.0)), (specs["no_unlearning"], measure(None, 3.0))]
     counts = estimated(made, agenda, journal, told)
     assert counts.seconds == pytest.approx(3600 * counts.hours)
-    assert estimated(made, agenda, journal, told, 2.0).hours == pytest.approx(2 * counts.hours)
 
 
 def test_other_records_of_the_ledger_tell_until_those_of_the_plan_do():
@@ -326,7 +325,6 @@ def test_the_time_of_a_sweep_is_its_work_by_workers_and_what_they_wait_for_origi
         ({"device": "cuda"}, "", 0),
         ({"device": "cuda", "workers": 2}, None, 2),
         ({"device": "cuda", "workers": 2, "gpus_per_trial": 0.25}, None, 0.5),
-        ({"device": "cuda", "workers": 2, "gpus_per_trial": 2}, None, 4),
         ({"device": "cuda", "address": "1.2.3.4:6379"}, None, None),
     ],
 )
