@@ -151,9 +151,24 @@ def build(kind: str, described: Mapping[str, Any]) -> Any:
 
 
 def fingerprint(cls: type[Any]) -> str:
-    """A hash of the syntax tree of the class's file, docstrings and comments apart: tells that code changed."""
-    tree = ast.parse(Path(inspect.getfile(cls)).read_text(encoding="utf-8"))
-    return hashlib.sha256(ast.dump(_without_docstrings(tree)).encode()).hexdigest()[:16]
+    """A hash of the code of a plug-in, docstrings and comments apart: tells that code changed.
+
+    Of the class's file, and of what that imports, directly or not, from its own package (of cu_ray's own plug-ins: their kind's
+    folder) or, where it is in none, from the folder that it lies in.
+    """
+    file = Path(inspect.getfile(cls))
+    parts = cls.__module__.split(".") + (["__init__"] if file.name == "__init__.py" else [])
+    depth = 2 if parts[0] == "cu_ray" else min(1, len(parts) - 1)
+    package, root = ".".join(parts[:depth]), file.parents[len(parts) - depth - 1]
+    digest, left, seen = hashlib.sha256(), [file], set[Path]()
+    while left:
+        each = left.pop()
+        if each not in seen:
+            seen.add(each)
+            tree = ast.parse(each.read_text(encoding="utf-8"))
+            left += sorted(_imports(tree, each, package, root), reverse=True)
+            digest.update(ast.unparse(_without_docstrings(tree)).encode())
+    return digest.hexdigest()[:16]
 
 
 def own_files(*roots: Path) -> dict[Path, Path]:
@@ -171,6 +186,25 @@ def own_files(*roots: Path) -> dict[Path, Path]:
             path = Path(*name.split("."))
             found[path / file.name if file.name == "__init__.py" else path.with_suffix(".py")] = file
     return found
+
+
+def _imports(tree: ast.Module, file: Path, package: str, root: Path) -> set[Path]:
+    """The files of the package, which lies in the root, that a file of it imports."""
+    modules = set[Path]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            named = [("", alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            named = [("", node.module or ""), *((node.module or "", alias.name) for alias in node.names)]
+        else:
+            continue
+        level = getattr(node, "level", 0)
+        for parts in ([part for each in names for part in each.split(".") if part] for names in named):
+            own = package.split(".") if package and not level else []
+            if parts[: len(own)] == own:
+                modules.add((file.parents[level - 1] if level else root).joinpath(*parts[len(own) :]))
+    candidates = {path for module in modules for path in (module.with_name(f"{module.name}.py"), module / "__init__.py")}
+    return {path for path in candidates if path.is_file()}
 
 
 def _without_docstrings(tree: ast.Module) -> ast.Module:

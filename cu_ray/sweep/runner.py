@@ -390,16 +390,18 @@ def _require_writable(what: str, place: Place, remedy: str) -> None:
 
 def _warn_of_changed_code(made: plan.Plan, journal: ledger.Ledger, console: Console) -> None:
     """Say so where a plug-in's code is not what it was under the same version when results here were made."""
-    classes = {plugins.name_of(study.method.cls): study.method.cls for study in made.studies}
-    for setting in (study.settings[0] for study in made.studies):
-        for plugin in (setting.dataset, setting.model, setting.manipulation):
-            classes[plugins.name_of(plugin)] = type(plugin)
+    classes: dict[str, Any] = {}
+    for study in made.studies:
+        setting = study.settings[0]
+        used = {"method": study.method.cls, "detection": type(study.detection), "data set": type(setting.dataset)}
+        for kind, cls in {**used, "model": type(setting.model), "manipulation": type(setting.manipulation)}.items():
+            classes[f"{kind} {plugins.name_of(cls)}"] = cls
     code = {name: {"version": cls.version, "fingerprint": plugins.fingerprint(cls)} for name, cls in classes.items()}
     for name, facts in code.items():
         earlier = journal.known.code.get(name, {})
         if earlier.get("version") == facts["version"] and earlier.get("fingerprint") != facts["fingerprint"]:
             console.print(
-                f"Warning: the code of {name} changed since results here were made, its version ({facts['version']}) did not. "
-                "Earlier trials are kept; raise its version to have them run again."
+                f"Warning: the code of the {name} changed since results here were made, its version ({facts['version']}) did not."
+                " Earlier trials are kept; raise its version to have them run again."
             )
     journal.note_code(code)
