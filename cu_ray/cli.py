@@ -268,8 +268,7 @@ def fetch(folder: Place) -> None:
     from cu_ray.remote.away import Away
 
     sent, out = Away.of(folder), console()
-    sent.fetch()
-    state = {"running": "still runs", "lost": "was killed"}.get(sent.status, "has ended")
+    state = {"running": "still runs", "lost": "was killed"}.get(sent.fetch(), "has ended")
     out.print(f"Results until now are in {folder}; the sweep {state} on {sent.cluster.name}.", soft_wrap=True)
 
 
@@ -395,11 +394,17 @@ def plan(
 def status(folder: Place) -> None:
     """Say how far the sweep in FOLDER (results/NAME) is, also where it runs on a cluster."""
     from cu_ray.remote.away import MARK, Away
+    from cu_ray.remote.launcher import HeadFailed
     from cu_ray.sweep import status as statuses
 
     if isinstance(folder, Folder) and folder.has(MARK) and not (sent := Away.of(folder)).ended:
-        print(f"On {sent.cluster.name}: {sent.report()}", end="")
-        return
+        try:
+            print(f"On {sent.cluster.name}: {sent.report()}", end="")
+            return
+        except HeadFailed as error:
+            if not folder.has("status.json"):
+                raise
+            print(f"cu-ray: {error}. What is here, as it was brought home or run:", file=sys.stderr)
     facts = statuses.read(folder)
     running = facts["running"] and _alive(facts)
     state = "running" if running else "stopped before its end" if facts["running"] else "not running"

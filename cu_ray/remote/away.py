@@ -94,22 +94,29 @@ class Away:
         """Let the driver stop as by Ctrl-C: its tables are written, and the same command goes on."""
         self.cluster.ask(f"cd {self.folder} && {RUNS} && kill -TERM $(cat process)")
 
-    def fetch(self) -> None:
-        """Bring tables and logs home, and what the ledger there has and the one here has not. Raises HeadFailed.
+    def fetch(self) -> str:
+        """Bring tables and logs home, and what the ledger there has and the one here has not. Gives the status before.
 
-        Nothing is to be done where the results are at a URI. Raises UserError where a sweep is writing to the folder here.
+        Where the driver has ended that is all, and the cluster is not asked again. Nothing is brought where the results are at
+        a URI. Raises HeadFailed, and UserError where a sweep is writing to the folder here.
         """
-        if not isinstance(self.home, Folder):
-            return
+        status = self.status
+        if isinstance(self.home, Folder):
+            self._bring(self.home)
+        if status != "running":
+            replace(self, ended=True).note()
+        return status
+
+    def _bring(self, home: Folder) -> None:
         there = str(PurePosixPath(self.folder, "files", self.results)) if self.results[:1] != "~" else self.results
         with tempfile.TemporaryDirectory(prefix="cu-ray-") as name:
             fetched = Path(name)
             if self.cluster.ask(f"test -e {quoted(there)} && echo there || true").strip():
                 self.cluster.fetch(there, fetched)
-            with ledger.Ledger(self.home / "ledger") as book:
+            with ledger.Ledger(home / "ledger") as book:
                 book.take_over(fetched / "ledger")
             shutil.rmtree(fetched / "ledger", ignore_errors=True)
-            shutil.copytree(fetched, self.home.path, dirs_exist_ok=True)
+            shutil.copytree(fetched, home.path, dirs_exist_ok=True)
 
     def follow(self, console: Console) -> int:
         """Show the driver's output until it ends, then bring the results home; the driver's exit code.
@@ -127,8 +134,7 @@ class Away:
         if status in ("running", "unknown"):
             self._say_what_to_do(console)
             return 130 if status == "running" else 1
-        self.fetch()
-        replace(self, ended=True).note()
+        status = self.fetch()
         if status in ("lost", "137"):
             console.print(f"The driver on {self.cluster.name} was killed. The same command goes on from there.", soft_wrap=True)
         console.print(f"Results are in {self.home}.", soft_wrap=True)
@@ -162,10 +168,11 @@ def start(sweep: Sweep, cluster: Cluster, options: Sequence[str], console: Conso
     results = str(Path(sweep.runtime.output) / sweep.name if local else sweep.folder)
     away = Away(cluster, f"~/cu-ray/{sweep.name}", results, sweep.folder)
     _require_same_version(cluster)
-    away.note()
     if cluster.ask(f"test -e {away.folder}/process && echo there || true").strip() and away.status == "running":
+        away.note()
         console.print(f"{sweep.name} runs on {cluster.name} already: following it.")
         return away
+    replace(away, ended=True).note()  # as long as it is not there; where it cannot be noted nothing is sent
     source = Path(sweep.source).resolve()
     with tempfile.TemporaryDirectory(prefix="cu-ray-") as name:
         parcel = Path(name)
@@ -180,6 +187,7 @@ def start(sweep: Sweep, cluster: Cluster, options: Sequence[str], console: Conso
         console.print(f"Sending {len(paths)} files to {cluster.name} ...")
         cluster.ask(f"cd {away.folder} 2>/dev/null || exit 0; rm -rf brought; [ ! -e content ] || xargs -0 rm -f -- < content")
         cluster.send(parcel, away.folder)
+    away.note()
     cluster.ask(
         f"cd {away.folder} && rm -f exit process since && (setsid nohup bash run.sh > run.log 2>&1 < /dev/null &) "
         "&& for i in $(seq 100); do [ -e process ] && exit 0; sleep 0.1; done; exit 1"

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
+from cu_ray import __version__, config
 from cu_ray.places import Folder
-from cu_ray.remote.away import RUN, Away
+from cu_ray.remote.away import MARK, RUN, Away, start
+from cu_ray.remote.launcher import HeadFailed
+from tests import sweeps
 
 
 def ask(command):
@@ -70,3 +77,47 @@ def test_without_the_time_of_its_start_a_driver_is_known_by_its_number_alone(awa
     assert away.status == "running"
     (tmp_path / "process").write_text("")
     assert away.status == "lost"
+
+
+def fetched(away, tmp_path, code):
+    """What is noted after results were fetched of a driver with this exit code, None while it runs."""
+    (tmp_path / "files" / "results" / "small" / "tables").mkdir(parents=True)
+    (tmp_path / "files" / "results" / "small" / "tables" / "trials.parquet").write_bytes(b"rows")
+    cluster = SimpleNamespace(
+        ask=ask, path="cluster.yaml", name="lab", fetch=lambda there, here: shutil.copytree(there, here, dirs_exist_ok=True)
+    )
+    if code is not None:
+        (tmp_path / "exit").write_text(code)
+    away = replace(away, cluster=cluster)
+    status = away.fetch()
+    assert (tmp_path / "home" / "tables" / "trials.parquet").read_bytes() == b"rows"
+    mark = tmp_path / "home" / MARK
+    return status, json.loads(mark.read_text())["ended"] if mark.exists() else False
+
+
+@pytest.mark.parametrize("code", ["0", "1", "137"])
+def test_what_was_fetched_after_the_end_is_all_and_the_cluster_is_not_asked_again(away, tmp_path, code):
+    assert fetched(away, tmp_path, code) == (code, True)
+
+
+def test_what_is_fetched_of_one_that_runs_is_not_its_end(away, started, tmp_path):
+    assert fetched(away, tmp_path, None) == ("running", False)
+
+
+def test_a_sweep_that_could_not_be_sent_is_not_taken_for_one_that_runs_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def send(parcel, folder):
+        raise HeadFailed("the head is not reached")
+
+    (tmp_path / "head").mkdir()
+    there = SimpleNamespace(
+        ask=lambda command: (
+            __version__ if "--version" in command else ask(f"cd {tmp_path}/head; HOME={tmp_path}/head; {command}")
+        ),
+        **{"send": send, "path": tmp_path / "cluster.yaml", "name": "lab"},
+    )
+    sweep = config.load(sweeps.small(tmp_path))
+    with pytest.raises(HeadFailed):
+        start(sweep, there, [], Console(quiet=True))
+    assert json.loads(sweep.folder.read(MARK))["ended"]
