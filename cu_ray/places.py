@@ -13,11 +13,11 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, Protocol, TypeVar
 from urllib.parse import parse_qsl, unquote, urlencode
 
 from cu_ray.errors import PlaceFailed, UserError, did_you_mean
@@ -26,7 +26,18 @@ SCHEMES = ("s3", "gs", "gcs", "abfs", "abfss", "hdfs", "file")
 OBJECT_STORES = ("s3", "gs", "gcs", "abfs", "abfss")
 ABANDONED_AFTER = 24 * 3600.0  # seconds; nobody writes under a temporary name for so long
 FIRST_ANSWER_IN = 30  # seconds, of Google's storage; later it is asked again and again for a quarter of an hour
+Done = TypeVar("Done")
 SETTINGS = ("endpoint_override", "region", "scheme")  # that may follow the '?' of a URI; others could hold credentials
+
+
+def patiently(act: Callable[[], Done], fault: type[Exception], pauses: Iterable[float]) -> Done:
+    """What the act gives, tried again after each of the pauses (in seconds) where it fails so: an outage may pass."""
+    for pause in pauses:
+        try:
+            return act()
+        except fault:
+            time.sleep(pause)
+    return act()
 
 
 @dataclass(frozen=True, order=True)

@@ -19,9 +19,10 @@ from safetensors.numpy import load, save
 from cu_ray.errors import StoreFailed
 from cu_ray.identity import canonical_json
 from cu_ray.lease import Lease, Taken
-from cu_ray.places import Folder, Remote, at, claimed
+from cu_ray.places import Folder, Remote, at, claimed, patiently
 from cu_ray.types import Tensors
 
+PAUSES = (1.0, 10.0, 30.0)  # seconds after which a claim at a URI that could not be looked at is looked at again
 LIMITS = {"memos": 4 << 30}  # bytes kept of a kind; the least recently used entries go first
 
 
@@ -120,10 +121,16 @@ class RemoteStore:
     @contextlib.contextmanager
     def claimed(self, kind: str, key: str) -> Iterator[None]:
         """While others that claim the entry wait, until it is there. A claim is free some time after its process died."""
-        lease = None
-        while lease is None and not self.has(kind, key):
-            with contextlib.suppress(Taken), _failing(self.place):
-                lease = Lease(self.place / "claims" / f"{kind}-{key}")
+        lease, place = None, self.place / "claims" / f"{kind}-{key}"
+
+        def taken() -> Lease | None:
+            with _failing(self.place):
+                return None if self.has(kind, key) else Lease(place)
+
+        waits = True
+        while waits:
+            with contextlib.suppress(Taken):
+                lease, waits = patiently(taken, StoreFailed, PAUSES), False
         try:
             yield
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -25,7 +26,7 @@ from rich.console import Console
 
 import cu_ray
 from cu_ray import __version__, config, lease, places, store
-from cu_ray.errors import Faults, PlaceFailed, RayStopped, UserError
+from cu_ray.errors import Faults, PlaceFailed, RayStopped, StoreFailed, UserError
 from cu_ray.places import Folder, Remote, at, lasting
 from cu_ray.remote import away
 from cu_ray.remote.launcher import Cluster
@@ -60,9 +61,11 @@ def uri(storage, monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Leases that are waited for in a second."""
+    """Leases that are waited for in a second, and outages that are not sat out for longer."""
     for name, value in {"BEAT": 0.2, "SETTLE": 0.05}.items():
         monkeypatch.setattr(lease, name, value)
+    for module in (objects, store):
+        monkeypatch.setattr(module, "PAUSES", (0.1, 0.2))
 
 
 # ---------------------------------------------------------------------------------------------------------------- places
@@ -358,6 +361,39 @@ def test_what_goes_wrong_in_the_background_is_raised_and_nothing_is_written_afte
         assert list(again.known.trials) == ["a"]
 
 
+def test_an_outage_is_sat_out_and_each_record_is_there_once_in_its_order(uri, quick, monkeypatch):
+    write, left = Remote.write, [2]
+
+    def fails_twice(self, name, content):
+        if name.endswith(".log") and left[0]:
+            left[0] -= 1
+            raise PlaceFailed("the network is down")
+        write(self, name, content)
+
+    with Ledger(uri) as book:
+        one_by_one(book, "a")
+        monkeypatch.setattr(Remote, "write", fails_twice)
+        futures = [book.write(trial("b"), evidence.File("b", b"1")), book.write(trial("c"))]
+        for future in futures:
+            future.result()
+    assert left == [0]
+    assert list(ledger.read(uri).trials) == ["a", "b", "c"]
+    assert evidence.keys(at(uri)) == {"b"}
+
+
+def test_a_writer_whose_lease_another_took_does_not_try_again(uri, quick, monkeypatch):
+    monkeypatch.setattr(objects, "PAUSES", (60.0,))
+
+    def lost(self):
+        raise lease.LeaseLost("another has it")
+
+    began = time.monotonic()
+    with pytest.raises(lease.LeaseLost), Ledger(uri) as book:
+        monkeypatch.setattr(lease.Lease, "require", lost)
+        one_by_one(book, "a")
+    assert time.monotonic() - began < 30
+
+
 # ----------------------------------------------------------------------------------------------------------------- lease
 
 
@@ -445,6 +481,22 @@ def test_of_many_that_claim_an_entry_one_makes_it(uri, monkeypatch):
         list(pool.map(lambda name: made_once(uri, made, name), "abc"))
     assert len(made) == 1
     assert (at(uri) / "claims" / "originals-abc").files() == []
+
+
+@pytest.mark.parametrize(("times", "made_it"), [(2, True), (99, False)])
+def test_a_claim_sits_out_an_outage_and_says_of_a_long_one_what_it_was(uri, quick, monkeypatch, times, made_it):
+    has, left, made = RemoteStore.has, [times], []
+
+    def fails(self, kind, key):
+        if left[0]:
+            left[0] -= 1
+            raise StoreFailed("runtime.storage: the network is down")
+        return has(self, kind, key)
+
+    monkeypatch.setattr(RemoteStore, "has", fails)
+    with contextlib.nullcontext() if made_it else pytest.raises(StoreFailed, match="down"):
+        made_once(uri, made, "it")
+    assert made == (["it"] if made_it else [])
 
 
 def test_the_claim_of_a_dead_process_is_free(uri, quick):
@@ -591,6 +643,7 @@ def test_a_sweep_whose_ledger_cannot_be_written_any_more_ends_with_the_reason(ur
     with monkeypatch.context() as patch, pytest.raises(RayStopped, match="stopped: the network is down"):
         patch.setattr(Ledger, "write", noted)
         patch.setattr(Remote, "write", fails_later)
+        patch.setattr(objects, "PAUSES", (0.1,))
         sweep.run(quiet=True)
     counts = sweep.plan()
     assert (counts.originals_done, counts.trials_done) == (1, 0)

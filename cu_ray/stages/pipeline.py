@@ -12,7 +12,6 @@ import datetime
 import math
 import platform
 import resource
-import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -24,6 +23,7 @@ from cu_ray.identity import key_of
 from cu_ray.lazy import torch
 from cu_ray.learning.batches import as_tensor
 from cu_ray.learning.precision import require
+from cu_ray.places import patiently
 from cu_ray.plugins import name_of
 from cu_ray.stages.evaluate import Evaluation, evaluate, images_evaluated, predict
 from cu_ray.stages.evidence import OriginalsEvidence
@@ -287,13 +287,8 @@ def _split_key(spec: TrialSpec) -> str:
 
 
 def _patiently(act: Callable[[], Done]) -> Done:
-    """What a store does, tried again where it fails: an outage may pass, and an original has taken long."""
-    for pause in PAUSES:
-        try:
-            return act()
-        except StoreFailed:
-            time.sleep(pause)
-    return act()
+    """What a store does, tried again where it fails: an original has taken long."""
+    return patiently(act, StoreFailed, PAUSES)
 
 
 def arrays_of(model: torch.nn.Module) -> Tensors:

@@ -90,7 +90,7 @@ def unlearn(
         task.meter.let_go(model),
         cost=task.meter.cost + task.memo_cost,
         spent=task.meter.cost,
-        seconds=seconds + task.memo_seconds,
+        seconds=seconds - task.stored_seconds + task.memo_seconds,
         seconds_spent=seconds,
         notes=task.notes,
         changed_share=_changed_share(original, model),
@@ -124,7 +124,8 @@ class Task:
         self._seed, self._draws = seed, 0
         self._put_back = state()
         self.meter, self.memo_cost, self.memo_seconds = tools.meter(), Cost(), 0.0
-        self.watched_seconds = 0.0
+        self.watched_seconds = 0.0  # of what the method has no part in
+        self.stored_seconds = 0.0  # of memos' way from and to where they are kept, which a trial alone would not take
         self.notes: dict[str, float] = {}
         self.train: TrainRecipe = spec.original.setting.train
         self.device = data.device
@@ -178,7 +179,9 @@ class Task:
                 **self._spec.repetition,
             }
         )
+        began = now(self.device)
         known = self._memos.load(key)
+        self.stored_seconds += now(self.device) - began
         if known is not None:
             self.memo_cost += known.cost
             self.memo_seconds += known.seconds
@@ -198,7 +201,9 @@ class Task:
             )
             started = now(self.device)
             tensors = _require_tensors(name, compute(task))
-        self._memos.save(key, Memo(tensors, task.meter.cost, now(self.device) - started))
+        ended = now(self.device)
+        self._memos.save(key, Memo(tensors, task.meter.cost, ended - started))
+        self.stored_seconds += now(self.device) - ended
         self.meter.cost += task.meter.cost
         return dict(tensors)
 

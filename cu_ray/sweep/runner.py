@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -181,6 +182,13 @@ class _Work:
         self._write_status(counts, running=running)
         return counts
 
+    def _write_meanwhile(self) -> None:
+        """Write what others look at while the sweep runs; where that fails it is tried again at the next turn."""
+        try:
+            self.write(running=True)
+        except OSError:  # the ledger has its own say
+            traceback.print_exc()  # into the log
+
     def _write_status(self, counts: Estimate, *, running: bool) -> None:
         """What `cu-ray status`, `plan` and `replay` read."""
         facts = {
@@ -233,7 +241,7 @@ class _Work:
                 vigil.require,
                 _at_most_every(ESTIMATE_EVERY, lambda: progress.take_in(self.estimate())),
                 progress.tick,
-                _at_most_every(TABLES_EVERY, lambda: self.write(running=True)),
+                _at_most_every(TABLES_EVERY, self._write_meanwhile),
                 _at_most_every(MIRROR_EVERY, lambda: mirror.take(self.agenda.studies)),
             )
             try:

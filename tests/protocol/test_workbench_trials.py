@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from cu_ray import places
 from cu_ray.errors import StoreFailed
 from cu_ray.identity import seed_for
 from cu_ray.manipulations.backdoor import Backdoor
@@ -435,6 +437,29 @@ def test_a_worker_makes_room_before_it_takes_in_more(monkeypatch, store):
     assert at_once == [1, 2, 2, 2, 2]
 
 
+class SlowStore(MemoryStore):
+    """Takes half a second for a memo, as one far away."""
+
+    def load(self, kind, key):
+        """An entry, in its time."""
+        time.sleep(0.5 if kind == "memos" else 0)
+        return super().load(kind, key)
+
+    def save(self, kind, key, tensors, metadata):
+        """Kept, in its time."""
+        time.sleep(0.5 if kind == "memos" else 0)
+        super().save(kind, key, tensors, metadata)
+
+
+def test_what_a_trial_takes_alone_does_not_depend_on_where_memos_are_kept_nor_on_who_made_them():
+    store, spec = SlowStore(), trial_spec(DATASET, Ssd(selection_share=0.1))
+    Workbench(DATASET, MemoryStore()).run_trial(spec)  # warmed up
+    for least in (1.0, 0.5):  # the first looks for the memo and keeps it, the second finds it
+        facts = Workbench(DATASET, store).run_trial(spec).facts
+        assert facts["unlearn_seconds_spent"] >= least
+        assert facts["unlearn_seconds"] < 0.4
+
+
 class FullStore(MemoryStore):
     """Has no room for entries of one kind, for as many tries."""
 
@@ -453,7 +478,7 @@ class FullStore(MemoryStore):
 @pytest.fixture
 def pauses(monkeypatch):
     waited = []
-    monkeypatch.setattr(pipeline.time, "sleep", waited.append)
+    monkeypatch.setattr(places.time, "sleep", waited.append)
     return waited
 
 

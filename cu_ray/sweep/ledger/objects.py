@@ -8,17 +8,20 @@ that one that was taken for dead and is not overwrites nothing.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from cu_ray.errors import PlaceFailed
 from cu_ray.lease import Lease
-from cu_ray.places import Place
+from cu_ray.places import Place, patiently
 from cu_ray.sweep.ledger import evidence
 from cu_ray.sweep.ledger.lines import line
 from cu_ray.sweep.ledger.segments import Segment, packed
 
 COMPACT_AT = 64  # small objects
+PAUSES = (1.0, 10.0, 30.0, 60.0)  # seconds after which an object that could not be written is written again
 OBJECT_BYTES = 1 << 20  # of lines, from which an object is not compacted any more
 
 
@@ -32,7 +35,10 @@ class Waiting:
 
 
 class Batcher:
-    """Writes lines in their order, by a thread of its own. What went wrong there is raised by the next call."""
+    """Writes lines in their order, by a thread of its own, which sits out an outage of two minutes or so.
+
+    What went wrong there is raised by the next call.
+    """
 
     def __init__(self, place: Place, segments: list[Segment], lease: Lease) -> None:
         self._place, self._lease = place, lease
@@ -72,10 +78,9 @@ class Batcher:
 
     def _work(self) -> None:
         while batch := self._next():
+            self._number += 1
             try:
-                self._lease.require()
-                self._keep([each.file for each in batch if each.file is not None])
-                self._put(b"".join(each.line for each in batch))
+                patiently(functools.partial(self._write, batch), PlaceFailed, PAUSES)
             except BaseException as error:  # raised again where the driver next calls or waits
                 self._fail(error, batch)
                 return
@@ -104,8 +109,13 @@ class Batcher:
             with ThreadPoolExecutor(16) as pool:
                 list(pool.map(lambda file: evidence.write(self._place, file), files))
 
+    def _write(self, batch: list[Waiting]) -> None:
+        """Evidence, then the lines as one object. Done again it comes to the same."""
+        self._lease.require()
+        self._keep([each.file for each in batch if each.file is not None])
+        self._put(b"".join(each.line for each in batch))
+
     def _put(self, lines: bytes) -> None:
-        self._number += 1
         name = f"{self._number:09d}-{self._lease.token}.log"
         self._place.write(name, packed(lines))
         self._small.append((name, lines))
