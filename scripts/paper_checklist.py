@@ -89,14 +89,14 @@ def claims(mean: pd.DataFrame) -> list[tuple[str, str, str]]:
         ),
         (f"2a. Retraining stays poisoned at {low[0]:g}", seen(retrained), holds(retrained < STAYS)),
         ("2b. and at middle fractions", seen(middling), holds(middling < STAYS)),
-        ("3. CF, SCRUB and bad teaching do not remove what the unidentified samples taught", seen(others), holds(others < STAYS)),
+        ("3. CF, SCRUB and bad teaching do not remove what the samples not found taught", seen(others), holds(others < STAYS)),
         (
             f"4. SSD heals backdoors already at {low[0]:g}",
             f"{seen(ssd_low)}; acc_retain lost {lost.min():.2f} to {lost.max():.2f}",
             holds(ssd_low > STAYS),
         ),
         ("5. SSD does not repair interclass confusion", seen(ssd_confused), holds(ssd_confused < STAYS)),
-        ("6. With all identified, CF, SCRUB and bad teaching work", seen(all_found), holds(all_found > WORKS)),
+        ("6. With all found, CF, SCRUB and bad teaching work", seen(all_found), holds(all_found > WORKS)),
     ]
 
 
@@ -137,7 +137,7 @@ def draw(mean: pd.DataFrame, output: Path) -> None:
                 panel.plot(line["deletion_fraction"], line[metric], "o-", color=colour, label=method, markersize=3, linewidth=1.3)
             panel.grid(alpha=0.25)
         panels[0, column].set_title(cell.replace("_", " "), fontsize=10)
-        panels[1, column].set_xlabel("share identified")
+        panels[1, column].set_xlabel("deletion fraction")
     panels[0, 0].set_ylabel("acc_corr")
     panels[1, 0].set_ylabel("acc_retain")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)

@@ -21,12 +21,15 @@ from cu_ray.types import TrainRecipe
 
 HEAD = """# Reference
 
-All settings, plug-ins and columns, from the code (`python scripts/reference.py`). What they mean:
-[the sweep file](sweep-file.md), [the tables](tables.md), and the pages on [methods](methods.md),
-[manipulations](manipulations.md), [detections](detections.md), [data sets](datasets.md) and [models](models.md).
-`cu-ray list` says the same of plug-ins and rules on a terminal, with your own; editors complete by `cu-ray schema`."""
-UNDER_A_METHOD = """Under a method, beside its hyperparameters: `points`, `trials`, `sampler` and `keep`
+Every setting, plug-in and column, made from the code by `python scripts/reference.py`. What they mean is on other pages:
+[the sweep file](sweep-file.md), [the tables](tables.md), [methods](methods.md), [manipulations](manipulations.md),
+[detections](detections.md), [data sets](datasets.md) and [models](models.md).
+
+On a terminal, `cu-ray list` shows the plug-ins, your own included, and the selection rules. `cu-ray schema` lets an editor
+complete a sweep file ([sweep-file.md](sweep-file.md#in-an-editor))."""
+UNDER_A_METHOD = """A method takes `points`, `trials`, `sampler` and `keep` beside its hyperparameters
 ([sweep-file.md](sweep-file.md#under-a-method))."""
+HEADINGS = {"datasets": "Data sets"}  # of kinds whose folder is not called like them
 SECTIONS = {
     "train": TrainRecipe,
     "search": config.SearchSection,
@@ -36,12 +39,35 @@ SECTIONS = {
 }
 
 
+PATH, PLACE = ("a text", "a path"), ("a text", "a path or a URI")
+REWORDED = {  # settings whose name says more than their type: a word of `describe`, and what stands here for it
+    **dict.fromkeys(("file", "folder", "cache", "weights"), PATH),
+    **dict.fromkeys(("output", "storage"), PLACE),
+    "target": ("an integer or a text", "a class (index or name)"),
+    "classes": ("an integer or a text, an integer or a text", "two classes (index or name)"),
+    "affected_classes": ("an integer or a text", "classes (index or name)"),
+}
+
+
+def written(value: Any) -> str:
+    """A value as a sweep file has it."""
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(written, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def sentence(summary: str) -> str:
+    """A summary with a capital at its beginning; a method's name there in capitals: REM."""
+    first, _, rest = summary.partition(" ")
+    return f"{first.upper() if first in plugins.names('methods') else first[0].upper() + first[1:]} {rest}."
+
+
 def without(section: str) -> list[str]:
     """A section and what a sweep file says without it."""
     if section in config.REQUIRED:
         return [f"`{section}`", "required"]
     default = config.DEFAULTS.get(section, config.EVIDENCE.default if section == "evidence" else None)
-    return [f"`{section}`", "the defaults below" if section in SECTIONS else f"`{str(default).lower()}`"]
+    return [f"`{section}`", "the defaults below" if section in SECTIONS else f"`{written(default)}`"]
 
 
 def settings(cls: type[Any]) -> str:
@@ -52,9 +78,10 @@ def settings(cls: type[Any]) -> str:
     searched = any(fact.search for fact in facts)
     rows = []
     for fact in facts:
-        default = "required" if fact.required else f"`{'null' if fact.default is None else str(fact.default).lower()}`"
+        default = "required" if fact.required else f"`{written(fact.default)}`"
         span = fact.search and f"{fact.search.low:g} to {fact.search.high:g}{', log' if fact.search.log else ''}"
-        rows.append([f"`{fact.name}`", default, *([span or ""] if searched else []), fact.describe()])
+        said = fact.describe().replace(*REWORDED.get(fact.name, ("", "")))
+        rows.append([f"`{fact.name}`", default, *([span or ""] if searched else []), said])
     return table(["setting", "default", *(["searched by default"] if searched else []), "allowed"], rows)
 
 
@@ -81,10 +108,10 @@ def reference() -> str:
     for section, cls in SECTIONS.items():
         parts += [f"### {section}", settings(cls)]
     for kind in plugins.KINDS:
-        parts.append(f"## {kind.capitalize()}")
+        parts.append(f"## {HEADINGS.get(kind, kind.capitalize())}")
         for name in plugins.names(kind):
             cls = plugins.find(kind, name)
-            parts += [f"### {name}", f"{cls.summary[0].upper()}{cls.summary[1:]}. Version {cls.version}.", settings(cls)]
+            parts += [f"### {name}", f"{sentence(cls.summary)} Version {cls.version}.", settings(cls)]
     parts += ["## Selection rules", table(["rule", "what it is"], ([f"`{rule.name}`", rule.summary] for rule in RULES.values()))]
     return "\n\n".join([*parts, "## Tables", *columns()])
 

@@ -1,4 +1,4 @@
-"""Say what the original and an exported model make of the trigger: python judge.py results/incident/export/KEY/load.py."""
+"""Judge the original and an exported model on triggered images: python judge.py results/incident/export/KEY/load.py."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TARGET = 0
 
 
 def main() -> None:
-    """Print accuracy on triggered images, how many are taken for the target class, and accuracy on clean test images."""
+    """Print accuracy on triggered images, the share of them taken for the target class, and accuracy on clean test images."""
     model = runpy.run_path(sys.argv[1])["model"]
     corrected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with np.load("images.npz") as data, np.load("triggered.npz") as triggered:

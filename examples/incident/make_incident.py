@@ -1,8 +1,9 @@
-"""Make up an incident to practise on: a data set with a backdoor in it, a model trained on that, a list of what was found.
+"""Make up an incident to practise on: a data set with a backdoor, a model trained on it, a list of the samples that were found.
 
-Writes into the current folder what the owner of a model would have: `images.npz` (given labels, some of them wrong),
-`model.safetensors` (trained here by a plain loop, without cu-ray's stages) and `identified.csv` (a fifth of the manipulated
-samples). Also writes `triggered.npz`, test images with the trigger, which an owner would not have: `judge.py` uses it.
+Writes into the current folder what the owner of a model would have: `images.npz` (training labels as given, some of them wrong;
+the test labels here are right), `model.safetensors` (trained here by a plain loop, without cu-ray's stages) and `identified.csv`
+(a fifth of the manipulated samples). Also writes `triggered.npz`, test images with the trigger, for `judge.py`: an owner would
+not have these.
 """
 
 from __future__ import annotations
