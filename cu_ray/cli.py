@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,20 +102,27 @@ def sweep_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--seeds", default="", help="further seeds besides the file's, like +3,4"),
         click.option("--only", multiple=True, help="run only these, like method=ssd,fraction=0.1"),
         click.option("--shard", help="only this part of so many, like 3/16; its results go to OUTPUT/shard-3-of-16"),
-        click.argument("file", type=click.Path()),
+        click.argument("files", metavar="FILE...", type=click.Path(), nargs=-1, required=True),
     ):
         command = option(command)
     return command
 
 
-def load_sweep(file: str, only: tuple[str, ...], seeds: str, shard: str | None, **runtime: Any) -> Sweep:
-    """The sweep of a file and the options."""
+def load_sweeps(files: Iterable[str], only: tuple[str, ...], seeds: str, shard: str | None, **runtime: Any) -> list[Sweep]:
+    """The sweeps of the files and the options, each with a folder of its own."""
     try:
         further = [int(seed) for seed in seeds.lstrip("+").split(",") if seed]
     except ValueError:
         raise UserError(f"--seeds {seeds}: whole numbers are needed, like --seeds +3,4") from None
-    sweep = config.with_runtime(config.load(file, only=only, seeds=further), **runtime)
-    return sweep if shard is None else config.sharded(sweep, shard)
+    by_folder: dict[str, Sweep] = {}
+    for file in files:
+        sweep = config.with_runtime(config.load(file, only=only, seeds=further), **runtime)
+        sweep = sweep if shard is None else config.sharded(sweep, shard)
+        if (other := by_folder.setdefault(str(sweep.folder), sweep)) is not sweep:
+            raise UserError(
+                f"{sweep.source}: its results would go to {sweep.folder}, as those of {other.source}: name it otherwise"
+            )
+    return [*by_folder.values()]
 
 
 @main.command()
@@ -128,7 +135,7 @@ def load_sweep(file: str, only: tuple[str, ...], seeds: str, shard: str | None, 
 @click.option("--retry-failed", is_flag=True, help="run failed trials again, and methods that were set aside")
 @click.option("--time-limit", help="start nothing more after this time, like 8h, 90m or 1h30m; exit code 3 if not all was done")
 def sweep(
-    file: str,
+    files: tuple[str, ...],
     only: tuple[str, ...],
     seeds: str,
     shard: str | None,
@@ -141,31 +148,42 @@ def sweep(
     retry_failed: bool,
     time_limit: str | None,
 ) -> None:
-    """Run the sweep of FILE, or what of it is not done yet.
+    """Run the sweep of FILE, or what of it is not done yet; of several files one after the other.
 
     On the Ray at --address, the cluster of --cluster or, with --local, this machine. Without these on the Ray of
     runtime.address or RAY_ADDRESS; else on the cluster of ./cluster.yaml, if `ray up` has started it from this machine; else
     on a Ray that is started here.
     """
+    out, deadline = console(), time.monotonic() + config.seconds_of(time_limit)
+    if (address is not None) + (cluster is not None) + local > 1:
+        raise UserError("--address, --cluster and --local exclude each other")
+    if shard is not None and cluster is not None:
+        raise UserError("--shard is for machines without a Ray between them: a cluster (--cluster) does the whole sweep")
+    if detach and len(files) > 1:
+        raise UserError("--detach is for one file at a time: nobody stays to begin the next")
+    codes = [0]
+    for wanted in load_sweeps(files, only, seeds, shard, output=output, address=address, workers=workers):
+        if len(files) > 1:
+            out.print(Text(f"{wanted.source}:"), soft_wrap=True)
+        if local:
+            wanted = replace(wanted, runtime=replace(wanted.runtime, address="local"))
+        there = None if local or shard is not None else _cluster_for(wanted, cluster, out)
+        if there is None and detach:
+            raise UserError("--detach is for a sweep that goes to a cluster (--cluster): here the driver has to stay")
+        codes.append(_run(wanted, retry_failed, deadline, out) if there is None else _send(wanted, there, detach, out))
+        if codes[-1] not in (0, 1):  # the time is up, or it was interrupted
+            break
+    sys.exit(max(codes))
+
+
+def _run(wanted: Sweep, retry_failed: bool, deadline: float, out: Console) -> int:
+    """Run a sweep from here, and show what came of it; the exit code."""
     from cu_ray.report.terminal import best_table
 
     with collector.at_rest():
         from cu_ray.sweep import runner
 
-    out = console()
-    seconds = config.seconds_of(time_limit)
-    if (address is not None) + (cluster is not None) + local > 1:
-        raise UserError("--address, --cluster and --local exclude each other")
-    if shard is not None and cluster is not None:
-        raise UserError("--shard is for machines without a Ray between them: a cluster (--cluster) does the whole sweep")
-    wanted = load_sweep(file, only, seeds, shard, output=output, address=address, workers=workers)
-    if local:
-        wanted = replace(wanted, runtime=replace(wanted.runtime, address="local"))
-    elif shard is None and (found := _cluster_for(wanted, cluster, out)) is not None:
-        sys.exit(_send(wanted, found, detach, out))
-    if detach:
-        raise UserError("--detach is for a sweep that goes to a cluster (--cluster): here the driver has to stay")
-    outcome = runner.run(wanted, out, retry_failed=retry_failed, seconds=seconds)
+    outcome = runner.run(wanted, out, retry_failed=retry_failed, seconds=deadline - time.monotonic())
     counts = outcome.estimate
     if counts.trials_done:
         out.print(best_table(outcome.tables))
@@ -174,15 +192,16 @@ def sweep(
     out.print(Text(f"Tables: {outcome.tables / '{trials,originals,best,curves}.parquet'}"), soft_wrap=True)
     if outcome.interrupted:
         out.print(f"Interrupted: {counts.trials_done} of {counts.trials} trials are done. The same command goes on from there.")
-        sys.exit(130)
+        return 130
     for method, reason in outcome.set_aside.items():
         out.print(Text(f"{method} was set aside after {reason}. --retry-failed takes it up again."), soft_wrap=True)
     if outcome.time_is_up:
         out.print(f"Time is up: {counts.trials_done} of {counts.trials} trials are done. The same command goes on from there.")
-        sys.exit(3)
+        return 3
     if outcome.num_failed or outcome.set_aside:
         out.print(f"{outcome.num_failed} failed: see the columns status and error; --retry-failed runs them again.")
-        sys.exit(1)
+        return 1
+    return 0
 
 
 def _cluster_for(wanted: Sweep, given: str | None, out: Console) -> Any:
@@ -306,11 +325,10 @@ def import_command(logs: Path, into: Place) -> None:
 @main.command()
 @click.option("--address", help="the Ray to look at  [default: RAY_ADDRESS, or one that is started here]")
 @click.option("--cluster", type=click.Path(), help="the cluster.yaml of a cluster that `ray up` started, to look at that")
-@click.option(
-    "--storage", default=config.RuntimeSection().storage, show_default=True, help="the folder or URI that all nodes are to see"
-)
+@click.option("--storage", help="the folder or URI that all nodes are to see  [default: CU_RAY_STORAGE, or ~/.cache/cu-ray]")
 @click.option("--nodes", type=click.IntRange(min=1), help="how many nodes there should be  [default: as --cluster says]")
-def doctor(address: str | None, cluster: str | None, storage: str, nodes: int | None) -> None:
+@click.option("--named", multiple=True, hidden=True, help="the address of a node that there should be")
+def doctor(address: str | None, cluster: str | None, storage: str | None, nodes: int | None, named: tuple[str, ...]) -> None:
     """Look at every node of a Ray: versions, GPUs, disk, clock, the shared folder. Exit code 1 where something is wrong."""
     from cu_ray.sweep.cluster import connected
     from cu_ray.sweep.doctor import examine, table_of
@@ -321,7 +339,7 @@ def doctor(address: str | None, cluster: str | None, storage: str, nodes: int | 
     runtime = config.RuntimeSection(address=address)
     log = Path("/tmp/ray/session_latest/logs")  # noqa: S108
     with connected(runtime, out, own_files={}, log=log, last_words=lambda said: print(f"cu-ray: {said}", file=sys.stderr)):
-        found, faults = examine(storage, nodes)
+        found, faults = examine(storage or config.default_storage(), nodes, named)
     out.print(table_of(found))
     faults += [f"{node.host} ({node.address}) {fault}" for node in found for fault in node.faults]
     for fault in faults:
@@ -330,11 +348,13 @@ def doctor(address: str | None, cluster: str | None, storage: str, nodes: int | 
     sys.exit(bool(faults))
 
 
-def _doctor_there(file: str, storage: str, nodes: int | None) -> int:
+def _doctor_there(file: str, storage: str | None, nodes: int | None) -> int:
     from cu_ray.remote.launcher import Cluster
 
     there = Cluster.of(file)
-    command = f"cu-ray doctor --address auto --storage {shlex.quote(storage)} --nodes {nodes or there.num_nodes}"
+    where = "" if storage is None else f" --storage {shlex.quote(storage)}"  # else what the head's environment says
+    named = "".join(f" --named {shlex.quote(address)}" for address in there.addresses)
+    command = f"cu-ray doctor --address auto{where} --nodes {nodes or there.num_nodes}{named}"
     said, _, code = there.ask(f"{command}; echo code:$?").rpartition("code:")
     print(said, end="")
     return int(code)
@@ -342,11 +362,11 @@ def _doctor_there(file: str, storage: str, nodes: int | None) -> int:
 
 @main.command()
 @sweep_options
-@click.option("--json", "as_json", is_flag=True, help="one JSON object")
+@click.option("--json", "as_json", is_flag=True, help="one JSON object a file, each on a line")
 @click.option("--price", type=click.FloatRange(min=0), help="of an hour of a GPU, or of a worker on CPUs: what is left costs")
 @click.option("--measure", is_flag=True, help="first run a little of each kind of trial here, to know how long all will take")
 def plan(
-    file: str,
+    files: tuple[str, ...],
     only: tuple[str, ...],
     seeds: str,
     shard: str | None,
@@ -355,7 +375,14 @@ def plan(
     price: float | None,
     measure: bool,
 ) -> None:
-    """Say what the sweep of FILE comes to and what of it is done. Starts nothing."""
+    """Say what the sweep of FILE comes to and what of it is done; of several files each. Starts nothing."""
+    for sweep in load_sweeps(files, only, seeds, shard, output=output):
+        if len(files) > 1 and not as_json:
+            console().print(Text(f"{sweep.source}:"), soft_wrap=True)
+        _plan(sweep, as_json, price, measure)
+
+
+def _plan(sweep: Sweep, as_json: bool, price: float | None, measure: bool) -> None:
     with collector.at_rest():
         from cu_ray.sweep.frame import clock
         from cu_ray.sweep.preview import preview
@@ -364,7 +391,7 @@ def plan(
         if not as_json:
             console().print(f"Measuring a few steps of training and unlearning, kinds: {number} ...")
 
-    found = preview(load_sweep(file, only, seeds, shard, output=output), measuring if measure else None)
+    found = preview(sweep, measuring if measure else None)
     counts, wall = found.estimate, found.wall_seconds
     cost = None if price is None or counts.hours is None else price * counts.hours
     if as_json:
@@ -547,8 +574,10 @@ def list_command(kind: str | None, name: str | None) -> None:
     if kind not in LISTED:
         raise UserError(f"{kind!r} cannot be listed. {did_you_mean(kind, LISTED)}")
     if kind in ("samplers", "rules") or name is None:
+        if name not in (None, *_names(kind)):
+            raise UserError(f"there is no {name!r} among the {kind}. {did_you_mean(str(name), _names(kind))}")
         listing = Table("name", "what it is", box=None)
-        for each in _names(kind):
+        for each in _names(kind) if name is None else [name]:
             listing.add_row(each, Text(_summary(kind, each)))
         out.print(listing)
         return

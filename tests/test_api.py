@@ -186,9 +186,10 @@ def run_interrupted(sweep, number, monkeypatch):
     complete = Agenda.complete
 
     def complete_and_signal(agenda, record):
-        complete(agenda, record)
+        failed_with_it = complete(agenda, record)
         if record.kind == "trial":
             signal.raise_signal(number)
+        return failed_with_it
 
     before = of_this_process()
     with monkeypatch.context() as patch, pytest.raises(cu_ray.Interrupted) as caught:

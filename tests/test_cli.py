@@ -174,6 +174,42 @@ def test_plugins_beside_the_sweep_file_are_found_from_any_folder(tmp_path):
     assert json.loads(done.stdout)["by_method"] == {"beside_it:Same": 2}
 
 
+def test_several_files_run_one_after_the_other_and_the_worst_of_their_codes_is_the_code(tmp_path):
+    (tmp_path / "failing.py").write_text(
+        "from cu_ray.methods.no_unlearning import NoUnlearning\n\n\n"
+        "class Fails(NoUnlearning):\n    def unlearn(self, task):\n        raise ValueError('no luck')\n"
+    )
+    for name, more in (("first", "failing:Fails: {}"), ("second", "")):
+        path = sweeps.small(tmp_path, seeds="[0]", fractions="[1.0]", trials=2, more=more, name=f"{name}.yaml")
+        path.write_text(path.read_text().replace("name: small", f"name: {name}"))
+    files = ("first.yaml", "second.yaml")
+    done = sweeps.command(tmp_path, "sweep", *files, "--only", "method=no_unlearning", "--only", "method=failing:Fails")
+    assert done.returncode == 2, "of the second nothing is left"
+    assert not (tmp_path / "results").exists(), "no file is begun before all are read"
+    done = sweeps.command(tmp_path, "sweep", *files)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.stdout.index("first.yaml:") < done.stdout.index("1 failed") < done.stdout.index("second.yaml:")
+    assert done.stdout.count("Best of each study") == 2
+    plans = sweeps.command(tmp_path, "plan", *files, "--json").stdout.splitlines()
+    assert [json.loads(each)["trials_done"] for each in plans] == [json.loads(each)["trials"] for each in plans]
+    shown = cu_ray("plan", *(str(tmp_path / file) for file in files), "--output", str(tmp_path / "results")).output
+    assert shown.index("first.yaml:") < shown.index("second.yaml:")
+
+
+def test_two_files_with_one_name_are_refused(tmp_path):
+    one, other = sweeps.small(tmp_path), sweeps.small(tmp_path, name="other.yaml")
+    result = cu_ray("plan", str(one), str(other))
+    assert result.exit_code == 2
+    assert "other.yaml: its results would go to results/small, as those of " in result.output
+
+
+def test_one_rule_or_sampler_is_listed_and_another_name_is_refused():
+    assert cu_ray("list", "rules", "defender").output.count("\n") == 2
+    refused = cu_ray("list", "rules", "defendr")
+    assert refused.exit_code == 2
+    assert "Did you mean 'defender'?" in refused.output
+
+
 @pytest.mark.parametrize("share", ["0", "0.00001", "2"])
 def test_a_share_of_a_gpu_is_some_of_it_and_of_one(tmp_path, share):
     (tmp_path / "none.yaml").write_text(QUICKSTART.read_text() + f"runtime: {{gpus_per_trial: {share}}}\n")

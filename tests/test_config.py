@@ -425,7 +425,11 @@ ONE_FAULT = [
     ("search", "[tpe]", ["['tpe'] is not allowed. A mapping is needed"]),
     ("search", "[]", ["[] is not allowed. A mapping is needed"]),
     ("search", "false", ["False is not allowed. A mapping is needed"]),
-    ("runtime", "{gpus_per_trial: some}", ["runtime.gpus_per_trial", "'some' is not allowed", "Allowed: a number above 0, auto"]),
+    (
+        "runtime",
+        "{gpus_per_trial: some}",
+        ["runtime.gpus_per_trial", "'some' is not allowed", "Allowed: a number at least 0.001 and at most 1, auto"],
+    ),
     ("runtime", "{workers: 0}", ["runtime.workers", "0 is not allowed", "at least 1"]),
     ("runtime", "{device: gpu}", ["runtime.device", "'gpu' is not allowed", "Allowed: auto, cpu, cuda"]),
     ("runtime", "{tracker: mlfow}", ["runtime.tracker", "'mlfow' is not allowed", "Did you mean 'mlflow'?"]),
@@ -835,3 +839,32 @@ def test_a_grid_runs_from_low_to_high_and_rises(low, high, num, log):
     assert len(values) <= num
     assert values[0] == pytest.approx(low, rel=1e-5)
     assert values[-1] == pytest.approx(high, rel=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------------------- storage
+
+
+@pytest.mark.parametrize(
+    ("runtime", "variable", "expected"),
+    [
+        (None, None, "~/.cache/cu-ray"),
+        (None, "/shared/cu-ray", "/shared/cu-ray"),
+        ("{device: cpu}", "s3://bucket/cu-ray", "s3://bucket/cu-ray"),
+        ("{storage: mine}", "/shared/cu-ray", "mine"),
+        (None, "", "~/.cache/cu-ray"),
+    ],
+)
+def test_originals_lie_where_the_file_says_else_where_the_machine_says(runtime, variable, expected, monkeypatch):
+    monkeypatch.delenv(config.STORAGE_VARIABLE, raising=False)
+    if variable is not None:
+        monkeypatch.setenv(config.STORAGE_VARIABLE, variable)
+    sweep = parsed(runtime=runtime)
+    assert sweep.runtime.storage == expected
+    assert config.with_runtime(sweep, storage="elsewhere").runtime.storage == "elsewhere"
+
+
+def test_a_storage_of_the_machine_that_cannot_be_one_is_told_by_its_variable(monkeypatch):
+    monkeypatch.setenv(config.STORAGE_VARIABLE, "ftp://there")
+    (fault,) = faults_of()
+    assert "runtime.storage" in fault
+    assert "CU_RAY_STORAGE of the environment: ftp:// is no place that can be written to" in fault

@@ -17,6 +17,7 @@ from cu_ray.config.reader import DEFAULTS, EVIDENCE, NAME, REQUIRED, SECTIONS, R
 from cu_ray.config.sweep import (
     INDEPENDENT_SAMPLERS,
     SAMPLERS,
+    STORAGE_VARIABLE,
     TRACKERS,
     ControlsSection,
     MethodPlan,
@@ -27,6 +28,7 @@ from cu_ray.config.sweep import (
     Space,
     Span,
     Sweep,
+    default_storage,
     scratch_of,
     seconds_of,
 )
@@ -43,6 +45,7 @@ __all__ = [
     "RESERVED",
     "SAMPLERS",
     "SECTIONS",
+    "STORAGE_VARIABLE",
     "TRACKERS",
     "ControlsSection",
     "MethodPlan",
@@ -53,6 +56,7 @@ __all__ = [
     "Space",
     "Span",
     "Sweep",
+    "default_storage",
     "load",
     "parse",
     "parse_methods",

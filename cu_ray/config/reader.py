@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import yaml
 
 from cu_ray import plugins, yaml_file
 from cu_ray.config.methods import Methods
-from cu_ray.config.sweep import ControlsSection, OriginalSection, RuntimeSection, SearchSection, Sweep
+from cu_ray.config.sweep import (
+    STORAGE_VARIABLE,
+    ControlsSection,
+    OriginalSection,
+    RuntimeSection,
+    SearchSection,
+    Sweep,
+    default_storage,
+)
 from cu_ray.config.values import Values
 from cu_ray.errors import Faults, FieldFault, UserError, did_you_mean
 from cu_ray.plugins import FieldFact
@@ -63,7 +72,7 @@ class Reader(Values):
         search = self.section(SearchSection, "search")
         controls = self.section(ControlsSection, "controls")
         original = self.section(OriginalSection, "original")
-        runtime = self.section(RuntimeSection, "runtime")
+        runtime = self._runtime()
         evidence = self.value(EVIDENCE, top.get("evidence", EVIDENCE.default), "evidence", EVIDENCE.default)
         methods = Methods(self.file)
         plans = methods.plans(top.get("methods"), search, [model for _, model in models])
@@ -92,6 +101,18 @@ class Reader(Values):
             yaml.safe_dump(top, sort_keys=False, allow_unicode=True),
             evidence,
         )
+
+    def _runtime(self) -> RuntimeSection:
+        """The section; where it names no storage that of the environment."""
+        runtime: RuntimeSection = self.section(RuntimeSection, "runtime")
+        given = self.file.value.get("runtime")
+        if isinstance(given, dict) and "storage" in given:
+            return runtime
+        try:
+            return replace(runtime, storage=default_storage())
+        except FieldFault as fault:
+            self.fault("runtime.storage", f"{STORAGE_VARIABLE} of the environment: {fault}")
+            return runtime
 
     def _plugins(self, kind: str, section: str, given: Any) -> list[tuple[str, Any]]:
         """The plug-ins of a section with their YAML paths: a name, a mapping with a name, or a list of these."""

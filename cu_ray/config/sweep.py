@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from cu_ray.types import CONTROLS, TrainRecipe
 SAMPLERS = ("tpe", "random", "qmc", "gp", "nsga2", "grid")
 INDEPENDENT_SAMPLERS = ("random", "qmc", "grid")  # a point does not depend on the results of others
 TRACKERS = ("mlflow", "tensorboard", "wandb")
+STORAGE_VARIABLE = "CU_RAY_STORAGE"
 SCRATCH = "~/.cache/cu-ray/scratch"
 
 Value = Any
@@ -115,7 +117,7 @@ class RuntimeSection:
     device: Annotated[str, Choices(("auto", "cpu", "cuda"))] = "auto"
     workers: Annotated[int | None, Bound(low=1)] = None
     output: str = "results"
-    storage: str = "~/.cache/cu-ray"
+    storage: str = "~/.cache/cu-ray"  # where neither the file nor the environment names one: see `default_storage`
     address: str | None = None
     max_failures: Annotated[int, Bound(low=1)] = 10  # of one kind, after which a method is set aside
     trial_time_limit: str | None = "24h"  # of one trial or original: what takes longer hangs, and has failed
@@ -137,6 +139,11 @@ class RuntimeSection:
     def trial_seconds(self) -> float:
         """The time limit of one trial."""
         return seconds_of(self.trial_time_limit)
+
+
+def default_storage() -> str:
+    """Where originals and memos lie where a sweep file does not say it: what machines share is no matter of a sweep."""
+    return os.environ.get(STORAGE_VARIABLE) or RuntimeSection.storage
 
 
 @dataclass(frozen=True)

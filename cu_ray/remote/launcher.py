@@ -67,6 +67,12 @@ class Cluster:
         """How many nodes it has at least when all have joined."""
         return 1 + (len(self.provider.get("worker_ips", ())) if self._is_of_given_machines else self.min_workers)
 
+    @property
+    def addresses(self) -> list[str]:
+        """Of the machines that the file gives by address; of a cloud's there are none."""
+        given = [self.provider.get("head_ip"), *self.provider.get("worker_ips", ())] if self._is_of_given_machines else []
+        return [str(address) for address in given]
+
     def was_launched(self) -> bool:
         """Whether the launcher has started it from this machine, as far as the launcher's own files say: no network is used.
 

@@ -46,19 +46,21 @@ class Node:
     faults: list[str] = field(default_factory=list)
 
 
-def examine(storage: str, expected: int | None = None) -> tuple[list[Node], list[str]]:
+def examine(storage: str, expected: int | None = None, named: Sequence[str] = ()) -> tuple[list[Node], list[str]]:
     """All nodes of the Ray that this process is at, with their faults; the faults of the whole, each with its mend.
 
-    storage: the folder or URI that all nodes are to see; expected: how many nodes there should be. Raises UserError where this
-    process cannot write to the storage.
+    storage: the folder or URI that all nodes are to see; expected: how many nodes there should be; named: their addresses, as
+    far as they are known. Raises UserError where this process cannot write to the storage.
     """
     nodes = _asked(storage, thorough=True, seconds=MOST_SECONDS)
     compare(nodes)
     _compare_data(nodes)
     for node in nodes:
         _look_at_room_and_clock(node)
-    missing = expected is not None and len(nodes) < expected
-    return nodes, [f"{len(nodes)} of {expected} nodes have joined: {MISSING}"] if missing else []
+    missing = max(0, (expected or 0) - len(nodes))
+    absent = [address for address in named if address not in {node.address for node in nodes}]
+    which = f", not {', '.join(absent)}" if len(absent) == missing else ""  # else the names are others than Ray's
+    return nodes, [f"{len(nodes)} of {expected} nodes have joined{which}: {MISSING}"] if missing else []
 
 
 def require_alike(storage: str) -> None:

@@ -110,6 +110,11 @@ class StudySpec:
         """Whether its trials have random choices of their own."""
         return bool(self.method.cls.uses_deletion_set)
 
+    @property
+    def kept_by_test_labels(self) -> bool:
+        """Whether its models, or the originals that they come from, are those that did best on the test set as they learned."""
+        return any(keep != "last" for keep in (self.method.keep, self.settings[0].train.keep))
+
     def repetitions(self, hyperparameters: Hyperparameters) -> list[TrialSpec]:
         """A point's trials on the first reported setting under the further unlearning seeds."""
         setting = self.report_settings[0]

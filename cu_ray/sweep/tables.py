@@ -274,7 +274,7 @@ def trial_row(record: Record, setting_columns: Row, study: StudySpec | None) -> 
         "stale": _is_stale(spec),
         "search_objective": study.search.objective if study and study.method.has_choice else None,
         "pool_adaptive": study.flattered if study else None,
-        "uses_test_labels": _uses_test_labels(study, spec["keep"]) if study else None,
+        "uses_test_labels": _uses_test_labels(study) if study else None,
         **record.scores,
         **{name: value for name, value in record.facts.items() if name != "deletion_size"},
     }
@@ -341,9 +341,9 @@ def _best_rows(plan: Plan, search_key: str, studies: list[StudySpec], known: Kno
         by_choice = shared | {
             "rule": rule_name,
             "reports_on": "report half" if rule.reports else "whole test set",
-            "uses_test_labels": _uses_test_labels(first, first.method.keep)
+            "uses_test_labels": _uses_test_labels(first)
             if first.flattered
-            else first.method.keep != "last" or (first.method.has_choice and rule.uses_test_labels),
+            else first.kept_by_test_labels or (first.method.has_choice and rule.uses_test_labels),
             "score": summarise(scores).mean,
             "points": [index for _, index in chosen],
             "hyperparameters": [json.dumps(points[study.key][index], sort_keys=True) for study, index in chosen],
@@ -391,8 +391,8 @@ def _curve_rows(best: list[Row]) -> Iterable[Row]:
                 yield {**row, "metric": metric, **summary}
 
 
-def _uses_test_labels(study: StudySpec, keep: str) -> bool:
-    return keep != "last" or (study.searched and RULES[study.search.objective].uses_test_labels)
+def _uses_test_labels(study: StudySpec) -> bool:
+    return study.kept_by_test_labels or (study.searched and RULES[study.search.objective].uses_test_labels)
 
 
 def _is_stale(spec: Mapping[str, Any]) -> bool | None:

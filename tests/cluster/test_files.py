@@ -54,6 +54,11 @@ def test_at_most_five_places_are_to_be_edited(path):
     assert 1 <= places <= 5
 
 
+@pytest.mark.parametrize("path", [*LAUNCHED.values(), ROOT / "clusters" / "kubernetes.yaml"], ids=lambda path: path.name)
+def test_originals_lie_where_all_nodes_see_them_without_a_word_in_the_sweep_file(path):
+    assert re.search(r"CU_RAY_STORAGE(=|, value: )/shared/cu-ray\b", path.read_text())
+
+
 def test_the_cloud_grows_from_nothing_with_spot_workers_and_sees_one_folder():
     config = launched("aws.yaml")
     worker = config["available_node_types"]["gpu_worker"]

@@ -29,10 +29,10 @@ def shipped_for(lab: Path) -> str:
     value = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     value["provider"] |= {"head_ip": "10.77.0.11", "worker_ips": ["10.77.0.12"]}
     value["auth"] = {"ssh_user": "root", "ssh_private_key": f"{lab}/key"}
-    value["min_workers"] = value["max_workers"] = 1
     del value["file_mounts"]["/tmp/cu-ray-source"]
     value["setup_commands"] = [each for each in value["setup_commands"] if "pip install" not in each]
-    assert len(value["setup_commands"]) == 1
+    value["setup_commands"] = [each.replace("/shared/cu-ray", str(lab.parent / "store")) for each in value["setup_commands"]]
+    assert len(value["setup_commands"]) == 2
     value["rsync_exclude"] += ["*.log", "*.yaml", "ledger"]  # what a user leaves out there is not left out of a sweep
     return yaml.safe_dump(value)
 
@@ -54,7 +54,7 @@ def launched(lab):
     if lab.driver("test -e /tmp/ray/cluster-cu-ray.state").returncode != 0:
         done = lab.driver("ray up -y cluster.yaml")
         assert done.returncode == 0, done.stdout
-        until(lambda: "of 2 nodes" not in lab.driver(f"cu-ray doctor --cluster cluster.yaml --storage {lab.folder}/store").stdout)
+        until(lambda: "of 2 nodes" not in lab.driver("cu-ray doctor --cluster cluster.yaml").stdout)
     return lab
 
 
@@ -78,8 +78,8 @@ def test_before_ray_up_the_cluster_is_not_found_and_asked_for_it_is_one_message(
 def test_ray_up_then_the_same_command_uses_all_nodes_and_gives_the_tables_of_one_machine(lab):
     done = lab.driver("ray up -y cluster.yaml")
     assert done.returncode == 0, done.stdout
-    until(lambda: "of 2 nodes" not in lab.driver(f"cu-ray doctor --cluster cluster.yaml --storage {lab.folder}/store").stdout)
-    said = lab.driver(f"cu-ray doctor --cluster cluster.yaml --storage {lab.folder}/store").stdout
+    until(lambda: "of 2 nodes" not in lab.driver("cu-ray doctor --cluster cluster.yaml").stdout)
+    said = lab.driver("cu-ray doctor --cluster cluster.yaml").stdout
     assert re.search(r"h1 +│ 10\.77\.0\.11 ", said)
     assert re.search(r"h2 +│ 10\.77\.0\.12 ", said)
     assert all("make room" in line for line in said.splitlines() if line.startswith("Fault: ")), said
@@ -90,7 +90,10 @@ def test_ray_up_then_the_same_command_uses_all_nodes_and_gives_the_tables_of_one
     assert "the nodes of this Ray cannot do one sweep" in said
     assert "h2 (10.77.0.12) does not see what another node wrote to /root/of-each-its-own" in said
     assert "Traceback" not in said
+    path = sweeps.small(lab.folder)
+    path.write_text(path.read_text().replace("runtime: {storage: store}", ""))  # so that it is where cluster.yaml says
     said = lab.cu_ray("sweep small.yaml")
+    assert list((lab.folder / "store" / "originals").glob("*.safetensors"))
     assert "`ray up` has started cu-ray (cluster.yaml) from this machine: the sweep goes there." in said
     assert "Best of each study" in said
     assert "Results are in results/small." in said

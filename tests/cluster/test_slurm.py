@@ -169,4 +169,4 @@ def test_a_script_installs_what_is_pinned_and_has_a_secret(script):
     text = script.read_text()
     assert "pip install -q -c constraints.txt ." in text
     assert re.search(r"^export (.* )?RAY_AUTH_MODE=token", text, re.MULTILINE)
-    assert "runtime: {storage: ..., device: cuda}" in text
+    assert "\nexport CU_RAY_STORAGE=${CU_RAY_STORAGE:-$PWD/storage} " in text, "in a folder that all nodes see"

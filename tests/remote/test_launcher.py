@@ -65,6 +65,8 @@ def test_a_cluster_in_a_cloud_is_known_by_the_configuration_that_the_launcher_ke
 
 def test_the_number_of_nodes_is_what_the_file_says(cluster):
     assert cluster(OWN).num_nodes == 3
+    assert cluster(OWN).addresses == ["10.0.0.1", "10.0.0.2", "10.0.0.3"]
+    assert cluster(CLOUD).addresses == []
 
 
 def test_the_answer_takes_less_than_a_second_and_no_network(cluster, monkeypatch):

@@ -137,6 +137,22 @@ def test_every_node_of_a_real_ray_answers_and_nothing_is_left_in_the_shared_fold
 
 
 @pytest.mark.parametrize(
+    ("named", "which"),
+    [
+        (["10.0.0.1", "10.0.0.2", "10.0.0.3"], ", not 10.0.0.2, 10.0.0.3"),
+        (["head", "one", "two"], ""),  # names where Ray has addresses: nothing can be told
+        ([], ""),
+    ],
+)
+def test_the_machines_that_have_not_joined_are_named_where_their_addresses_are_known(named, which, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "_asked", lambda storage, thorough, seconds: [doctor.Node("h", "10.0.0.1", 0.0)])
+    monkeypatch.setattr(doctor, "_look_at_room_and_clock", lambda node: None)
+    _, (fault,) = examine(str(tmp_path), 3, named)
+    assert fault.startswith(f"1 of 3 nodes have joined{which}: ")
+    assert examine(str(tmp_path), 1, named)[1] == []
+
+
+@pytest.mark.parametrize(
     "error",
     [ray.exceptions.TaskUnschedulableError("no such node"), ray.exceptions.NodeDiedError("it died")],
     ids=["never", "at it"],

@@ -281,6 +281,18 @@ def test_the_defender_chooses_by_held_out_trials_and_is_null_where_too_few_were_
         assert row["score"] == pytest.approx(score[best.name])
 
 
+@pytest.mark.parametrize(
+    ("train", "method"),
+    [({"keep": "best_on_test"}, {}), ({}, {"keep": "best_on_test"}), ({}, {})],
+    ids=["original", "method", "none"],
+)
+def test_models_kept_by_test_labels_are_told_by_every_row_that_comes_from_them(train, method, tmp_path):
+    made = plan({"exact_unlearning": method}, train={"steps": 10, **train})
+    done = written(tmp_path, made, run(made)[0])
+    peeked = bool(train or method)
+    assert set(done.trials["uses_test_labels"]) == set(done.best["uses_test_labels"]) == {peeked}
+
+
 def test_best_says_how_a_study_was_searched(tmp_path):
     methods = {"scrub": {**SCRUB, "trials": 3}, "ssd": SSD_GRID, "exact_unlearning": {}}
     made = plan(methods, search={"objective": "rem_proxy"})
