@@ -18,6 +18,7 @@ CONTENTS = {
         "docs/trackers",
         "examples/incident/README",
         "docs/clusters",
+        "docs/storage",
     ],
     "Plug-ins": [
         "docs/methods",
