@@ -710,6 +710,27 @@ def rescore(folder: Place, metrics: tuple[str, ...]) -> None:
         out.print(Text(f"{made.num_without} are without evidence. {rescoring.KEPT_BY}."), soft_wrap=True)
 
 
+@main.command()
+@click.option("--storage", help="the folder or URI of originals and memos  [default: CU_RAY_STORAGE, or ~/.cache/cu-ray]")
+@click.option("--unused-for", "days", type=click.IntRange(min=1), default=90, show_default=True, help="days")
+@click.option("--yes", is_flag=True, help="delete without asking")
+def clean(storage: str | None, days: int, yes: bool) -> None:
+    """Delete original models and memos that no sweep has used for a while. One that needs them again makes them again."""
+    from cu_ray.store import unused
+
+    where, out = storage or config.default_storage(), console()
+    found = unused(where, days)
+    if not found:
+        out.print(Text(f"{where}: everything was used within {days} days."), soft_wrap=True)
+    for kind, files in found.items():
+        size = sum(file.size for file in files) / 2**30
+        out.print(Text(f"{where}: {kind} unused for {days} days: {len(files)}, {size:.2f} GiB"), soft_wrap=True)
+    if found and (yes or click.confirm("Delete them?")):
+        for kind, files in found.items():
+            for file in files:
+                (at(where) / kind).delete(file.name)
+
+
 def _print_record(record: Any) -> None:
     out = console()
     out.print(f"{record.kind} {record.key[:16]}: {record.status}" + (f", {record.error}" if record.error else ""), soft_wrap=True)

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from safetensors.numpy import load, save
 from cu_ray.errors import StoreFailed
 from cu_ray.identity import canonical_json
 from cu_ray.lease import Lease, Taken
-from cu_ray.places import Folder, Remote, at, claimed, patiently
+from cu_ray.places import File, Folder, Remote, at, claimed, patiently
 from cu_ray.types import Tensors
 
 PAUSES = (1.0, 10.0, 30.0)  # seconds after which a claim at a URI that could not be looked at is looked at again
+KINDS = ("originals", "memos")
 LIMITS = {"memos": 4 << 30}  # bytes kept of a kind; the least recently used entries go first
 
 
@@ -60,9 +62,9 @@ class LocalStore:
         if found is None:
             with _failing(path):
                 path.unlink(missing_ok=True)
-        elif kind in LIMITS:
+        else:
             with contextlib.suppress(OSError):  # another process trimmed it meanwhile, or it is somebody else's
-                os.utime(path)
+                os.utime(path)  # when it was used last: see `unused`
         return found
 
     def save(self, kind: str, key: str, tensors: Tensors, metadata: dict[str, str]) -> None:
@@ -198,6 +200,13 @@ def _metadata(content: bytes) -> dict[str, str]:
     """What stands in the head of a safetensors file besides its arrays."""
     length = int.from_bytes(content[:8], "little")
     return dict(json.loads(content[8 : 8 + length]).get("__metadata__", {}))
+
+
+def unused(where: str, days: int) -> dict[str, list[File]]:
+    """The entries of each kind that nobody has read or written for so many days; at a URI, that were written so long ago."""
+    since = time.time() - days * 24 * 3600
+    found = {kind: [file for file in (at(where) / kind).files() if file.modified < since] for kind in KINDS}
+    return {kind: files for kind, files in found.items() if files}
 
 
 def checksum(tensors: Tensors, metadata: dict[str, str]) -> str:

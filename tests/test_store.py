@@ -19,12 +19,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors import SafetensorError
 
 from cu_ray import store
+from cu_ray.cli import main
 from cu_ray.errors import StoreFailed, UserError
 from cu_ray.places import ABANDONED_AFTER, Folder
 from cu_ray.report.write import write as report
@@ -114,6 +116,26 @@ def test_what_killed_writers_left_is_taken_away_once_nobody_can_be_at_it(local):
         os.utime(path, (0, time.time() - ABANDONED_AFTER - 60))
     local.save("originals", "abe", WEIGHTS, {})
     assert sorted(path.name for path in folder.iterdir()) == [lock.name, new.name, "abc.safetensors", "abe.safetensors"]
+
+
+def test_what_nobody_used_for_long_is_told_and_deleted_when_asked(local, tmp_path):
+    for key in ("old", "used", "new"):
+        local.save("originals", key, WEIGHTS, {})
+    for key in ("old", "used"):
+        os.utime(path_of(local, key=key), (0, time.time() - 100 * 24 * 3600))
+    assert local.load("originals", "used") is not None
+    (local.folder / "sweep.txt").write_text("somebody's")
+
+    def clean(*options, answer=None):
+        return CliRunner().invoke(main, ["clean", "--storage", str(local.folder), *options], input=answer)
+
+    assert "originals unused for 90 days: 1, 0.00 GiB" in clean(answer="n\n").output
+    assert "everything was used within 101 days" in clean("--unused-for", "101").output
+    assert local.has("originals", "old")
+    assert clean("--yes").exit_code == 0
+    assert [local.has("originals", key) for key in ("old", "used", "new")] == [False, True, True]
+    assert (local.folder / "sweep.txt").exists()
+    assert "everything was used" in clean("--yes").output
 
 
 def test_a_later_entry_replaces_the_earlier_one(local):
