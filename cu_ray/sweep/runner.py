@@ -26,14 +26,16 @@ from cu_ray.stages.poison import poison
 from cu_ray.store import LocalStore, checksum, open_store
 from cu_ray.sweep import cluster, doctor, frame, hardware, ledger, plan, process, remarks, status, tables, trackers, weights
 from cu_ray.sweep.agenda import Agenda
-from cu_ray.sweep.dispatch import START_AGAIN_AFTER, Dispatch, Health
+from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import Estimate, estimate, pace_of_others
 from cu_ray.sweep.growth import growth
+from cu_ray.sweep.losses import Health
 from cu_ray.sweep.pace import Pace
 from cu_ray.sweep.ready import Job
 from cu_ray.sweep.room import Room, require, shape
 from cu_ray.sweep.session import at_ray, log_of, say
 from cu_ray.sweep.shard import part_of
+from cu_ray.sweep.starts import START_AGAIN_AFTER
 from cu_ray.sweep.tracking import Tracking
 from cu_ray.sweep.vigil import Vigil
 from cu_ray.types import Dataset, Record

@@ -14,7 +14,8 @@ from typing import Any
 from ray import tune
 from ray.tune.search import Searcher
 
-from cu_ray.sweep.dispatch import Death, Dispatch
+from cu_ray.sweep.deaths import Death
+from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.trainable import evidence_in, unpack
 
 

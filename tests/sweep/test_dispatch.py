@@ -14,26 +14,16 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from cu_ray.plugins import name_of
-from cu_ray.sweep.dispatch import (
-    AT_ONCE,
-    LEAVES_WITHIN,
-    MAX_RETRIES,
-    MOST_FAILED_STARTS,
-    MOST_LOSSES,
-    MOST_LOST,
-    NODE_MISSED_WITHIN,
-    NOTICED_WITHIN,
-    SHORT_FOR,
-    START_AGAIN_AFTER,
-    Death,
-    Dispatch,
-    Health,
-)
+from cu_ray.sweep.deaths import MAX_RETRIES, MOST_LOST, NODE_MISSED_WITHIN, NOTICED_WITHIN, Death
+from cu_ray.sweep.dispatch import LEAVES_WITHIN, Dispatch
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known
+from cu_ray.sweep.losses import MOST_LOSSES, Health
 from cu_ray.sweep.plan import memo_group
 from cu_ray.sweep.ready import OTHER, Job, Ready
 from cu_ray.sweep.shares import trials_in
+from cu_ray.sweep.shortages import AT_ONCE, SHORT_FOR
+from cu_ray.sweep.starts import MOST_FAILED_STARTS, START_AGAIN_AFTER
 from cu_ray.sweep.watchdog import GRACE
 from cu_ray.types import Record
 from tests.sweep.simulator import SCRUB, SSD_GRID, agenda_of, fails, plan, record_of, run

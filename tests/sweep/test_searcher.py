@@ -12,10 +12,12 @@ import pytest
 
 from cu_ray.errors import SearchFailed, TimeIsUp
 from cu_ray.sweep import trainable
-from cu_ray.sweep.dispatch import MOST_FAILED_STARTS, SHORT_FOR, START_AGAIN_AFTER, Dispatch
+from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.searcher import Faults, NowAndThen, WhenOver, WorkerSearcher
+from cu_ray.sweep.shortages import SHORT_FOR
+from cu_ray.sweep.starts import MOST_FAILED_STARTS, START_AGAIN_AFTER
 from cu_ray.sweep.trainable import StageTrainable, pack, unpack
 from cu_ray.sweep.watchdog import at_most
 from tests.sweep.simulator import SCRUB, agenda_of, plan, record_of, run
