@@ -5,9 +5,7 @@ Nothing is decided by what it holds: it can be deleted at any time.
 
 from __future__ import annotations
 
-import queue
-import threading
-import traceback
+import itertools
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
@@ -23,20 +21,20 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from cu_ray.config import Options, Space
 from cu_ray.plugins import name_of
 from cu_ray.sweep.agenda import StudyState
+from cu_ray.sweep.aside import Aside
 from cu_ray.sweep.plan import StudySpec
 
 FILE = "optuna-journal.log"
-PATIENCE = 60.0  # seconds that the end of a sweep waits for it
+Batch = list[tuple[StudySpec, list[FrozenTrial]]]
 
 
 class Mirror:
-    """Writes finished points into the journal in a thread of its own: each takes milliseconds with the disk."""
+    """Writes finished points into the journal, aside: each takes milliseconds with the disk."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder.absolute() / FILE
-        self._queue: queue.SimpleQueue[list[tuple[StudySpec, list[FrozenTrial]]] | None] = queue.SimpleQueue()
         self._sent: dict[str, int] = {}
-        self._thread = threading.Thread(target=self._work, name="optuna journal", daemon=True)
+        self._writing = Aside[Batch]("optuna journal", self._write)
 
     def __enter__(self) -> Self:
         for lock in self._path.parent.glob(f"{FILE}.lock*"):  # of a driver that was killed: no other writes into this folder
@@ -48,12 +46,11 @@ class Mirror:
         except Exception:  # whatever Optuna makes of a damaged journal: it is written anew
             for path in self._path.parent.glob(f"{FILE}*"):
                 path.unlink()
-        self._thread.start()
+        self._writing.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._queue.put(None)
-        self._thread.join(PATIENCE)
+        self._writing.__exit__(kind, error, trace)
 
     def take(self, studies: Iterable[StudyState]) -> None:
         """Have the points mirrored that were finished since the last time."""
@@ -65,18 +62,14 @@ class Mirror:
                 batch.append((study.spec, trials))
                 self._sent[name] = finished
         if batch:
-            self._queue.put(batch)
+            self._writing.put(batch)
 
-    def _work(self) -> None:
-        try:
-            storage = self._storage()
-            while (batch := self._queue.get()) is not None:
-                for spec, trials in batch:
-                    directions, name = [StudyDirection.MAXIMIZE] * spec.num_objectives, name_of_study(spec)
-                    study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
-                    study.add_trials(trials)
-        except Exception:  # a full disk, say: the mirror stops, the sweep goes on
-            traceback.print_exc()
+    def _write(self, batches: Iterable[Batch]) -> None:
+        storage = self._storage()
+        for spec, trials in itertools.chain.from_iterable(batches):
+            directions, name = [StudyDirection.MAXIMIZE] * spec.num_objectives, name_of_study(spec)
+            study = optuna.create_study(storage=storage, study_name=name, directions=directions, load_if_exists=True)
+            study.add_trials(trials)
 
     def _storage(self) -> JournalStorage:
         path = str(self._path)

@@ -1,19 +1,15 @@
-"""Trials told to an experiment tracker as they end, in a thread of its own: the sweep never waits for it nor ends with it."""
+"""Trials told to an experiment tracker as they end, aside: the sweep never waits for it nor ends with it."""
 
 from __future__ import annotations
 
-import queue
-import threading
-import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
 from cu_ray.errors import in_one_line
+from cu_ray.sweep.aside import Aside
 from cu_ray.sweep.trackers import Tracker, entry_of
 from cu_ray.types import Record
-
-PATIENCE = 60.0  # seconds for what is still to be told when the sweep has ended
 
 
 class Tracking:
@@ -24,37 +20,33 @@ class Tracking:
 
     def __init__(self, sweep: str, make: Callable[[], Tracker] | None, say: Callable[[str], object]) -> None:
         self._sweep, self._make, self._say = sweep, make, say
-        self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="experiment tracker", daemon=True)
+        self._telling = None if make is None else Aside[Record]("experiment tracker", self._tell, self._failed)
 
     def __enter__(self) -> Self:
-        if self._make is not None:
-            self._thread.start()
+        if self._telling is not None:
+            self._telling.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._make is None:
+        if self._telling is None:
             return
-        self._queue.put(None)
-        self._thread.join(PATIENCE)
-        if self._thread.is_alive():
+        self._telling.__exit__(kind, error, trace)
+        if self._telling.num_left is not None:
             self._say(
-                f"Warning: the tracker was not told of {self._queue.qsize()} trials: it does not answer. The tables have all."
+                f"Warning: the tracker was not told of {self._telling.num_left} trials: it does not answer. The tables have all."
             )
 
     def heard(self, record: Record) -> None:
         """A job ended; originals are not told."""
-        if self._make is not None and record.kind == "trial":
-            self._queue.put(record)
+        if self._telling is not None and record.kind == "trial":
+            self._telling.put(record)
 
-    def _work(self) -> None:
+    def _tell(self, records: Iterable[Record]) -> None:
         assert self._make is not None
-        try:
-            tracker = self._make()
-            while (record := self._queue.get()) is not None:
-                tracker.take(entry_of(self._sweep, record))
-        except Exception as problem:  # whatever a tracker, or the network, comes up with
-            traceback.print_exc()  # into the log
-            self._say(
-                f"Warning: the tracker failed and is told no more: {in_one_line(problem).rstrip('.')}. The tables have all."
-            )
+        tracker = self._make()
+        for record in records:
+            tracker.take(entry_of(self._sweep, record))
+
+    def _failed(self, problem: Exception) -> None:
+        said = in_one_line(problem).rstrip(".")
+        self._say(f"Warning: the tracker failed and is told no more: {said}. The tables have all.")

@@ -12,7 +12,7 @@ import pytest
 from optuna.storages.journal import JournalFileOpenLock, JournalFileSymlinkLock
 from optuna.trial import TrialState
 
-from cu_ray.sweep import mirror as mirroring
+from cu_ray.sweep import aside
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.mirror import FILE, Mirror, name_of_study
 from tests.sweep.simulator import SCRUB, agenda_of, fails, plan, play, record_of
@@ -125,7 +125,7 @@ def test_it_makes_no_links(tmp_path, finished, monkeypatch):
 
 
 def test_it_never_holds_up_the_end_of_a_sweep(tmp_path, finished, monkeypatch):
-    monkeypatch.setattr(mirroring, "PATIENCE", 0.2)
+    monkeypatch.setattr(aside, "PATIENCE", 0.2)
     began = time.monotonic()
     with Mirror(tmp_path) as mirror:
         JournalFileOpenLock(str(tmp_path / FILE)).acquire()  # by somebody who was killed meanwhile

@@ -15,7 +15,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 
-from cu_ray.sweep import trackers, tracking
+from cu_ray.sweep import aside, trackers
 from cu_ray.sweep.trackers import COSTS, entry_of
 from cu_ray.sweep.tracking import Tracking
 from tests import sweeps
@@ -91,7 +91,7 @@ def test_a_tracker_that_cannot_be_made_is_one_warning(records):
 
 
 def test_a_tracker_that_hangs_is_left_behind(records, monkeypatch):
-    monkeypatch.setattr(tracking, "PATIENCE", 0.2)
+    monkeypatch.setattr(aside, "PATIENCE", 0.2)
     hangs = threading.Event()
 
     class Hanging:
@@ -213,3 +213,17 @@ def wandb_records(content):
         if kind in (1, 4):  # whole, or the last part
             yield Record.FromString(whole)
             whole = b""
+
+
+def test_after_a_failure_nothing_more_is_kept_for_it():
+    problems = []
+
+    def work(items):
+        raise RuntimeError("no network")
+
+    with aside.Aside("test", work, problems.append) as failed:
+        failed._thread.join()
+        failed.put("a record")
+        assert failed._queue.qsize() == 0
+    assert [str(problem) for problem in problems] == ["no network"]
+    assert failed.num_left is None
