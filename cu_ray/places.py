@@ -149,7 +149,7 @@ class Folder:
 
 
 def sync(folder: Folder) -> None:
-    """Return when the names of its files last, where the file system can say so."""
+    """Flush the names of the folder's files to the disk, where the file system can."""
     descriptor = os.open(folder.path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

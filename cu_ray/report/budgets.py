@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def best_of(selection: Sequence[float], reported: Sequence[float]) -> npt.NDArray[np.float64]:
-    """[N]: the expected reported score of that point, among n drawn from the pool without return, which does best in selection.
+    """[N]: for n = 1 to N, the expected reported score of the point that is best in selection among n drawn without replacement.
 
     The point of rank i (from 0) is the best of n with probability C(N - 1 - i, n - 1) / C(N, n). Of equals the first of the
     pool counts as the better. A point that failed (nan in selection) can be drawn and is never the best: the expectation is

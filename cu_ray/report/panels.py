@@ -103,7 +103,7 @@ def fill_of(place: int) -> str:
 
 
 def shift_of(line: Line, place: int, count: int, apart: float, most: float) -> float:
-    """How far right of its points the line in that place of so many is drawn: intervals lie side by side, not on one another.
+    """The horizontal offset of a line, the place-th of count, so that the intervals of several methods do not overlap.
 
     apart: from one to the next; most: from the first to the last, at most.
     """

@@ -13,6 +13,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cu_ray.errors import RayStopped
+from cu_ray.places import Folder
 from cu_ray.stages.canary import CudaProbe, Measure, Probe, measure
 from cu_ray.sweep.canaries import Spec, canaries, canary_key, setting_of
 from cu_ray.sweep.plan import Plan
@@ -47,7 +48,7 @@ def measured_share(
             raise RayStopped(told) from error
     # without the measures of those that lost the GPU: a fault may pass
     kept |= {key: values for key, values in measures if values["peak_bytes"]}
-    file.write_text(json.dumps(kept), encoding="utf-8")
+    Folder(file.parent).write(file.name, json.dumps(kept).encode())
     measured = [(spec, Measure(**values)) for spec, (_, values) in zip(specs, measures, strict=True)]
     return share_of(plan, measured, mps=_mps_is_on_everywhere())
 

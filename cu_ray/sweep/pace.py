@@ -103,7 +103,7 @@ class Pace:
         return Took(sum(part.seconds for part in parts), sum(part.gpu_seconds for part in parts))
 
     def longest(self, work: Mapping[Likeness, Load]) -> float:
-        """About the seconds of its longest job: as long as all of one likeness are on average."""
+        """About the seconds of its longest job: that of the likeness whose mean is the largest."""
         means = [self._of(likeness, Load(1, load.passes / load.jobs)) for likeness, load in work.items() if load.jobs]
         return max((each.seconds for each in means if each is not None), default=0.0)
 

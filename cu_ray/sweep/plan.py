@@ -77,7 +77,7 @@ class StudySpec:
 
     @property
     def flattered(self) -> bool:
-        """Whether its pool of points was drawn by what its objective says of them: it flatters other rules under that one."""
+        """Whether its objective had a say in which points were drawn, so that a comparison with other rules is biased."""
         return self.adaptive or self.neighbour is not None
 
     @property

@@ -107,7 +107,7 @@ def only_errors_of(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def output_in(path: Path) -> Iterator[None]:
-    """What this thread, and those started from now on, print goes into a file; what earlier threads print, where it went."""
+    """Send what this thread, and threads started from now on, print into a file; older threads keep their stream."""
     path.parent.mkdir(parents=True, exist_ok=True)
     earlier = set(threading.enumerate()) - {threading.current_thread()}
     with (

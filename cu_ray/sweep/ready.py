@@ -1,8 +1,10 @@
 """The jobs that can run now, and which of them a worker takes.
 
-What all else waits for first: originals and memos. Then what is only to be evaluated, given a memo that the worker holds. Then
-that with which the most is left to be done one after the other, or, unless the worker holds its original, what has at least half
-as much and fits what the worker holds. Then fair between studies.
+1. Originals and trials that compute a memo come first: all else waits for them.
+2. Then trials that need no training, given a memo that the worker holds: they are over soon.
+3. Then the job with the most work still to follow it, one after the other, to the end of its study.
+4. But a worker prefers a job whose original or memo it holds, if at least half as much work follows that one.
+5. Otherwise studies take turns.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class Job:
     kind: str  # "original" or "trial"
     spec: OriginalSpec | TrialSpec
     images: int = 0  # what it takes: forward passes and twice the backward passes
-    length: int = 0  # the same with what it evaluates, and with what must follow it, one after the other
+    length: int = 0  # the same with evaluations, of the longest chain of jobs from this one to the end of its study
     turn: int = 0  # how many jobs its study wanted before it
 
     @property
