@@ -27,6 +27,7 @@ CONTENTS = {
         "docs/datasets",
         "docs/models",
         "docs/adding-a-method",
+        "docs/adding-a-plugin",
     ],
     "The benchmark": ["docs/protocol", "docs/parity", "docs/published", "docs/fashion-paper", "docs/map", "docs/glossary"],
     "How it is built": [

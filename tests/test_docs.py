@@ -18,7 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 import cu_ray
-from cu_ray import config, plugins
+from cu_ray import config, methods, metrics, plugins, types
 from cu_ray.cli import main
 from cu_ray.selection import RULES
 from cu_ray.sweep import tables
@@ -45,39 +45,105 @@ def test_every_sweep_file_of_the_repository_is_sound(file):
     assert config.load(file).name == "_".join(file.relative_to(ROOT / "sweeps").with_suffix("").parts)
 
 
-ADDING = "docs/adding-a-method.md"
+ADDING, PLUGINS = "docs/adding-a-method.md", "docs/adding-a-plugin.md"
 
 
-@pytest.fixture
-def with_fancy(tmp_path):
-    """A folder with the example method."""
-    (tmp_path / "fancy.py").write_text(block(ADDING, "python"))
-    return tmp_path
+def write_files(page: str, where: Path) -> Path:
+    """The folder with the files that a page shows: the blocks whose first line is a comment with the file's name."""
+    for text in re.findall(r"^```(?:python|yaml)\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S):
+        if named := re.match(r"# (\w+\.\w+)", text):
+            (where / named[1]).write_text(text, encoding="utf-8")
+    return where
 
 
-def test_the_example_method_is_short_and_meets_the_contract(with_fancy):
+def edit(file: Path, *changes: tuple[str, str]) -> None:
+    """Put the second in place of the first in a file, which must have it."""
+    text = file.read_text(encoding="utf-8")
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after)
+    file.write_text(text, encoding="utf-8")
+
+
+def run(where: Path, *lines: str) -> list[str]:
+    """What these `cu-ray` commands print."""
+    printed = []
+    for line in lines:
+        done = sweeps.command(where, *line.split()[1:])
+        assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
+        printed.append(done.stdout)
+    return printed
+
+
+def test_the_first_example_method_is_short():
     assert len(block(ADDING, "python").splitlines()) < 40
-    (with_fancy / "test_fancy.py").write_text(block(ADDING, "python", 1))
-    command = [sys.executable, "-m", "pytest", "-q", str(with_fancy)]
-    tested = subprocess.run(command, cwd=with_fancy, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("page", [ADDING, PLUGINS])
+def test_the_example_plugins_meet_their_contracts(page, tmp_path):
+    command = [sys.executable, "-m", "pytest", "-q", str(write_files(page, tmp_path))]
+    tested = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert tested.returncode == 0, tested.stdout
     assert " passed" in tested.stdout
 
 
-def test_the_example_method_comes_from_its_file_to_its_line_in_the_figure(with_fancy):
+def test_there_is_an_example_with_its_test_of_each_kind():
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in (ADDING, PLUGINS))
+    tested = re.findall(r"^class Test\w+\((\w+)\):\n    plugin = ", text, re.M)
+    assert set(tested) == {f"{plugins.contract(kind).__name__}Conformance" for kind in plugins.KINDS}
+
+
+CONTRACTS = {
+    ADDING: [types.UnlearningTask, types.Stream, types.Batch, types.Optimisation, types.Sizes, types.Cost],
+    PLUGINS: [types.DatasetFacts, types.Dataset, types.Images, types.Normalisation, types.Augmentation, types.Evidence],
+}
+CONTRACTS[ADDING] += [plugins.Bound, plugins.Search, methods.Method]
+CONTRACTS[PLUGINS] += [types.Corruption, types.Stamp, types.Domains, types.View, metrics.Outcome]
+CONTRACTS[PLUGINS] += [plugins.contract(kind) for kind in plugins.KINDS if kind != "methods"]
+OF_USE_TO_STAGES = {"admits", "passes", "apply", "maximum", "class_index", "num_classes", "image_shape", "content_hash", "rate"}
+
+
+@pytest.mark.parametrize("page", CONTRACTS)
+def test_the_pages_on_plugins_name_all_that_a_plugin_is_given_and_gives(page):
+    text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.M | re.S)
+    for cls in CONTRACTS[page]:
+        own = {name for name in vars(cls) if name[0] != "_"} | set(vars(cls).get("__annotations__", ()))
+        missing = [name for name in sorted(own - OF_USE_TO_STAGES) if not re.search(rf"`[^`\n]*\b{name}\b[^`\n]*`", text)]
+        assert missing == [], f"{page} does not say what {cls.__name__} has"
+
+
+def test_the_example_methods_come_from_their_file_to_their_line_in_the_figure(tmp_path):
     """The page's own sweep file and commands; the model narrower, fewer steps and points."""
-    sweep = block(ADDING, "yaml")
-    for whole, less in (("width: 8", "width: 2"), ("steps: 300", "steps: 12"), ("trials: 8", "trials: 2")):
-        assert whole in sweep
-        sweep = sweep.replace(whole, less)
-    (with_fancy / "mine.yaml").write_text(sweep)
-    (trying,), (sweeping, reporting) = (block(ADDING, "bash", number).splitlines() for number in range(2))
-    for line in (f"{trying} --set steps=2 --sweep mine.yaml", sweeping, reporting):
-        done = sweeps.command(with_fancy, *line.split()[1:])
-        assert done.returncode == 0, f"{line}: {done.stdout}{done.stderr}"
-    page = (with_fancy / "results" / "mine" / "report" / "report.html").read_text(encoding="utf-8")
+    mine = write_files(ADDING, tmp_path)
+    fewer = [("width: 8", "width: 2"), ("steps: 300", "steps: 12"), ("trials: 8", "trials: 2")]
+    edit(mine / "mine.yaml", *fewer)
+    tries, (sweeping, reporting) = (block(ADDING, "bash", number).splitlines() for number in range(2))
+    run(mine, *(f"{line} --set steps=2 --sweep mine.yaml" for line in tries), sweeping, reporting)
+    page = (mine / "results" / "mine" / "report" / "report.html").read_text(encoding="utf-8")
     curves = page.split('<section id="curves">')[1].split("</section>")[0]
-    assert len(re.findall(r"<title>fancy:Fancy at (0.1|1): ", curves)) == 2 * 2, "two fractions, two metrics"
+    for name in ("fancy:Fancy", "random_labels:RandomLabels"):
+        assert len(re.findall(rf"<title>{name} at (0.1|1): ", curves)) == 2 * 2, "two fractions, two metrics"
+
+
+@pytest.mark.parametrize(("seeds", "searched", "fixed"), [("first", 1, 2), ("each", 2, 2), ("all", 2, 2)])
+def test_methods_are_reported_on_as_many_seeds_as_the_page_says(seeds, searched, fixed, tmp_path):
+    assert f"`search: {{seeds: {seeds}}}`" in (ROOT / ADDING).read_text(encoding="utf-8")
+    made = folder(tmp_path / "made", methods={"no_unlearning": {}, "scrub": {"trials": 2}}, seeds=[0, 1], search={"seeds": seeds})
+    best = pd.read_parquet(made / "tables" / "best.parquet").query("rule == 'oracle_validation'")
+    assert {method: set(n) for method, n in best.groupby("method")["n"]} == {"no_unlearning": {fixed}, "scrub": {searched}}
+
+
+def test_the_example_plugins_run_in_one_sweep(tmp_path):
+    """The page's own sweep file and commands; fewer steps and points."""
+    own = write_files(PLUGINS, tmp_path)
+    edit(own / "own.yaml", ("steps: 200", "steps: 20"), ("steps: 100", "steps: 5"), ("trials: 4", "trials: 2"))
+    *_, shown = run(own, *block(PLUGINS, "bash").splitlines())
+    assert "FalseAlarms" in shown
+    trials = sweeps.table(own / "results" / "own", "trials")
+    assert set(trials["status"]) == {"ok"}
+    for kind, name in (("dataset", "bars:Bars"), ("model", "small_cnn:SmallCnn"), ("manipulation", "corners:Corners")):
+        assert trials[kind].str.startswith(name).all()
+    assert trials["detection"].str.startswith("far_out:FarOut").all()
 
 
 @pytest.mark.parametrize("kind", ["methods", "manipulations", "detections", "datasets", "models"])
