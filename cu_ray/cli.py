@@ -6,6 +6,7 @@ Exit codes: 0 all done, 1 some trials failed, 2 wrong use, 3 the time limit came
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import sys
@@ -122,7 +123,22 @@ def load_sweeps(files: Iterable[str], only: tuple[str, ...], seeds: str, shard: 
             raise UserError(
                 f"{sweep.source}: its results would go to {sweep.folder}, as those of {other.source}: name it otherwise"
             )
+        if len(by_folder) > 1:
+            _require_own_modules(sweep)
     return [*by_folder.values()]
+
+
+def _require_own_modules(sweep: Sweep) -> None:
+    """Complain where a file before has a plug-in of the same module name, which stands for this one's in this process."""
+    for cls in sweep.plugin_classes:
+        name = cls.__module__.partition(".")[0]
+        given = Path(getattr(sys.modules[name], "__file__", None) or "none").resolve()
+        places = (folder / place for folder in sweep.import_path for place in (f"{name}.py", f"{name}/__init__.py"))
+        found = next((place.resolve() for place in places if place.exists()), given)
+        if name != "cu_ray" and found != given:
+            raise UserError(
+                f"{sweep.source}: {found} has the name of {given}, which is imported already: give the files one by one"
+            )
 
 
 @main.command()
@@ -170,9 +186,12 @@ def sweep(
         there = None if local or shard is not None else _cluster_for(wanted, cluster, out)
         if there is None and detach:
             raise UserError("--detach is for a sweep that goes to a cluster (--cluster): here the driver has to stay")
-        codes.append(_run(wanted, retry_failed, deadline, out) if there is None else _send(wanted, there, detach, out))
-        if codes[-1] not in (0, 1):  # the time is up, or it was interrupted
-            break
+        if there is None:
+            codes.append(_run(wanted, retry_failed, deadline, out))
+        else:
+            codes.append(_send(wanted, there, detach, deadline, out))
+        if codes[-1] not in (0, 1) or not (there is None or detach or _has_ended(wanted)):
+            break  # the time is up, it was interrupted, or goes on there
     sys.exit(max(codes))
 
 
@@ -223,15 +242,23 @@ def _cluster_for(wanted: Sweep, given: str | None, out: Console) -> Any:
     return found
 
 
-def _send(wanted: Sweep, cluster: Any, detach: bool, out: Console) -> int:
+def _has_ended(sent: Sweep) -> bool:
+    from cu_ray.remote.away import Away
+
+    return Away.of(sent.folder).ended
+
+
+def _send(wanted: Sweep, cluster: Any, detach: bool, deadline: float, out: Console) -> int:
     """Run this very command on a cluster's head, less what says where it runs; its exit code."""
     from cu_ray.remote import away
 
     given = click.get_current_context().params
     options = [part for each in given["only"] for part in ("--only", each)]
-    for name in ("seeds", "output", "workers", "time_limit"):
+    for name in ("seeds", "output", "workers"):
         if given[name]:
-            options += [f"--{name.replace('_', '-')}", str(given[name])]
+            options += [f"--{name}", str(given[name])]
+    if math.isfinite(deadline):
+        options += ["--time-limit", f"{max(0, round(deadline - time.monotonic()))}s"]
     if given["retry_failed"]:
         options.append("--retry-failed")
     started = away.start(wanted, cluster, options, out)
@@ -715,7 +742,10 @@ def rescore(folder: Place, metrics: tuple[str, ...]) -> None:
 @click.option("--unused-for", "days", type=click.IntRange(min=1), default=90, show_default=True, help="days")
 @click.option("--yes", is_flag=True, help="delete without asking")
 def clean(storage: str | None, days: int, yes: bool) -> None:
-    """Delete original models and memos that no sweep has used for a while. One that needs them again makes them again."""
+    """Delete original models and memos that no sweep has used for a while: at a URI, that were written so long ago.
+
+    A sweep that needs them again makes them again, or puts them there again where their weights were given.
+    """
     from cu_ray.store import unused
 
     where, out = storage or config.default_storage(), console()
@@ -726,9 +756,17 @@ def clean(storage: str | None, days: int, yes: bool) -> None:
         size = sum(file.size for file in files) / 2**30
         out.print(Text(f"{where}: {kind} unused for {days} days: {len(files)}, {size:.2f} GiB"), soft_wrap=True)
     if found and (yes or click.confirm("Delete them?")):
-        for kind, files in found.items():
-            for file in files:
-                (at(where) / kind).delete(file.name)
+        kept = sum(not _deleted(at(where) / kind, file.name) for kind, files in found.items() for file in files)
+        if kept:
+            raise CuRayError(f"{kept} of them could not be deleted: they may be another user's")
+
+
+def _deleted(folder: Place, name: str) -> bool:
+    try:
+        folder.delete(name)
+    except OSError:
+        return False
+    return True
 
 
 def _print_record(record: Any) -> None:

@@ -30,13 +30,15 @@ Done = TypeVar("Done")
 SETTINGS = ("endpoint_override", "region", "scheme")  # that may follow the '?' of a URI; others could hold credentials
 
 
-def patiently(act: Callable[[], Done], fault: type[Exception], pauses: Iterable[float]) -> Done:
+def patiently(
+    act: Callable[[], Done], fault: type[Exception], pauses: Iterable[float], wait: Callable[[float], object] | None = None
+) -> Done:
     """What the act gives, tried again after each of the pauses (in seconds) where it fails so: an outage may pass."""
     for pause in pauses:
         try:
             return act()
         except fault:
-            time.sleep(pause)
+            (wait or time.sleep)(pause)
     return act()
 
 

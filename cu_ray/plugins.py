@@ -165,8 +165,13 @@ def fingerprint(cls: type[Any]) -> str:
         each = left.pop()
         if each not in seen:
             seen.add(each)
-            tree = ast.parse(each.read_text(encoding="utf-8"))
-            left += sorted(_imports(tree, each, package, root), reverse=True)
+            try:
+                tree = ast.parse(each.read_bytes())
+            except (SyntaxError, ValueError):  # of another version of Python, say: imported by nobody here
+                digest.update(each.read_bytes())
+                continue
+            beside = _imports(tree, each, package, root)
+            left += sorted((path for path in beside if package or not _is_installed(path)), reverse=True)
             digest.update(ast.unparse(_without_docstrings(tree)).encode())
     return digest.hexdigest()[:16]
 
@@ -176,16 +181,21 @@ def own_files(*roots: Path) -> dict[Path, Path]:
 
     These are what lies below one of the folders, less cu-ray, what is installed and the standard library.
     """
-    others = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib"))]
     found = {}
     for name, module in list(sys.modules.items()):
         given = Path(getattr(module, "__file__", None) or "none")
         file = given.resolve()
         own = given.is_absolute() and file.exists() and any(file.is_relative_to(root.resolve()) for root in roots)
-        if own and file.suffix == ".py" and name != "__main__" and not any(file.is_relative_to(other) for other in others):
+        if own and file.suffix == ".py" and name != "__main__" and not _is_installed(file):
             path = Path(*name.split("."))
             found[path / file.name if file.name == "__init__.py" else path.with_suffix(".py")] = file
     return found
+
+
+def _is_installed(file: Path) -> bool:
+    """Whether a file is of cu-ray, of what is installed or of the standard library."""
+    places = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib"))]
+    return any(file.resolve().is_relative_to(place) for place in places)
 
 
 def _imports(tree: ast.Module, file: Path, package: str, root: Path) -> set[Path]:

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +21,12 @@ from safetensors.numpy import load, save
 from cu_ray.errors import StoreFailed
 from cu_ray.identity import canonical_json
 from cu_ray.lease import Lease, Taken
-from cu_ray.places import File, Folder, Remote, at, claimed, patiently
+from cu_ray.places import File, Folder, Place, Remote, at, claimed, patiently
 from cu_ray.types import Tensors
 
 PAUSES = (1.0, 10.0, 30.0)  # seconds after which a claim at a URI that could not be looked at is looked at again
 KINDS = ("originals", "memos")
+ENTRY = re.compile(r"[0-9a-f]{64}\.safetensors")
 LIMITS = {"memos": 4 << 30}  # bytes kept of a kind; the least recently used entries go first
 
 
@@ -126,8 +128,10 @@ class RemoteStore:
         lease, place = None, self.place / "claims" / f"{kind}-{key}"
 
         def taken() -> Lease | None:
+            if self.has(kind, key):
+                return None
             with _failing(self.place):
-                return None if self.has(kind, key) else Lease(place)
+                return Lease(place)
 
         waits = True
         while waits:
@@ -204,9 +208,18 @@ def _metadata(content: bytes) -> dict[str, str]:
 
 def unused(where: str, days: int) -> dict[str, list[File]]:
     """The entries of each kind that nobody has read or written for so many days; at a URI, that were written so long ago."""
-    since = time.time() - days * 24 * 3600
-    found = {kind: [file for file in (at(where) / kind).files() if file.modified < since] for kind in KINDS}
-    return {kind: files for kind, files in found.items() if files}
+    since, found = time.time() - days * 24 * 3600, dict[str, list[File]]()
+    for kind in KINDS:
+        folder = at(where) / kind
+        entries = [file for file in folder.files() if ENTRY.fullmatch(file.name) and 0 < _last_used(folder, file) < since]
+        found |= {kind: entries} if entries else {}
+    return found
+
+
+def _last_used(folder: Place, file: File) -> float:
+    """When an entry was written or read, also by who may not note that."""
+    read = (folder.path / file.name).stat().st_atime if isinstance(folder, Folder) else 0.0
+    return max(read, file.modified) if file.modified else 0.0
 
 
 def checksum(tensors: Tensors, metadata: dict[str, str]) -> str:

@@ -196,6 +196,20 @@ def test_several_files_run_one_after_the_other_and_the_worst_of_their_codes_is_t
     assert shown.index("first.yaml:") < shown.index("second.yaml:")
 
 
+def test_two_files_beside_each_of_which_is_a_plugin_of_one_name_are_refused(tmp_path):
+    text = "from cu_ray.methods.no_unlearning import NoUnlearning\n\n\nclass Mine(NoUnlearning):\n    pass\n"
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "of_a_name.py").write_text(text)
+        path = sweeps.small(tmp_path / name, more="of_a_name:Mine: {}")
+        path.write_text(path.read_text().replace("name: small", f"name: {name}"))
+    alone = [sweeps.command(tmp_path, "plan", f"{name}/small.yaml").returncode for name in ("one", "other")]
+    done = sweeps.command(tmp_path, "plan", "one/small.yaml", "other/small.yaml")
+    assert (alone, done.returncode) == ([0, 0], 2)
+    assert f"{tmp_path}/other/of_a_name.py has the name of {tmp_path}/one/of_a_name.py" in done.stderr
+    assert "give the files one by one" in done.stderr
+
+
 def test_two_files_with_one_name_are_refused(tmp_path):
     one, other = sweeps.small(tmp_path), sweeps.small(tmp_path, name="other.yaml")
     result = cu_ray("plan", str(one), str(other))

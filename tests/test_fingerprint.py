@@ -85,15 +85,33 @@ def test_a_class_in_a_packages_own_file_has_one_too(tmp_path, monkeypatch):
 
 
 def test_the_packages_own_plugins_have_their_kinds_shared_code_in_it(monkeypatch):
-    read = Path.read_text
+    read = Path.read_bytes
 
-    def changed(path, *args, **how):
-        return read(path, *args, **how) + ("\nFURTHER = 1\n" if path.name == "_dampening.py" else "")
+    def changed(path):
+        return read(path) + (b"\nFURTHER = 1\n" if path.name == "_dampening.py" else b"")
 
     names = {name: plugins.find("methods", name) for name in ("ssd", "assd_ptn", "scrub", "exact_unlearning")}
     before = {name: plugins.fingerprint(cls) for name, cls in names.items()}
-    monkeypatch.setattr(Path, "read_text", changed)
+    monkeypatch.setattr(Path, "read_bytes", changed)
     assert {name for name, cls in names.items() if plugins.fingerprint(cls) != before[name]} == {"ssd", "assd_ptn"}
+
+
+def test_of_a_file_beside_a_package_what_is_installed_is_no_part_and_what_cannot_be_parsed_is_no_end(tmp_path, monkeypatch):
+    """As in a clone of cu-ray, or where a lone module is installed: all of torch lies beside it."""
+    monkeypatch.setattr(plugins, "_is_installed", lambda file: "elsewhere" in file.parts)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "__init__.py").write_text("X = 1\n")
+    (tmp_path / "newer.py").write_text("match x:\n  what is this\n")
+    (tmp_path / "lone.py").write_text(
+        "try:\n    import newer\nexcept SyntaxError:\n    pass\nfrom elsewhere import X\n\n\nclass Mine:\n    x = X\n"
+    )
+    cls = importlib.import_module("lone").Mine
+    before = plugins.fingerprint(cls)
+    (tmp_path / "elsewhere" / "__init__.py").write_text("X = 2\n")
+    assert plugins.fingerprint(cls) == before
+    (tmp_path / "newer.py").write_text("match x:\n  what else is this\n")
+    assert plugins.fingerprint(cls) != before
 
 
 def test_a_sweep_says_so_where_code_changed_under_a_version(tmp_path):

@@ -118,23 +118,27 @@ def test_what_killed_writers_left_is_taken_away_once_nobody_can_be_at_it(local):
     assert sorted(path.name for path in folder.iterdir()) == [lock.name, new.name, "abc.safetensors", "abe.safetensors"]
 
 
-def test_what_nobody_used_for_long_is_told_and_deleted_when_asked(local, tmp_path):
-    for key in ("old", "used", "new"):
+def test_what_nobody_used_for_long_is_told_and_deleted_when_asked(local):
+    keys = {name: name[0] * 64 for name in ("abandoned", "beloved", "current", "damaged")}
+    for key in keys.values():
         local.save("originals", key, WEIGHTS, {})
-    for key in ("old", "used"):
-        os.utime(path_of(local, key=key), (0, time.time() - 100 * 24 * 3600))
-    assert local.load("originals", "used") is not None
-    (local.folder / "sweep.txt").write_text("somebody's")
+    foreign = local.folder / "originals" / "holiday.safetensors"
+    foreign.write_bytes(b"somebody's")
+    long_ago = time.time() - 100 * 24 * 3600
+    for path in (foreign, *(path_of(local, key=keys[name]) for name in ("abandoned", "beloved"))):
+        os.utime(path, (long_ago, long_ago))
+    os.utime(path_of(local, key=keys["damaged"]), (time.time(), long_ago))  # read by somebody who may not write
+    assert local.load("originals", keys["beloved"]) is not None
 
     def clean(*options, answer=None):
         return CliRunner().invoke(main, ["clean", "--storage", str(local.folder), *options], input=answer)
 
     assert "originals unused for 90 days: 1, 0.00 GiB" in clean(answer="n\n").output
     assert "everything was used within 101 days" in clean("--unused-for", "101").output
-    assert local.has("originals", "old")
+    assert local.has("originals", keys["abandoned"])
     assert clean("--yes").exit_code == 0
-    assert [local.has("originals", key) for key in ("old", "used", "new")] == [False, True, True]
-    assert (local.folder / "sweep.txt").exists()
+    assert [local.has("originals", key) for key in keys.values()] == [False, True, True, True]
+    assert foreign.exists()
     assert "everything was used" in clean("--yes").output
 
 

@@ -205,6 +205,12 @@ class Sweep:
         return scratch_of(self.folder)
 
     @property
+    def plugin_classes(self) -> list[type[Any]]:
+        """The classes of its plug-ins."""
+        plugins = (*self.datasets, *self.models, *(each for _, each in self.manipulations), *self.detections)
+        return [*map(type, plugins), *(method.cls for method in self.methods)]
+
+    @property
     def import_path(self) -> list[Path]:
         """Where plug-ins that are not installed are looked for: beside the sweep file, and in the working directory."""
         return [Path(self.source).resolve().parent, Path.cwd()]

@@ -172,7 +172,7 @@ def start(sweep: Sweep, cluster: Cluster, options: Sequence[str], console: Conso
         away.note()
         console.print(f"{sweep.name} runs on {cluster.name} already: following it.")
         return away
-    replace(away, ended=True).note()  # as long as it is not there; where it cannot be noted nothing is sent
+    replace(away, ended=not _is_open(away.home)).note()  # not there yet; where it cannot be noted nothing is sent
     source = Path(sweep.source).resolve()
     with tempfile.TemporaryDirectory(prefix="cu-ray-") as name:
         parcel = Path(name)
@@ -193,6 +193,14 @@ def start(sweep: Sweep, cluster: Cluster, options: Sequence[str], console: Conso
         "&& for i in $(seq 100); do [ -e process ] && exit 0; sleep 0.1; done; exit 1"
     )
     return away
+
+
+def _is_open(home: Place) -> bool:
+    """Whether a sweep was sent from here whose results are not all at home."""
+    try:
+        return not Away.of(home).ended
+    except UserError:
+        return False
 
 
 def _require_same_version(cluster: Cluster) -> None:

@@ -206,7 +206,8 @@ class _Canary:
             if is_from_signal(problem):
                 raise
             self.stopped = self.stopped or f"{type(problem).__name__}: {problem}"
-            self.ran_out = self.ran_out or is_out_of_memory(problem)
+            of_machine = isinstance(problem, MemoryError)
+            self.ran_out = self.ran_out or (is_out_of_memory(problem) and not of_machine)
 
 
 class _Memos:

@@ -36,7 +36,7 @@ from cu_ray.stages.unlearn import Unlearned, now, unlearn
 from cu_ray.stages.warm import Warm
 from cu_ray.types import Dataset, DeletionSplit, OriginalSpec, PoisonedDataset, Record, Scores, Setting, Store, Tensors, TrialSpec
 
-PAUSES = (1.0, 10.0)  # seconds after which the store of the originals is tried again
+PAUSES = (1.0, 10.0, 30.0)  # seconds after which the store of the originals is tried again
 Done = TypeVar("Done")
 
 

@@ -202,8 +202,8 @@ class Task:
             started = now(self.device)
             tensors = _require_tensors(name, compute(task))
         ended = now(self.device)
-        self._memos.save(key, Memo(tensors, task.meter.cost, ended - started))
-        self.stored_seconds += now(self.device) - ended
+        self._memos.save(key, Memo(tensors, task.meter.cost, ended - started - task.stored_seconds))
+        self.stored_seconds += now(self.device) - ended + task.stored_seconds
         self.meter.cost += task.meter.cost
         return dict(tensors)
 

@@ -104,10 +104,10 @@ class Crew:
                 tuner.fit()
         except tune.TuneError:
             traceback.print_exc()  # into the log; what is not done is said at the end
-            if faults.first is not None:
-                raise faults.first from None
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+        if faults.first is not None:
+            raise faults.first
 
 
 @contextlib.contextmanager

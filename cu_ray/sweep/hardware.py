@@ -117,10 +117,9 @@ def _flags_of(nodes: list[str], device: str) -> tuple[list[frozenset[str]], list
         .remote(device): node
         for node in nodes
     }
-    found, answered = [], set()
-    for answer in ray.wait([*asked], num_returns=len(asked), timeout=ANSWERS_IN)[0] if asked else []:
-        with contextlib.suppress(ray.exceptions.RayError):  # it died while it was asked
+    answered, rest = ray.wait([*asked], num_returns=len(asked), timeout=ANSWERS_IN) if asked else ([], [])
+    found, silent = [], {asked[each] for each in rest}
+    for answer in answered:
+        with contextlib.suppress(ray.exceptions.RayError):  # it died, or can do no sweep, as is told of it then
             found.append(ray.get(answer))
-            answered.add(asked[answer])
-    up = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] in set(nodes) - answered]
-    return found, [node["NodeManagerAddress"] for node in up]
+    return found, [node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"] and node["NodeID"] in silent]

@@ -20,10 +20,11 @@ from rich.text import Text
 
 from cu_ray import collector, plugins
 from cu_ray.config import Sweep
-from cu_ray.errors import FieldFault, RayStopped, UserError
-from cu_ray.places import Folder, Place, at, lasting
+from cu_ray.errors import FieldFault, RayStopped, StoreFailed, UserError
+from cu_ray.lease import LeaseLost
+from cu_ray.places import Folder, Place, at, lasting, patiently
 from cu_ray.stages.poison import poison
-from cu_ray.store import LocalStore, checksum, open_store
+from cu_ray.store import PAUSES, LocalStore, checksum, open_store
 from cu_ray.sweep import cluster, doctor, frame, hardware, ledger, plan, process, remarks, status, tables, trackers, weights
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.dispatch import Dispatch
@@ -107,7 +108,7 @@ def run(sweep: Sweep, console: Console, *, retry_failed: bool = False, seconds: 
 def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float) -> Outcome:
     datasets = load_datasets(sweep)
     found = _hardware_of(sweep, console)
-    _tell_of_another_precision(sweep, found or hardware.here(sweep), console)
+    _tell_what_is_otherwise(sweep, found or hardware.here(sweep), console)
     sweep = sweep if found is None else found.settle(sweep)
     made = make_plan(sweep, datasets)
     _require_writable("results", sweep.folder, "Give another place with --output.")
@@ -141,6 +142,8 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
                 work.run()
             except KeyboardInterrupt:
                 interrupted = True
+            except LeaseLost:  # what is there now is another's
+                raise
             except BaseException:
                 with contextlib.suppress(OSError):  # a full disk: what went wrong is what is said
                     work.write(running=False)
@@ -327,16 +330,21 @@ def _hardware_of(sweep: Sweep, console: Console) -> hardware.Hardware | None:
     return found
 
 
-def _tell_of_another_precision(sweep: Sweep, found: hardware.Hardware, console: Console) -> None:
-    """Say so where what is left to the hardware came to another precision before, so that all is done again."""
-    if not hardware.precision_is_open(sweep):
-        return
-    with contextlib.suppress(UserError):  # nothing has run there
+def _tell_what_is_otherwise(sweep: Sweep, found: hardware.Hardware, console: Console) -> None:
+    """Say so where what the file leaves to the machine came to something else when the sweep ran before."""
+    try:
         facts = status.read(sweep.folder)
-        was, now = facts.get("auto_precision"), found.auto_precision
-        if was not in (None, now):
-            told = f"Before, from {facts['host']}, `precision: auto` came to {was} and now to {now}: no trial of then counts."
-            console.print(Text(f"{told} `train: {{precision: {was}}}` goes on with them."), soft_wrap=True)
+    except UserError:  # nothing has run there
+        return
+    before, storage = hardware.as_before(sweep, facts), lasting(sweep.runtime.storage)
+    was, now = ([train.precision for train in each.settle(sweep).trains] for each in (before or found, found))
+    for earlier, later in sorted({*zip(was, now, strict=True)}):
+        if earlier != later:
+            told = f"Before, from {facts['host']}, the precision came to {earlier} and now to {later}: no trial of then counts."
+            console.print(Text(f"{told} `train: {{precision: {earlier}}}` goes on with them."), soft_wrap=True)
+    if facts["storage"] not in ("", storage):
+        told = f"Before, original models were kept in {facts['storage']} and now in {storage}: those needed are made again."
+        console.print(Text(f"{told} runtime.storage or CU_RAY_STORAGE says where."), soft_wrap=True)
 
 
 def _once(act: Callable[[], bool]) -> Callable[[], None]:
@@ -367,7 +375,7 @@ def _at_most_every(seconds: float, act: Callable[[], object]) -> Callable[[], No
 def cached_in(sweep: Sweep) -> Callable[[str], bool]:
     """Whether the store has the original of a key."""
     store = open_store(sweep.runtime.storage)
-    return lambda key: store.has("originals", key)
+    return lambda key: patiently(lambda: store.has("originals", key), StoreFailed, PAUSES)
 
 
 def without_evidence(sweep: Sweep, known: ledger.Known) -> set[str]:

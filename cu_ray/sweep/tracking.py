@@ -31,10 +31,8 @@ class Tracking:
         if self._telling is None:
             return
         self._telling.__exit__(kind, error, trace)
-        if self._telling.num_left is not None:
-            self._say(
-                f"Warning: the tracker was not told of {self._telling.num_left} trials: it does not answer. The tables have all."
-            )
+        if (left := self._telling.num_left) is not None:
+            self._say(f"Warning: the tracker was not told of {left} trials: it does not answer. The tables have all.")
 
     def heard(self, record: Record) -> None:
         """A job ended; originals are not told."""

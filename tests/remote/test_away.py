@@ -118,6 +118,10 @@ def test_a_sweep_that_could_not_be_sent_is_not_taken_for_one_that_runs_there(tmp
         **{"send": send, "path": tmp_path / "cluster.yaml", "name": "lab"},
     )
     sweep = config.load(sweeps.small(tmp_path))
-    with pytest.raises(HeadFailed):
-        start(sweep, there, [], Console(quiet=True))
-    assert json.loads(sweep.folder.read(MARK))["ended"]
+    for ended in (True, False):  # None was sent before; one was, whose results are still there
+        if not ended:
+            Away(there, "~/cu-ray/small", "results/small", sweep.folder).note()
+            (tmp_path / "cluster.yaml").write_text("cluster_name: lab\nprovider: {type: local, head_ip: h, worker_ips: []}\n")
+        with pytest.raises(HeadFailed):
+            start(sweep, there, [], Console(quiet=True))
+        assert json.loads(sweep.folder.read(MARK))["ended"] == ended

@@ -128,18 +128,52 @@ def test_a_node_that_is_up_and_does_not_answer_decides_nothing_by_its_silence(tm
             hardware.of_nodes(sweep)
 
 
-@pytest.mark.parametrize(("before", "told"), [("bf16", True), ("fp32", False), (None, False)])
-def test_a_precision_that_auto_does_not_come_to_any_more_is_told_before_all_runs_anew(tmp_path, before, told):
+@pytest.mark.parametrize(
+    ("precision", "before", "told"),
+    [
+        (
+            "auto",
+            "bf16",
+            "the precision came to bf16 and now to fp32: no trial of then counts. `train: {precision: bf16}` goes on",
+        ),
+        ("auto", "fp32", None),
+        ("auto", None, None),
+        ("fp32", "bf16", None),
+    ],
+)
+def test_a_precision_that_auto_does_not_come_to_any_more_is_told_before_all_runs_anew(tmp_path, precision, before, told):
     sweep = of_auto(tmp_path)
+    sweep = replace(sweep, trains=tuple(replace(train, precision=precision) for train in sweep.trains))
     if before is not None:
         done_on(sweep, "cpu", before)
     with open(tmp_path / "said", "w") as said:
-        runner._tell_of_another_precision(sweep, hardware.Hardware("cpu", frozenset()), Console(file=said, width=140))
-    expected = (
-        "Before, from head, `precision: auto` came to bf16 and now to fp32: no trial of then counts. `train: {precision: bf16}`"
-    )
-    assert (tmp_path / "said").read_text().startswith(expected if told else "")
-    assert bool((tmp_path / "said").read_text()) == told
+        runner._tell_what_is_otherwise(sweep, hardware.Hardware("cpu", frozenset()), Console(file=said, width=140))
+    text = (tmp_path / "said").read_text()
+    assert (f"Before, from head, {told}" in text) if told else not text
+
+
+def test_originals_that_were_kept_elsewhere_are_told_of(tmp_path):
+    sweep = of_auto(tmp_path)
+    done_on(sweep, "cpu", "fp32")
+    facts = json.loads(sweep.folder.read("status.json"))
+    for storage, told in ((str((tmp_path / "store").resolve()), False), ("/shared/cu-ray", True)):
+        sweep.folder.write("status.json", json.dumps(facts | {"storage": storage}).encode())
+        with open(tmp_path / "said", "w") as said:
+            runner._tell_what_is_otherwise(sweep, hardware.Hardware("cpu", frozenset()), Console(file=said, width=140))
+        assert ("kept in /shared/cu-ray and now in" in (tmp_path / "said").read_text()) == told
+
+
+def test_a_node_that_answers_with_an_error_is_no_silent_one(tmp_path, monkeypatch):
+    """What it lacks `require_alike` says of it, before anything runs."""
+
+    def lacks(device):
+        raise ImportError("no cu_ray here")
+
+    monkeypatch.setattr(hardware, "local_flags", lacks)
+    with two_nodes(monkeypatch) as nodes:
+        ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
+        up = [node["NodeID"] for node in ray.nodes()]
+        assert hardware._flags_of(up, "cpu") == ([], [])
 
 
 def done_on(sweep, device, precision):

@@ -80,7 +80,7 @@ class Batcher:
         while batch := self._next():
             self._number += 1
             try:
-                patiently(functools.partial(self._write, batch), PlaceFailed, PAUSES)
+                patiently(functools.partial(self._write, batch), PlaceFailed, PAUSES, self._pause)
             except BaseException as error:  # raised again where the driver next calls or waits
                 self._fail(error, batch)
                 return
@@ -108,6 +108,11 @@ class Batcher:
         if files:
             with ThreadPoolExecutor(16) as pool:
                 list(pool.map(lambda file: evidence.write(self._place, file), files))
+
+    def _pause(self, seconds: float) -> None:
+        """Wait so long, or until nothing more is to come: then somebody waits for the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended, seconds)
 
     def _write(self, batch: list[Waiting]) -> None:
         """Evidence, then the lines as one object. Done again it comes to the same."""
