@@ -129,7 +129,9 @@ def test_a_sweep_says_so_where_code_changed_under_a_version(tmp_path):
     assert first.returncode == 0, first.stdout + first.stderr
     assert "Warning" not in first.stdout
     (tmp_path / "own_helper.py").write_text("FACTOR = 2\n")
-    again = sweeps.command(tmp_path, "sweep", str(file))
-    assert (
-        "Warning: the code of the method own:Mine changed since results here were made, its version (1) did not." in again.stdout
-    )
+    for _ in range(2):  # as long as what earlier code made counts
+        again = sweeps.command(tmp_path, "sweep", str(file))
+        assert (
+            "Warning: the code of the method own:Mine changed since results here were made, its version (1) did not."
+            in again.stdout
+        )

@@ -184,6 +184,18 @@ def test_the_code_of_plugins_is_noted_once_until_it_changes(tmp_path):
     assert ledger.read(tmp_path).code == {"scrub": {"version": 2}, "ssd": {"version": 1}}
 
 
+def test_it_is_known_by_what_code_each_record_was_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(folder_module, "SEGMENT_BYTES", 200)  # so that most of it is in batches
+    book_of = {"a": "old", "b": "new", "c": "old"}
+    for key, fingerprint in book_of.items():
+        with Ledger(tmp_path) as book:
+            book.note_code({"scrub": {"version": 1, "fingerprint": fingerprint}})
+            book.append(trial(key))
+            assert book.known.made_by[key]["scrub"]["fingerprint"] == fingerprint
+    made_by = ledger.read(tmp_path).made_by
+    assert {key: code["scrub"]["fingerprint"] for key, code in made_by.items()} == book_of
+
+
 # -------------------------------------------------------------------------------------------------------------- crashes
 
 EARLIER = (  # as schema 1 wrote it
@@ -719,3 +731,20 @@ def test_a_ledger_takes_over_what_it_lacks_and_what_went_better_elsewhere(tmp_pa
     assert list(known.originals) == ["o"]
     assert {index: point.hyperparameters["alpha"] for index, point in known.points["s"].items()} == {0: 0.1, 1: 0.7}
     assert known.code == {"scrub": {"version": 2}, "ssd": {"version": 1}}
+
+
+def test_what_is_taken_over_keeps_the_code_that_it_was_made_by(tmp_path):
+    def code(fingerprint):
+        return {"scrub": {"version": 1, "fingerprint": fingerprint}}
+
+    with Ledger(tmp_path / "other") as other:
+        for key, fingerprint in (("a", "x"), ("b", "y")):
+            other.note_code(code(fingerprint))
+            other.append(trial(key))
+    with Ledger(tmp_path / "mine") as book:
+        book.note_code(code("mine"))
+        book.take_over(tmp_path / "other")
+        book.append(trial("c"))
+    known = ledger.read(tmp_path / "mine")
+    assert known.made_by == {"a": code("x"), "b": code("y"), "c": code("mine")}
+    assert known.code == code("mine")

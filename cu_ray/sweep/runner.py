@@ -25,7 +25,7 @@ from cu_ray.lease import LeaseLost
 from cu_ray.places import Folder, Place, at, lasting, patiently
 from cu_ray.stages.poison import poison
 from cu_ray.store import PAUSES, LocalStore, checksum, open_store
-from cu_ray.sweep import cluster, doctor, frame, hardware, ledger, plan, process, remarks, status, tables, trackers, weights
+from cu_ray.sweep import cluster, code, doctor, frame, hardware, ledger, plan, process, remarks, status, tables, trackers, weights
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import Estimate, estimate, pace_of_others
@@ -122,7 +122,10 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
             if isinstance(place, Folder):
                 place.delete_abandoned()
         sweep.folder.write("sweep.yaml", sweep.text.encode())
-        _warn_of_changed_code(made, journal, console)
+        in_use = code.of(made)
+        for warning in code.warnings(made, journal.known, in_use):
+            console.print(Text(warning), soft_wrap=True)
+        journal.note_code(in_use)
         agenda = Agenda(
             made,
             journal,
@@ -404,22 +407,3 @@ def _require_writable(what: str, place: Place, remedy: str) -> None:
         place.delete(probe)
     except OSError as error:
         raise UserError(f"{what} cannot be written to {place}: {error.strerror or error}. {remedy}") from error
-
-
-def _warn_of_changed_code(made: plan.Plan, journal: ledger.Ledger, console: Console) -> None:
-    """Say so where a plug-in's code is not what it was under the same version when results here were made."""
-    classes: dict[str, Any] = {}
-    for study in made.studies:
-        setting = study.settings[0]
-        used = {"method": study.method.cls, "detection": type(study.detection), "data set": type(setting.dataset)}
-        for kind, cls in {**used, "model": type(setting.model), "manipulation": type(setting.manipulation)}.items():
-            classes[f"{kind} {plugins.name_of(cls)}"] = cls
-    code = {name: {"version": cls.version, "fingerprint": plugins.fingerprint(cls)} for name, cls in classes.items()}
-    for name, facts in code.items():
-        earlier = journal.known.code.get(name, {})
-        if earlier.get("version") == facts["version"] and earlier.get("fingerprint") != facts["fingerprint"]:
-            console.print(
-                f"Warning: the code of the {name} changed since results here were made, its version ({facts['version']}) did not."
-                " Earlier trials are kept; raise its version to have them run again."
-            )
-    journal.note_code(code)

@@ -34,7 +34,7 @@ Row = dict[str, Any]
 
 def write(where: Place | Path, plan: Plan, known: Known) -> None:
     """Write all tables of a sweep, each finished or not at all."""
-    studies = {key: study for study in plan.studies for key in _trial_keys(study, known)}
+    studies = {key: study for study in plan.studies for key in trial_keys(study, known)}
     settings = {record.spec["original_key"]: record.spec["original"]["setting"] for record in known.trials.values()}
     columns = {key: setting_columns(plan.name, setting) for key, setting in settings.items()}
     trials = [
@@ -304,7 +304,8 @@ def _original_row(sweep: str, record: Record) -> Row:
     return {**row, "error": record.error, **record.scores, **record.facts}
 
 
-def _trial_keys(study: StudySpec, known: Known) -> set[str]:
+def trial_keys(study: StudySpec, known: Known) -> set[str]:
+    """The keys of the trials of a study's points that are known, of those also that were not run."""
     points = known.points_of(study.key, study.method.budget)
     further = [trial for point in points for trial in study.trials(point, study.confirm_settings)]
     further += [trial for point in points for trial in study.repetitions(point)]
@@ -316,7 +317,7 @@ def _best_rows(plan: Plan, search_key: str, studies: list[StudySpec], known: Kno
     """A row for each rule and deletion fraction, over the studies of one search: one, or one a seed."""
     first = studies[0]
     points = {study.key: known.points_of(study.key, study.method.budget) for study in studies}
-    keys = {key for study in studies for key in _trial_keys(study, known)}
+    keys = {key for study in studies for key in trial_keys(study, known)}
     finished = [known.trials[key] for key in keys if key in known.trials]
     shared = setting_columns(plan.name, first.settings[0].describe()) | {
         "search_key": search_key,

@@ -61,7 +61,7 @@ class Ledger:
 
     def take_over(self, where: Place | Path | str) -> int:
         """How many records of another ledger came in: those that this one lacks, has as failures only or without evidence."""
-        place = at(where)
+        place, in_use = at(where), self.known.code
         other, theirs, ours = read(place), evidence.keys(place), evidence.keys(self.place)
         mine = {**self.known.originals, **self.known.trials}
         new = [
@@ -71,6 +71,7 @@ class Ledger:
         ]
         for record in new:
             file = evidence.File(record.key, evidence.read(place, record.key)) if record.ok and record.key in theirs else None
+            self.note_code(other.made_by[record.key])
             self.append(record, file)
         points = [
             point
@@ -80,13 +81,13 @@ class Ledger:
         ]
         for point in points:
             self.append(point)
-        self.note_code({name: facts for name, facts in other.code.items() if name not in self.known.code})
+        self.note_code(other.code | in_use)
         return len(new) + len(points)
 
     def note_code(self, code: dict[str, dict[str, Any]]) -> None:
-        """Remember the versions and fingerprints of the plug-ins in use, where they are new."""
+        """Remember the versions and fingerprints of the plug-ins that make the records from now on, where they are others."""
         if any(self.known.code.get(name) != facts for name, facts in code.items()):
-            self.known.code |= code
+            self.known.use(code)
             self._writer.write(payload("code", {"code": self.known.code}))
 
     def close(self) -> None:

@@ -33,12 +33,16 @@ class PointRecord:
 
 @dataclass
 class Known:
-    """What a ledger holds: originals and trials by key, points by study key and index, code fingerprints by plug-in."""
+    """What a ledger holds: originals and trials by key, points by study key and index, code fingerprints by plug-in.
+
+    `made_by`: the code that was in use when a record came in, by the record's key.
+    """
 
     originals: dict[str, Record] = field(default_factory=dict)
     trials: dict[str, Record] = field(default_factory=dict)
     points: dict[str, dict[int, PointRecord]] = field(default_factory=dict)
     code: dict[str, dict[str, Any]] = field(default_factory=dict)
+    made_by: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict, compare=False)
 
     def points_of(self, study_key: str, budget: int) -> list[dict[str, Any]]:
         """The hyperparameters of a study's points in order, as far as the budget goes."""
@@ -51,6 +55,11 @@ class Known:
             self.points.setdefault(record.study_key, {})[record.index] = record
         else:
             (self.originals if record.kind == "original" else self.trials)[record.key] = record
+            self.made_by[record.key] = self.code
+
+    def use(self, code: dict[str, dict[str, Any]]) -> None:
+        """Take in the code of plug-ins that makes the records from now on."""
+        self.code = self.code | code
 
     def take_in(self, payload: bytes, source: str) -> bool:
         """Take in what a line holds; False where it is nothing known. Raises UserError where it is of a newer schema."""
@@ -64,7 +73,7 @@ class Known:
         if kind == "batches":
             return True
         if kind == "code" and _is_code(values.get("code")):
-            self.code |= values["code"]
+            self.use(values["code"])
             return True
         cls: Any = {"point": PointRecord, "trial": Record, "original": Record}.get(kind if isinstance(kind, str) else "")
         if cls is None or not _is_one(cls, values) or values.get("kind", kind) != kind:
