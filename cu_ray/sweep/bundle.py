@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,14 @@ import yaml
 from safetensors.numpy import save
 
 from cu_ray import __version__, plugins
-from cu_ray.errors import FieldFault, UserError
+from cu_ray.errors import UserError
 from cu_ray.places import Folder, Place, at, lasting
 from cu_ray.report import results
 from cu_ray.report.terminal import RESCORED, metrics_in, read_table, rows_of
 from cu_ray.stages.pipeline import Workbench
 from cu_ray.store import open_store
-from cu_ray.sweep import doctor, foreground, ledger, status
-from cu_ray.types import Indices, Store, TrialSpec
+from cu_ray.sweep import doctor, foreground, ledger, status, tables
+from cu_ray.types import Dataset, Indices, OriginalSpec, Setting, Store, TrialSpec
 
 SUMS = "SHA256SUMS"
 SETS = pa.schema(
@@ -47,7 +47,7 @@ README = """Results of the sweep {name}, made by cu-ray {version}.
 {unfinished}
 tables/            trials, originals, best and curves as Parquet, and what `cu-ray rescore` computed
 sweep.yaml         the sweep file: `PYTHONPATH=code cu-ray sweep sweep.yaml` makes all of it again
-sets.parquet       which samples were manipulated, found and held out, and which test images choose: row numbers
+sets.parquet       which samples were manipulated, found and held out, and which test images choose: row numbers{untold}
 evidence/          what each model predicted on the test images, where the sweep kept it: a row an image
 originals/         the original models, as safetensors{missing}
 models/            corrected models with their loaders, where they were asked for
@@ -66,12 +66,13 @@ class Bundle:
     num_files: int
     missing: list[str]  # keys of originals that the store has not
     unfinished: str | None  # how much of the sweep is not there yet
+    num_untold: int  # trials whose sets are left out: other versions of data set, manipulation, model or detection made them
 
 
 def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) -> Bundle:
     """The bundle of the sweep in a folder; with `models` also the corrected models that the search's rule chose, made again.
 
-    Raises UserError where there are no tables, where plug-ins are not those that made them, or where something is in the way.
+    Raises UserError where there are no tables, or where something is in the way.
     """
     folder = at(where)
     known, facts = ledger.read(folder / "ledger"), status.read(folder)
@@ -82,15 +83,17 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
     for table in ("trials", "originals", "best", "curves", *rescored):
         target.write(f"tables/{table}.parquet", _read(folder / "tables", f"{table}.parquet"))
     target.write("sweep.yaml", _read(folder, "sweep.yaml"))
-    specs = [_spec(record.spec, record.key) for record in known.trials.values()]
-    store = open_store(facts["storage"])
-    target.write("sets.parquet", _as_parquet(_sets(specs, store)))
+    described = [record.spec for record in known.trials.values()]
+    store, datasets = open_store(facts["storage"]), _Datasets()
+    trials = [each for each in map(_without_method, described) if each is not None and datasets.has(each.original.setting)]
+    target.write("sets.parquet", _as_parquet(_sets(trials, datasets, store)))
+    num_untold = len(described) - len(trials)
     kept = ledger.evidence.keys(folder / "ledger")
     for key in sorted(kept & (known.originals.keys() | known.trials.keys())):
         target.write(f"evidence/{key}.parquet", ledger.evidence.read(folder / "ledger", key))
     missing = [key for key in known.originals if known.originals[key].ok and not _copied(key, store, target)]
     metrics = metrics_in(read_table(folder / "tables", RESCORED).column_names) if rescored else []
-    for path, file in _own_files(specs, metrics).items():
+    for path, file in _own_files(described, metrics).items():
         target.write(f"code/{path}", file.read_bytes())
     target.write("code.json", json.dumps(known.code, indent=1, sort_keys=True).encode())
     target.write("versions.json", json.dumps(doctor.versions(), indent=1).encode())
@@ -98,9 +101,9 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
         made = foreground.export(folder, key, target.place / "models" / key[:16])
         target.take_in(f"models/{key[:16]}", made.folder)
     target.write("CITATION.cff", _citation(name).encode())
-    target.write("README.txt", _readme(name, missing, unfinished).encode())
+    target.write("README.txt", _readme(name, missing, unfinished, num_untold).encode())
     target.place.write(SUMS, "".join(f"{digest}  {path}\n" for path, digest in sorted(target.digests.items())).encode())
-    return Bundle(target.finish(), len(target.digests) + 1, missing, unfinished)
+    return Bundle(target.finish(), len(target.digests) + 1, missing, unfinished, num_untold)
 
 
 class _Target:
@@ -135,10 +138,11 @@ class _Target:
             self.digests[f"{path}/{file.name}"] = hashlib.sha256(folder.read(file.name)).hexdigest()
 
 
-def _readme(name: str, missing: list[str], unfinished: str | None) -> str:
+def _readme(name: str, missing: list[str], unfinished: str | None, num_untold: int) -> str:
     lost = f" ({len(missing)} are in the store no more)" if missing else ""
+    untold = f" (without those of {num_untold} trials that other versions of plug-ins made)" if num_untold else ""
     mark = f"UNFINISHED: {unfinished}.\n" if unfinished else ""
-    return README.format(name=name, version=__version__, unfinished=mark, missing=lost, sums=SUMS)
+    return README.format(name=name, version=__version__, unfinished=mark, missing=lost, untold=untold, sums=SUMS)
 
 
 def _read(folder: Place, name: str) -> bytes:
@@ -148,16 +152,33 @@ def _read(folder: Place, name: str) -> bytes:
         raise UserError(f"there is no {folder / name}: the same `cu-ray sweep` command writes it again") from None
 
 
-def _spec(described: dict[str, Any], key: str) -> TrialSpec:
+def _without_method(described: Mapping[str, Any]) -> TrialSpec | None:
+    """What determines the sets of a recorded trial: all but its method; None where other versions of plug-ins made it."""
     try:
-        spec = TrialSpec.build(described)
-    except (TypeError, ValueError, LookupError, AttributeError, FieldFault):
-        spec = None
-    if spec is None or spec.key != key:
-        raise UserError(
-            f"trial {key[:16]} was made by other versions of its plug-ins: its sets cannot be told by those installed"
-        )
-    return spec
+        original = OriginalSpec.build(described["original"])
+        detection = plugins.build("detections", described["detection"])
+    except (TypeError, ValueError, LookupError, AttributeError, UserError):
+        return None
+    identity = plugins.describe(detection, locations=False)
+    same = original.key == described["original_key"] and identity.items() <= described["detection"].items()
+    spec = TrialSpec(original, detection, described["deletion_size"], None, held_out=described["held_out"])
+    return spec if same else None
+
+
+class _Datasets:
+    """The images of settings, loaded once."""
+
+    def __init__(self) -> None:
+        self._loaded: dict[str, Dataset] = {}
+
+    def has(self, setting: Setting) -> bool:
+        """Whether the data set's content still is the setting's."""
+        return self.of(setting).content_hash == setting.content_hash
+
+    def of(self, setting: Setting) -> Dataset:
+        if setting.content_hash not in self._loaded:
+            self._loaded[setting.content_hash] = setting.dataset.load()
+        return self._loaded[setting.content_hash]
 
 
 def _copied(key: str, store: Store, target: _Target) -> bool:
@@ -173,17 +194,13 @@ def _chosen(folder: Place) -> list[str]:
     return list(dict.fromkeys(str(key) for row in rows for key in row["trial_keys"]))
 
 
-def _own_files(specs: Iterable[TrialSpec], metrics: Iterable[str]) -> dict[Path, Path]:
+def _own_files(trials: Iterable[Mapping[str, Any]], metrics: Iterable[str]) -> dict[Path, Path]:
     """The files of the user's own plug-ins that were used, with what these import, by the paths that their modules ask for."""
-    settings = ((spec, spec.original.setting) for spec in specs)
-    used = {
-        type(plugin)
-        for spec, each in settings
-        for plugin in (spec.method, spec.detection, each.dataset, each.model, each.manipulation)
-    }
-    for name in metrics:
+    names = {(kind, plugin["name"]) for described in trials for kind, plugin in tables.plugins_of(described)}
+    used = set[type]()
+    for kind, name in sorted(names | {("metrics", each) for each in metrics}):
         with contextlib.suppress(UserError):  # its file is gone
-            used.add(plugins.find("metrics", name))
+            used.add(plugins.find(kind, name))
     return plugins.own_files(*(_root(cls) for cls in used if not cls.__module__.startswith("cu_ray.")))
 
 
@@ -193,14 +210,14 @@ def _root(cls: type) -> Path:
     return file.parents[cls.__module__.count(".") + (file.name == "__init__.py")]
 
 
-def _sets(specs: Iterable[TrialSpec], store: Store) -> Iterator[dict[str, Any]]:
+def _sets(specs: Iterable[TrialSpec], datasets: _Datasets, store: Store) -> Iterator[dict[str, Any]]:
     """A row for each set of row numbers, each once."""
     benches: dict[str, Workbench] = {}
     originals = set[str]()
     for (original_key, detection, size, _), spec in {_split_of(spec): spec for spec in specs}.items():
         setting = spec.original.setting
         if setting.content_hash not in benches:
-            benches[setting.content_hash] = Workbench(setting.dataset.load(), store)
+            benches[setting.content_hash] = Workbench(datasets.of(setting), store)
         bench = benches[setting.content_hash]
         sets: dict[str, Indices] = {}
         if original_key not in originals:

@@ -396,16 +396,20 @@ def _uses_test_labels(study: StudySpec) -> bool:
     return study.kept_by_test_labels or (study.searched and RULES[study.search.objective].uses_test_labels)
 
 
+def plugins_of(spec: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The plug-ins of a trial, by kind, as `TrialSpec.describe` gives them."""
+    setting = spec["original"]["setting"]
+    of_setting = [(f"{kind}s", setting[kind]) for kind in ("dataset", "model", "manipulation")]
+    return [("methods", spec["method"]), ("detections", spec["detection"]), *of_setting]
+
+
 def _is_stale(spec: Mapping[str, Any]) -> bool | None:
     """Whether another version of the code made this trial than the one installed; None where it is no longer there."""
-    setting = spec["original"]["setting"]
-    used = [("methods", spec["method"]), ("detections", spec["detection"])]
-    used += [(f"{kind}s", setting[kind]) for kind in ("dataset", "model", "manipulation")]
     try:
-        versions = [find(kind, described["name"]).version == described["version"] for kind, described in used]
+        versions = [find(kind, described["name"]).version == described["version"] for kind, described in plugins_of(spec)]
     except UserError:
         return None
-    return not all(versions) or setting["learning"] != LEARNING_VERSION
+    return not all(versions) or spec["original"]["setting"]["learning"] != LEARNING_VERSION
 
 
 def _compact(kind: str, described: Mapping[str, Any]) -> str:

@@ -18,10 +18,11 @@ import yaml
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 
-from cu_ray import config
+from cu_ray import config, plugins
 from cu_ray.cli import main
 from cu_ray.stages.poison import detect, poison
 from cu_ray.store import LocalStore
+from cu_ray.sweep import bundle as bundles
 from tests import by_hand, sweeps
 
 
@@ -141,6 +142,29 @@ def test_it_has_what_was_rescored_own_plugins_with_what_they_import_and_versions
     versions = json.loads((bundle / "versions.json").read_text())
     assert versions["python"] == platform.python_version()
     assert versions["torch"] == version("torch") and versions["ray"] == version("ray")
+
+
+def test_sets_are_of_trials_of_earlier_versions_too_as_far_as_those_installed_can_tell_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    methods = {"catastrophic_forgetting": {"steps": 2}}
+    for number in (1, 2):  # versions of the method, which has no say in the sets
+        monkeypatch.setattr(plugins.find("methods", "catastrophic_forgetting"), "version", number)
+        by_hand.run(by_hand.sweep(tmp_path, methods=methods, seeds=[0], deletion_fractions=[number / 2]))
+    made = bundles.bundle("results/small", None)
+    assert made.num_untold == 0
+    sets = pd.read_parquet("small-bundle/sets.parquet")
+    assert sets["deletion_size"].dropna().tolist() == [30, 60]
+
+    monkeypatch.setattr(plugins.find("detections", "uniform"), "version", 2)
+    by_hand.run(by_hand.sweep(tmp_path, methods=methods, seeds=[0], deletion_fractions=[0.9]))
+    made = bundles.bundle("results/small", tmp_path / "later")
+    assert made.num_untold == 2
+    sets = pd.read_parquet("later/sets.parquet")
+    assert sets["deletion_size"].dropna().tolist() == [54]
+    assert len(pd.read_parquet("later/tables/trials.parquet")) == 3
+    told = "row numbers (without those of 2 trials that other versions of plug-ins made)\n"
+    assert told in Path("later/README.txt").read_text()
+    assert "row numbers\n" in Path("small-bundle/README.txt").read_text()
 
 
 def test_a_row_has_a_model_a_seed(tmp_path, monkeypatch):
