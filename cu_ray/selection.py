@@ -13,6 +13,7 @@ from cu_ray.types import Scores
 
 REM_PROXY_FLOOR = 0.2
 POTION_REMAINING = 0.2
+LEAST_HELD_OUT_OF = 23  # samples found: a fifth of fewer is not held out (`num_held_out_of`)
 
 Parts = tuple[float, float]
 
@@ -29,6 +30,16 @@ class Rule:
     uses_test_labels: bool = True
     peeks: bool = False  # chooses by the test images that it reports
     held_out: bool = False  # scores the trial in which a part of the deletion set was kept back from the method
+    needs_truth: bool = False  # the true labels of what was manipulated
+    least_found: int = 0  # samples in the deletion set
+
+    def lacks(self, num_found: int, truth_known: bool) -> str | None:
+        """What it needs and has not where so many samples are found; None where it can be computed."""
+        if self.needs_truth and not truth_known:
+            return "true labels"
+        if num_found < self.least_found:
+            return f"at least {self.least_found} sample{'s' * (self.least_found > 1)} found"
+        return None
 
     def score(self, scores: Scores, num_classes: int) -> float | None:
         """The number to maximise; None where the rule has none."""
@@ -84,6 +95,7 @@ RULES = {
             _mean,
             "",
             peeks=True,
+            needs_truth=True,
         ),
         Rule(
             "oracle",
@@ -91,12 +103,14 @@ RULES = {
             _accuracies("report_"),
             _mean,
             peeks=True,
+            needs_truth=True,
         ),
         Rule(
             "oracle_validation",
             "mean of acc_corr and acc_retain on the selection half, reported on the report half",
             _accuracies("val_"),
             _mean,
+            needs_truth=True,
         ),
         Rule(
             "defender",
@@ -105,6 +119,7 @@ RULES = {
             _product,
             uses_test_labels=False,
             held_out=True,
+            least_found=LEAST_HELD_OUT_OF,
         ),
         Rule(
             "rem_proxy",
@@ -112,6 +127,7 @@ RULES = {
             _rem_proxy,
             _product,
             uses_test_labels=False,
+            least_found=1,
         ),
         Rule(
             "potion_stop",
@@ -119,6 +135,7 @@ RULES = {
             _potion_stop,
             _utility_once_corrected,
             uses_test_labels=False,
+            least_found=1,
         ),
     )
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
@@ -609,6 +610,72 @@ def test_a_file_that_cannot_be_read_is_one_message(tmp_path):
         assert str(caught.value).startswith(f"{path} cannot be read: ")
 
 
+# ------------------------------------------------------------------------------------------ what the objective needs
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"deletion_fractions": "[0.1, 0.5]"}, "at deletion fraction 0.5 there are 10"),
+        (
+            {"deletion_fractions": "[0.5, 1.0]", "methods": "{scrub: {points: [{}, {alpha: 1}]}}"},
+            "at deletion fraction 1 there are 20",
+        ),
+        (
+            {"manipulation": "{name: backdoor, size: 200}", "search": "{objective: defender, scope: across_fractions}"},
+            "at deletion fraction 0.1 there are 20",
+        ),
+        (
+            {"manipulation": "[{name: backdoor, size: 10}, {name: backdoor, size: 22}]", "deletion_fractions": "1.0"},
+            "at deletion fraction 1 there are 22",
+        ),
+    ],
+    ids=["a fraction", "given points", "all fractions together", "several manipulations"],
+)
+def test_an_objective_that_can_choose_nowhere_is_a_fault_before_anything_runs(sections, expected):
+    few = {"manipulation": "{name: backdoor, size: 20}", "search": "{objective: defender}", **sections}
+    (fault,) = faults_of(**few)
+    assert re.match(r"search\.objective \(line \d+\): defender needs at least 23 samples found; ", fault)
+    assert f"{expected}. Possible here: published, oracle, oracle_validation, rem_proxy, potion_stop" in fault
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"methods": "{scrub: {alpha: 1}}"},
+        {"search": "{objective: rem_proxy}"},
+        {"search": "{defender: true}"},
+        {"manipulation": "{name: backdoor, size: 23}"},
+        {"manipulation": "[{name: backdoor, size: 20}, {name: backdoor, size: 200}]"},
+    ],
+    ids=["nothing to choose", "another objective", "only asked for besides", "enough", "enough somewhere"],
+)
+def test_an_objective_that_can_choose_somewhere_is_no_fault(sections):
+    parsed(**{"manipulation": "{name: backdoor, size: 20}", "search": "{objective: defender}"} | sections)
+
+
+def test_an_objective_that_needs_true_labels_is_a_fault_where_none_are_known(tmp_path):
+    (tmp_path / "rows.csv").write_text("index\n" + "".join(f"{row}\n" for row in range(30)))
+    own = f"{{name: from_file, file: {tmp_path / 'rows.csv'}}}"
+    (fault,) = faults_of(manipulation=own)
+    why = (
+        "oracle_validation needs true labels, which from_file does not know here. Possible here: defender, rem_proxy, potion_stop"
+    )
+    assert fault == f"search.objective: {why}"
+    (fault,) = faults_of(manipulation=own, search="{objective: oracle}")
+    assert fault.startswith(f"search.objective (line {NEXT_LINE}): oracle needs true labels")
+    (fault,) = faults_of(manipulation=own, deletion_fractions="0.1")
+    assert fault.endswith("Possible here: rem_proxy, potion_stop")
+    for fine in ({"search": "{objective: defender}"}, {"methods": "{scrub: {alpha: 1}}"}):
+        parsed(manipulation=own, **fine)
+    parsed(manipulation=f"[{own}, {PLAIN['manipulation']}]")
+
+
+def test_it_is_told_with_all_other_faults():
+    faults = faults_of(manipulation="{name: backdoor, size: 20}", search="{objective: defender}", seeds="x", detection="uniform")
+    assert [fault.split()[0].rstrip(":") for fault in faults] == ["seeds", "search.objective"]
+
+
 # ----------------------------------------------------------------------------------------- restrictions and one method
 
 
@@ -634,6 +701,15 @@ def test_methods_fractions_and_seeds_can_be_restricted(file):
     assert restricted(file, ["method=ssd"])[0] == ["ssd"]
     assert restricted(file, ["method=ssd,method=scrub", "fraction=0.5"])[:2] == (["ssd", "scrub"], (0.5,))
     assert restricted(file, ["seed=0"])[2] == (0,)
+
+
+def test_a_restriction_to_what_the_objective_cannot_choose_from_is_refused(file):
+    """Of 100 samples 10 are found at 0.1: too few to hold a fifth of them out, but the other fractions have enough."""
+    file.write_text(f"{file.read_text()}\nsearch: {{objective: defender}}\n")
+    assert restricted(file, ["fraction=0.5"])[1] == (0.5,)
+    assert restricted(file, ["method=no_unlearning", "fraction=0.1"])[0] == ["no_unlearning"]  # there is nothing to choose
+    with pytest.raises(UserError, match=r"--only fraction=0.1: .*defender needs at least 23 samples found; .* there are 10"):
+        restricted(file, ["fraction=0.1"])
 
 
 def test_a_restriction_that_would_make_other_searches_is_refused(file):

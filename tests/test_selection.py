@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cu_ray.selection import RULES
+from cu_ray.stages.poison import num_held_out_of
 
 SCORES = {
     "acc_corr": 0.9,
@@ -117,3 +118,26 @@ def test_only_the_defender_holds_samples_out():
 
 def test_rules_that_the_owner_could_use_look_at_no_test_labels():
     assert {name for name, rule in RULES.items() if not rule.uses_test_labels} == {"defender", "rem_proxy", "potion_stop"}
+
+
+def test_what_a_rule_needs_of_the_data_is_declared():
+    """Without true labels there is no acc_corr, on an empty deletion set no accuracy, on few samples no held-out part."""
+    least = {"deletion_given": 1, "held_out_given": next(size for size in range(100) if num_held_out_of(size))}
+    for name, needed in NEEDS.items():
+        assert RULES[name].needs_truth == any("acc_corr" in score for score in needed)
+        assert RULES[name].least_found == max(least.get(score, 0) for score in needed)
+
+
+@pytest.mark.parametrize(
+    ("rule", "num_found", "truth_known", "lack"),
+    [
+        ("oracle_validation", 0, True, None),
+        ("oracle_validation", 100, False, "true labels"),
+        ("defender", 23, False, None),
+        ("defender", 22, True, "at least 23 samples found"),
+        ("rem_proxy", 1, False, None),
+        ("rem_proxy", 0, True, "at least 1 sample found"),
+    ],
+)
+def test_what_a_rule_lacks_is_said(rule, num_found, truth_known, lack):
+    assert RULES[rule].lacks(num_found, truth_known) == lack

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from cu_ray import plugins, yaml_file
+from cu_ray.config import choice
 from cu_ray.config.methods import Methods
 from cu_ray.config.sweep import (
     STORAGE_VARIABLE,
@@ -80,6 +81,9 @@ class Reader(Values):
         fitting = {index: each for index, each in fractions.items() if 0 < each <= 1}
         settled, detected = self._settled(datasets, models, manipulations, detections, fitting)
         self._check_controls(controls, [each for _, each in settled])
+        why = choice.why_none(search, plans, [each for _, each in settled], detected, list(fitting.values()))
+        if why is not None:
+            self.fault("search.objective", why)
         self._check_original(original, {"dataset": datasets, "model": models, "manipulation": settled, "train": trains})
         if self.faults:
             raise Faults(self.file.source, self.faults)
@@ -145,7 +149,7 @@ class Reader(Values):
 
         Complains of what does not fit the images.
         """
-        pairs, detected = [], [each for _, each in detections]
+        pairs, detected = [], dict[int, Any]()
         for place, dataset in datasets:
             try:
                 facts: DatasetFacts = dataset.facts()
@@ -171,7 +175,7 @@ class Reader(Values):
                     detected[index] = detection.settle(facts)  # the same for all data sets that it fits
                 except FieldFault as error:
                     self.fault(f"{path}.{error.field}", str(error))
-        return pairs, detected
+        return pairs, list(detected.values())
 
     def _check_controls(self, controls: ControlsSection, manipulations: list[Any]) -> None:
         """Complain of controls that none of the manipulations has."""

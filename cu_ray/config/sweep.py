@@ -16,7 +16,7 @@ from cu_ray.errors import FieldFault, UserError
 from cu_ray.identity import key_of
 from cu_ray.places import Folder, Place, at
 from cu_ray.plugins import Bound, Choices
-from cu_ray.selection import RULES
+from cu_ray.selection import RULES, Rule
 from cu_ray.types import CONTROLS, TrainRecipe
 
 SAMPLERS = ("tpe", "random", "qmc", "gp", "nsga2", "grid")
@@ -102,6 +102,11 @@ class SearchSection:
     lag: Annotated[int, Bound(low=1)] = 4
     warm_start: Annotated[str, Choices(("none", "neighbour"))] = "none"
     defender: bool = False  # also run each point with a part of the deletion set held out, so that this rule can choose
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules that are asked for: that of the objective first."""
+        return tuple(RULES[name] for name in dict.fromkeys([self.objective, *(["defender"] if self.defender else [])]))
 
     @property
     def holds_out(self) -> bool:

@@ -17,7 +17,7 @@ from cu_ray.errors import UserError
 from cu_ray.lazy import torch
 from cu_ray.stages.canary import CpuProbe, CudaProbe, Measure, Probe, measure
 from cu_ray.stages.process import state_kept
-from cu_ray.sweep import cluster, hardware, ledger, status
+from cu_ray.sweep import cluster, hardware, ledger, remarks, status
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.canaries import Spec, canaries, setting_of
 from cu_ray.sweep.estimate import Estimate, ReadOnlyJournal, estimate, pace_of_others
@@ -39,6 +39,7 @@ class Preview:
     elsewhere: str | None  # the host on which it last ran, where that decides what is left to the hardware, and unlike this one
     lanes: float | None  # how many workers, or GPUs, this machine has for it; None where it runs on others
     unmeasured: tuple[str, ...] = ()  # what was to be measured and could not be, and why
+    without_choice: tuple[str, ...] = ()  # where rules of the search have no choice, and what they lack
 
     @property
     def wall_seconds(self) -> float | None:
@@ -52,6 +53,7 @@ class Preview:
         if self.elsewhere:
             where = f"as it last ran, from {self.elsewhere}; this machine would decide otherwise"
             said.append(f"Counted for {self.device} in {', '.join(self.precisions)}, {where}.")
+        said += [f"Note: {each}." for each in self.without_choice]
         return said + [f"Not measured, so that others stand for it: {each}." for each in self.unmeasured]
 
 
@@ -84,7 +86,8 @@ def preview(sweep: Sweep, measuring: Callable[[int], object] | None = None) -> P
         unmeasured += [_name(spec) for spec in specs[len(measures) :]]
         counts = estimate(made, agenda, journal.known, behind)
     lanes = None if elsewhere else _lanes(sweep)
-    return Preview(counts, absent, sweep.runtime.device, precisions, elsewhere, lanes, tuple(dict.fromkeys(unmeasured)))
+    said = tuple(remarks.without_choice(made))
+    return Preview(counts, absent, sweep.runtime.device, precisions, elsewhere, lanes, tuple(dict.fromkeys(unmeasured)), said)
 
 
 def _measured(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cu_ray.config import Options, Space
 from cu_ray.plugins import name_of
+from cu_ray.selection import Rule
 from cu_ray.sweep.judging import best_point
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.plan import Hyperparameters, Plan, StudySpec
@@ -18,8 +19,9 @@ NEAR = 0.02  # of a range: closer to its end is at its edge
 
 
 def remarks(plan: Plan, known: Known) -> list[str]:
-    """A line for each method and hyperparameter whose best value lies at an edge, and for methods that changed nothing."""
-    searched, unchanged, edges = Counter[str](), Counter[str](), Counter[tuple[str, str, str]]()
+    """A line for methods that changed nothing or of which no point was chosen, and for best values that lie at an edge."""
+    searched, unchanged, unchosen = Counter[str](), Counter[str](), Counter[str]()
+    edges = Counter[tuple[str, str, str]]()
     for study in plan.studies:
         points = known.points_of(study.key, study.method.budget)
         trials = [trial.key for point in points for trial in study.trials(point, study.search_settings)]
@@ -27,19 +29,54 @@ def remarks(plan: Plan, known: Known) -> list[str]:
             continue
         method = name_of(study.method.cls)
         searched[method] += 1
-        unchanged[method] += _changed_nothing([known.trials[key] for key in trials])
+        records = [known.trials[key] for key in trials]
+        unchanged[method] += _changed_nothing(records)
         best = best_point(study, points, known.trials, study.search.objective)
         for name, edge in edges_of(study, points[best]).items() if best is not None else ():
             edges[method, name, edge] += 1
+        told = any(not record.ok for record in records) or any(_lacks(study, study.search.rules[0]))
+        unchosen[method] += best is None and not told
     lines = [
         f"{method}: no point changed the model in {count} of {searched[method]} studies: its ranges do not fit"
         for method, count in unchanged.items()
+        if count
+    ]
+    lines += [
+        f"{method}: no point has a score under the rule of the search in {count} of {searched[method]} studies: none is chosen"
+        for method, count in unchosen.items()
         if count
     ]
     return lines + [
         f"{method}: the best {name} lies at the {edge} end of its range in {count} of {searched[method]} studies"
         for (method, name, edge), count in edges.items()
     ]
+
+
+def without_choice(plan: Plan) -> list[str]:
+    """A line for each rule that is asked for and has no choice somewhere, as it lacks there what it needs: known before a run."""
+    places: dict[str, dict[str, None]] = {}
+    for study in plan.studies:
+        for rule in study.search.rules if study.method.has_choice else ():
+            for lack, place in _lacks(study, rule):
+                places.setdefault(f"the rule {rule.name} needs {lack}", {})[place] = None
+    return [f"{need} {', '.join(those)}" for need, those in places.items()]
+
+
+def _lacks(study: StudySpec, rule: Rule) -> Iterator[tuple[str, str]]:
+    """What a rule lacks in a study so that it has no choice, and where."""
+    manipulation = study.settings[0].manipulation
+    for fraction in study.fractions or (None,):
+        found = 0 if fraction is None else study.size(fraction)
+        lack = rule.lacks(found, manipulation.truth_known)
+        if lack is None:
+            continue
+        if rule.needs_truth:
+            yield f"{lack}: no choice with", name_of(manipulation)
+        elif fraction is None:
+            yield f"{lack}: no choice for methods that do not look at them, like", name_of(study.method.cls)
+        else:
+            where = "over deletion fractions that include" if len(study.fractions) > 1 else "at deletion fraction"
+            yield f"{lack}: no choice {where}", f"{fraction:g} ({found} found)"
 
 
 def others(num_others: int) -> list[str]:

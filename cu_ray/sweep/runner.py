@@ -157,7 +157,8 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
             raise RayStopped(f"Ray stopped before the sweep was done: see {log_of(sweep)}. The same command goes on.")
         originals = [journal.known.originals[spec.key] for spec in made.originals() if spec.key in journal.known.originals]
         num_failed = counts.trials_failed + sum(not record.ok for record in originals)
-        said = remarks.remarks(made, journal.known) + remarks.others(len(journal.known.trials) - counts.trials_done)
+        said = remarks.remarks(made, journal.known) + remarks.without_choice(made)
+        said += remarks.others(len(journal.known.trials) - counts.trials_done)
         num_run, folder = sum(agenda.finished.values()), sweep.folder / "tables"
         return Outcome(counts, num_run, num_failed, interrupted, folder, time_is_up, said, agenda.set_aside)
 

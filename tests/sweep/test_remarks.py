@@ -7,8 +7,10 @@ from dataclasses import replace
 import pytest
 
 from cu_ray.sweep import tables
-from cu_ray.sweep.remarks import edges_of, remarks
-from tests.sweep.simulator import SCRUB, plan, record_of, run
+from cu_ray.sweep.preview import preview
+from cu_ray.sweep.remarks import edges_of, remarks, without_choice
+from tests import by_hand
+from tests.sweep.simulator import SCRUB, fails, plan, record_of, run
 
 
 def scored(acc_of):
@@ -79,6 +81,50 @@ def test_a_study_in_which_no_point_changed_the_model_is_said():
     one = next(iter(known.trials))
     known.trials[one] = replace(known.trials[one], facts=known.trials[one].facts | {"changed_share": 1e-9})
     assert remarks(made, known) == []
+
+
+def test_a_rule_without_a_choice_says_where_and_what_it_lacks():
+    few = {"manipulation": {"name": "backdoor", "size": 40}, "deletion_fractions": [0.1, 0.5, 1.0]}
+    search = {"objective": "defender"}
+    need = "the rule defender needs at least 23 samples found: no choice"
+    assert without_choice(plan({"scrub": SCRUB}, **few, search=search)) == [
+        f"{need} at deletion fraction 0.1 (4 found), 0.5 (20 found)"
+    ]
+    assert without_choice(plan({"scrub": SCRUB}, **few, search={"defender": True})) == [
+        f"{need} at deletion fraction 0.1 (4 found), 0.5 (20 found)"
+    ]
+    over_all = plan({"scrub": SCRUB}, **few, search={"defender": True, "scope": "across_fractions"})
+    assert without_choice(over_all)[0].startswith(f"{need} over deletion fractions that include 0.1 (4 found), 0.5")
+    for nothing in ({"search": {}}, {"search": search, "deletion_fractions": [1.0]}):
+        assert without_choice(plan({"scrub": SCRUB}, **few | nothing)) == []
+    assert without_choice(plan({"scrub": {**SCRUB, "alpha": 1}}, **few, search={"defender": True})) == []  # there is one point
+
+
+def test_a_plan_says_so_before_anything_runs(tmp_path):
+    few = {
+        "manipulation": {"name": "backdoor", "size": 40},
+        "deletion_fractions": [0.1, 1.0],
+        "search": {"objective": "defender"},
+    }
+    said = "Note: the rule defender needs at least 23 samples found: no choice at deletion fraction 0.1 (4 found)."
+    assert preview(by_hand.sweep(tmp_path, **few)).remarks("`cu-ray sweep`") == [said]
+    assert preview(by_hand.sweep(tmp_path)).remarks("`cu-ray sweep`") == []
+
+
+def test_a_rule_lacks_true_labels_where_one_manipulation_has_none(tmp_path):
+    (tmp_path / "rows.csv").write_text("index\n" + "".join(f"{row}\n" for row in range(60)))
+    both = [{"name": "backdoor", "size": 100}, {"name": "from_file", "file": str(tmp_path / "rows.csv")}]
+    assert without_choice(plan({"scrub": SCRUB}, manipulation=both)) == [
+        "the rule oracle_validation needs true labels: no choice with from_file"
+    ]
+
+
+def test_a_search_in_which_no_point_has_a_score_is_said():
+    made, known = searched(GRID, lambda alpha: None)
+    said = "scrub: no point has a score under the rule of the search in 1 of 1 studies: none is chosen"
+    assert remarks(made, known) == [said]
+    failed, _ = run(made, outcome=lambda job: record_of(job) if job.kind == "original" else fails(job))
+    assert remarks(made, failed) == []  # failures are said by themselves
 
 
 def test_the_front_holds_the_points_that_no_other_beats_in_both():
