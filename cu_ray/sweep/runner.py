@@ -25,7 +25,22 @@ from cu_ray.lease import LeaseLost
 from cu_ray.places import Folder, Place, at, lasting, patiently
 from cu_ray.stages.poison import poison
 from cu_ray.store import PAUSES, LocalStore, checksum, open_store
-from cu_ray.sweep import cluster, code, doctor, frame, hardware, ledger, plan, process, remarks, status, tables, trackers, weights
+from cu_ray.sweep import (
+    cluster,
+    code,
+    doctor,
+    frame,
+    hardware,
+    ledger,
+    lost,
+    plan,
+    process,
+    remarks,
+    status,
+    tables,
+    trackers,
+    weights,
+)
 from cu_ray.sweep.agenda import Agenda
 from cu_ray.sweep.dispatch import Dispatch
 from cu_ray.sweep.estimate import Estimate, estimate, pace_of_others
@@ -122,6 +137,8 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
             if isinstance(place, Folder):
                 place.delete_abandoned()
         sweep.folder.write("sweep.yaml", sweep.text.encode())
+        if (told := lost.set_aside(sweep.folder, journal.known)) is not None:
+            console.print(Text(told), soft_wrap=True)
         in_use = code.of(made)
         for warning in code.warnings(made, journal.known, in_use):
             console.print(Text(warning), soft_wrap=True)

@@ -98,3 +98,19 @@ def test_a_changed_sweep_file_over_old_results_keeps_them_and_says_what_is_left_
     trials = sweeps.table(new, "trials")
     mine = trials[trials["trial_key"].isin(old["trial_key"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(mine, old, check_dtype=False)
+
+
+def test_a_ledger_whose_files_are_gone_is_said_before_the_sweep_starts_and_the_tables_are_kept(undisturbed, tmp_path):
+    old, new = undisturbed / "results" / "small", tmp_path / "results" / "small"
+    shutil.copytree(undisturbed, tmp_path, dirs_exist_ok=True)
+    for path in (new / "ledger").glob("*.log"):
+        path.unlink()
+    said = f"results/small/ledger does not know: {len(sweeps.table(old, 'trials')) + len(sweeps.table(old, 'originals'))}."
+    first = sweeps.command(tmp_path, "sweep", str(sweeps.small(tmp_path)), "--time-limit", "1s")
+    assert said in first.stdout, first.stdout + first.stderr
+    (kept,) = new.glob("tables.before-*")
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == {
+        path.name: path.read_bytes() for path in (old / "tables").iterdir()
+    }
+    again = sweeps.command(tmp_path, "sweep", str(tmp_path / "small.yaml"), "--time-limit", "1s")
+    assert "does not know" not in again.stdout and list(new.glob("tables.before-*")) == [kept]
