@@ -14,7 +14,9 @@ Files outside the package work too: `my_lab.fancy:Fancy` in place of a name, or 
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
+import difflib
 import functools
 import hashlib
 import importlib
@@ -23,14 +25,16 @@ import inspect
 import pkgutil
 import sys
 import sysconfig
+import traceback
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
-from cu_ray.errors import UserError, did_you_mean
+from cu_ray.errors import ContractBroken, CuRayError, UserError, did_you_mean, in_one_line
 from cu_ray.identity import mapping_of
 
+ANNOTATIONS = "Allowed in Annotated: Search(low, high, log), Choices(values), Bound(low, high, open_low)."
 KINDS = ("methods", "manipulations", "detections", "datasets", "models", "metrics")
 
 
@@ -110,28 +114,63 @@ def find(kind: str, name: str) -> type[Any]:
     if name in _entry_points(kind):
         return _imported(kind, _entry_points(kind)[name])
     if name not in names(kind):
-        module, _, cls = name.rpartition(".")
-        own = f" One of your own is named by module:Class, here {module}:{cls}." if module else ""
-        raise UserError(f"{name!r} is not among the {kind}. {did_you_mean(name, names(kind))}{own}")
+        own = _path_for(kind, name)
+        hint = f" One of your own is named by module:Class, here {own}." if own else ""
+        raise UserError(f"{name!r} is not among the {kind}. {did_you_mean(name, names(kind))}{hint}")
     return _inside(kind, name)
 
 
 def name_of(plugin: Any) -> str:
     """The name under which `find` gives this plug-in's class again."""
-    cls = plugin if isinstance(plugin, type) else type(plugin)
+    cls = _class_of(plugin)
     package, _, module = cls.__module__.rpartition(".")
     inside = package.startswith("cu_ray.") and package.split(".")[1] in KINDS
     return module if inside else f"{cls.__module__}:{cls.__qualname__}"
 
 
+def is_own(plugin: Any) -> bool:
+    """Whether a plug-in, or its class, is from outside the package: a user's own."""
+    return ":" in name_of(plugin)
+
+
+def with_file(plugin: Any) -> str:
+    """Name and file of a plug-in, or of its class, for messages: 'fancy:Fancy (/home/me/fancy.py)'."""
+    file = getattr(sys.modules.get(_class_of(plugin).__module__), "__file__", None)
+    return f"{name_of(plugin)} ({file})" if file else name_of(plugin)
+
+
+@contextlib.contextmanager
+def users_fault(plugin: Any, where: str = "") -> Iterator[None]:
+    """A context in which what a user's own plug-in raises, or breaks, is a UserError that names it, its file and the line.
+
+    where: what comes before it in the message: the sweep file and the section.
+    """
+    begin = f"{where}: {with_file(plugin)}" if where else with_file(plugin)
+    try:
+        yield
+    except ContractBroken as error:
+        raise UserError(f"{begin}: {error}") from error
+    except CuRayError:
+        raise
+    except Exception as error:  # whatever a user's file raises
+        if not is_own(plugin):
+            raise
+        place = _line_in(_class_of(plugin).__module__, error)
+        raise UserError(f"{begin} raised {type(error).__name__}{place}: {in_one_line(error)}") from error
+
+
 def facts(cls: type[Any]) -> dict[str, FieldFact]:
-    """The settings of a plug-in class by name, in the order of its file."""
+    """The settings of a plug-in class by name, in the order of its file. Raises UserError where an annotation cannot be read."""
     return dict(_facts(cls))  # type: ignore[arg-type] # mypy holds classes for unhashable
 
 
 @functools.cache
 def _facts(cls: Any) -> dict[str, FieldFact]:
-    hints = get_type_hints(cls, include_extras=True)
+    try:
+        hints = get_type_hints(cls, include_extras=True)
+    except Exception as error:  # whatever an annotation raises
+        reason = f"cannot be read: {type(error).__name__}: {in_one_line(error)}"
+        raise UserError(f"{with_file(cls)}: the annotation of {_unreadable(cls)} {reason}. {ANNOTATIONS}") from error
     fields = (field for field in dataclasses.fields(cls) if not field.metadata.get("derived"))
     return {field.name: _fact(field, hints[field.name]) for field in fields}
 
@@ -233,6 +272,10 @@ def contract(kind: str) -> type[Any]:
     return base
 
 
+def _class_of(plugin: Any) -> type[Any]:
+    return plugin if isinstance(plugin, type) else type(plugin)
+
+
 @functools.cache
 def _inside(kind: str, name: str) -> type[Any]:
     return _only_class(kind, importlib.import_module(f"cu_ray.{kind}.{name}"))
@@ -256,24 +299,81 @@ def _imported(kind: str, path: str) -> type[Any]:
             f"{path!r} is in a notebook or a script, where workers cannot import it: put it into a file, fancy.py, say"
         )
     try:
-        cls = getattr(importlib.import_module(module_name), class_name)
+        module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:  # whatever a user's file raises when it is imported
-        raise UserError(f"{path!r} cannot be imported: {type(error).__name__}: {error}") from error
+        missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        hint = _nearest_module(module_name) if missing else ""
+        place = _line_in(module_name, error)
+        raise UserError(f"{path!r} cannot be imported: {type(error).__name__}{place}: {in_one_line(error)}{hint}") from error
+    if not hasattr(module, class_name):
+        raise UserError(
+            f"{path!r}: {module_name} has no class {class_name!r}. {did_you_mean(class_name, _classes(kind, module))}"
+        )
+    cls: type[Any] = getattr(module, class_name)
     if not (isinstance(cls, type) and issubclass(cls, contract(kind)) and dataclasses.is_dataclass(cls)):
         raise UserError(f"{path!r} is not a dataclass derived from {contract(kind).__name__}, as {kind} are")
     return cls
 
 
-def _only_class(kind: str, module: types.ModuleType) -> type[Any]:
+def _path_for(kind: str, name: str) -> str:
+    """`module:Class` for the name of a user's module or the dotted name of a class; empty where it is neither."""
+    module, _, cls = name.rpartition(".")
+    if module:
+        return f"{module}:{cls}"
+    if name not in _own_modules(""):
+        return ""
+    with contextlib.suppress(Exception, SystemExit):  # whatever a user's file raises when it is imported
+        return f"{name}:{(_classes(kind, importlib.import_module(name)) or ['Class'])[0]}"
+    return f"{name}:Class"
+
+
+def _nearest_module(name: str) -> str:
+    """A hint at the user's file whose name is nearest to a module's that is not there; empty where none is near."""
+    package, _, last = name.removesuffix(".py").rpartition(".")
+    near = difflib.get_close_matches(last, files := _own_modules(package), n=1, cutoff=0.5)
+    return f". Did you mean {'.'.join([*filter(None, [package]), near[0]])!r} ({files[near[0]]})?" if near else ""
+
+
+def _own_modules(package: str) -> dict[str, Path]:
+    """The files in a package (or in none) that a user's plug-ins can be in, by module: beside the sweep file, above all."""
+    installed = {Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")}
+    folders = [Path(folder) for folder in sys.path if Path(folder) not in installed]
+    return {file.stem: file for folder in folders for file in sorted(folder.joinpath(*package.split(".")).glob("*.py"))}
+
+
+def _classes(kind: str, module: types.ModuleType) -> list[str]:
+    """The public classes of a kind that a module defines."""
     base = contract(kind)
-    found = [
-        cls
+    return [
+        name
         for name, cls in vars(module).items()
         if isinstance(cls, type) and issubclass(cls, base) and cls.__module__ == module.__name__ and name[0] != "_"
     ]
+
+
+def _line_in(module: str, error: BaseException) -> str:
+    """Which line of a module raised an error, or called what did; empty where none did."""
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_globals.get("__name__") == module]
+    return f" in line {lines[-1]}" if lines else ""
+
+
+def _unreadable(cls: type[Any]) -> str:
+    """The name of the first annotation of a class that cannot be evaluated."""
+    for base in cls.__mro__:
+        for name, hint in inspect.get_annotations(base).items():
+            try:
+                get_type_hints(type("", (), {"__annotations__": {name: hint}, "__module__": base.__module__}))
+            except Exception:
+                return name
+    return "a field"
+
+
+def _only_class(kind: str, module: types.ModuleType) -> type[Any]:
+    found = _classes(kind, module)
     if len(found) != 1:
-        raise UserError(f"{module.__name__} must define one public {base.__name__}, not {len(found)}")
-    return found[0]
+        raise UserError(f"{module.__name__} must define one public {contract(kind).__name__}, not {len(found)}")
+    cls: type[Any] = getattr(module, found[0])
+    return cls
 
 
 def _fact(field: dataclasses.Field[Any], hint: Any) -> FieldFact:

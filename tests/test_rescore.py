@@ -314,7 +314,7 @@ def test_a_damaged_table_is_one_message(here, name, command):
             "acc_cor",
             "'acc_cor' is not among the metrics. Allowed: acc_corr, acc_retain, asr, confusion_rate. Did you mean",
         ),
-        ("my_metrics:Nothing", "'my_metrics:Nothing' cannot be imported"),
+        ("my_metrics:Nothing", "'my_metrics:Nothing': my_metrics has no class 'Nothing'. Allowed: Broken, Calibration, "),
         ("my_metrics:np", "'my_metrics:np' is not a dataclass derived from Metric"),
         (
             "my_metrics:Calibration",

@@ -203,8 +203,9 @@ def test_private_files_are_no_plugins():
     [
         ("no_such_module_anywhere:Fancy", "No module named 'no_such_module_anywhere'"),
         ("my_lab.missing:Fancy", "No module named 'my_lab"),
-        (f"{__name__}:Missing", "has no attribute 'Missing'"),
-        (f"{__name__}:", "has no attribute ''"),
+        (f"{__name__}:Fansy", "has no class 'Fansy'. Allowed: Careless, Factory, Fancy, "),
+        (f"{__name__}:Fansy", "Did you mean 'Fancy'?"),
+        (f"{__name__}:", "has no class ''"),
         (":Fancy", "cannot be imported"),
         ("..relative:Fancy", "cannot be imported"),
         (f"{__name__}:SUITES", "is not a dataclass derived from Method"),
