@@ -22,14 +22,13 @@ from typing import Any, ClassVar, get_origin, get_type_hints
 import numpy as np
 import pytest
 import torch
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from cu_ray import plugins
-from cu_ray.config import RESERVED
+from cu_ray import checks, plugins
+from cu_ray.config import declared
 from cu_ray.datasets import Dataset
 from cu_ray.detections.uniform import Uniform
 from cu_ray.errors import FieldFault, UserError
-from cu_ray.learning.layers import initialise, num_weight_layers
+from cu_ray.learning.layers import initialise
 from cu_ray.manipulations.backdoor import Backdoor
 from cu_ray.metrics import Outcome
 from cu_ray.models.resnet9 import ResNet9
@@ -97,45 +96,28 @@ class PluginConformance:
 
     def test_it_is_a_frozen_dataclass_that_derives_from_the_contract(self) -> None:
         assert issubclass(self.plugin, plugins.contract(self.kind)), f"does not derive from {plugins.contract(self.kind)}"
-        assert dataclasses.is_dataclass(self.plugin), "is no dataclass"
-        assert vars(self.plugin)["__dataclass_params__"].frozen, "is not frozen: @dataclass(frozen=True)"
+        _assert_all(declared.of_class(self.plugin))
         assert hash(self.instance()) == hash(self.instance()), "equal instances have different hashes"
 
     def test_it_declares_its_version_and_a_summary(self) -> None:
         hint = get_type_hints(self.plugin, include_extras=True)["version"]
         assert get_origin(hint) is ClassVar, "`version` is no ClassVar: it would be a setting"
         assert "version" in vars(self.plugin), "`version` is inherited: declare it, so that it can be raised"
-        assert type(self.plugin.version) is int, "`version` is no integer"
-        assert self.plugin.version >= 1, "versions count from 1"
+        _assert_all(declared.of_version(self.plugin))
         assert self.plugin.summary, "there is no `summary` for the listing"
         assert self.plugin.summary == " ".join(self.plugin.summary.split()), "the summary is not one line"
 
     def test_its_fields_have_defaults_of_their_types_and_within_their_bounds(self) -> None:
-        for name, fact in plugins.facts(self.plugin).items():
-            if fact.required:
-                factory = self.plugin.__dataclass_fields__[name].default_factory
-                assert factory is dataclasses.MISSING, f"{name}: sweep files see no default_factory"
-                continue
-            assert _is_of_type(fact.default, fact.hint), f"{name}: the default {fact.default!r} is no {fact.describe()}"
-            within = fact.default is None or fact.bound is None or fact.bound.admits(fact.default)
-            assert within, f"{name}: the default {fact.default!r} is not {fact.bound}"
-            chosen = fact.default is None or fact.choices is None or fact.default in fact.choices.values
-            assert chosen, f"{name}: the default {fact.default!r} is not {fact.describe()}"
+        _assert_all(declared.of_defaults(self.plugin))
 
     def test_its_search_ranges_lie_within_their_bounds(self) -> None:
-        for name, fact in plugins.facts(self.plugin).items():
-            if fact.search is None:
-                continue
-            low, high = fact.search.low, fact.search.high
-            assert low < high, f"{name}: the search range is empty"
-            assert low > 0 or not fact.search.log, f"{name}: a logarithmic range must start above 0"
-            assert all(_is_of_type(end, fact.hint) for end in (low, high)), f"{name}: the range is no {fact.describe()}"
-            within = fact.bound is None or (fact.bound.admits(low) and fact.bound.admits(high))
-            assert within, f"{name}: the search range leaves {fact.bound}"
+        _assert_all(declared.of_ranges(self.plugin))
 
     def test_its_field_names_are_free(self) -> None:
-        taken = {"name", "version", *(RESERVED if self.kind == "methods" else ())} & set(plugins.facts(self.plugin))
-        assert not taken, f"these names have a meaning of their own in sweep files: {sorted(taken)}"
+        _assert_all(declared.of_names(self.kind, self.plugin))
+
+    def test_it_defines_what_its_kind_needs(self) -> None:
+        _assert_all(declared.of_functions(self.kind, self.plugin))
 
     def test_it_is_found_by_its_name(self) -> None:
         assert plugins.find(self.kind, plugins.name_of(self.plugin)) is self.plugin
@@ -145,12 +127,9 @@ class PluginConformance:
         assert plugins.build(self.kind, plugins.describe(instance)) == instance
 
 
-def _is_of_type(value: Any, hint: Any) -> bool:
-    try:
-        TypeAdapter(hint, config=ConfigDict(strict=True)).validate_python(value)
-    except ValidationError:
-        return False
-    return True
+def _assert_all(rules: checks.Rules) -> None:
+    for holds, message in rules:
+        assert holds, message
 
 
 # ------------------------------------------------------------------------------------------------------------- methods
@@ -260,7 +239,7 @@ class MethodConformance(PluginConformance):
     def test_alternatives_are_fields_that_may_be_null(self) -> None:
         facts = plugins.facts(self.plugin)
         for name in (name for group in self.plugin.alternatives for name in group):
-            assert _is_of_type(None, facts[name].hint), f"{name} has alternatives but cannot be null"
+            assert declared.typed(facts[name].hint, None) is None, f"{name} has alternatives but cannot be null"
 
     def test_it_accepts_the_model_it_is_tried_on(self) -> None:
         self.instance().check(self.model.layers_per_block())
@@ -367,14 +346,11 @@ class ModelConformance(PluginConformance):
 
     def test_it_maps_images_to_logits(self) -> None:
         for model, images in self.built_each():
-            logits = model(images)
-            assert logits.shape == (2, self.num_classes)
-            assert bool(logits.isfinite().all())
+            _assert_all(checks.of_logits(model(images), self.num_classes))
 
     def test_its_blocks_hold_every_parameter_once(self) -> None:
         for model, _ in self.built_each():
-            held = [id(parameter) for block in self.instance().blocks(model) for parameter in block.parameters()]
-            assert sorted(held) == sorted(map(id, model.parameters()))
+            _assert_all(checks.of_blocks(self.instance().blocks(model), model))
 
     def test_its_blocks_run_from_input_to_output(self) -> None:
         for model, images in self.built_each():
@@ -386,8 +362,7 @@ class ModelConformance(PluginConformance):
 
     def test_it_knows_its_layers_without_being_built(self) -> None:
         for model, _ in self.built_each():
-            counted = tuple(map(num_weight_layers, self.instance().blocks(model)))
-            assert tuple(self.instance().layers_per_block()) == counted
+            _assert_all(checks.of_layers(self.instance(), model))
 
     def test_a_seed_determines_all_weights(self) -> None:
         shape = self.image_shapes[0]
@@ -444,15 +419,12 @@ class ManipulationConformance(PluginConformance):
         assert caught.value.field == "size"
 
     def test_it_changes_as_many_samples_as_its_size_says(self) -> None:
-        indices = self.corrupted().indices
-        assert _are_rows(indices, 80), "indices must be sorted, unique int64 rows of the training set"
-        assert len(indices) == self.settled().size
-
-    def test_it_gives_each_of_them_a_label_of_the_data_set(self) -> None:
         corruption = self.corrupted()
-        assert corruption.labels.shape == corruption.indices.shape
-        assert corruption.labels.dtype == np.int64
-        assert set(corruption.labels.tolist()) <= set(range(4))
+        _assert_all(checks.of_rows("indices", corruption.indices, 80))
+        _assert_all(checks.of_size(corruption, self.settled().size))
+
+    def test_it_gives_rows_labels_and_a_stamp_that_fit_the_images(self) -> None:
+        _assert_all(checks.of_corruption("corrupt()", self.corrupted(), _tiny().train, 4))
 
     def test_it_leaves_the_images_as_they_were(self) -> None:
         before = TinyImages().load()
@@ -472,31 +444,14 @@ class ManipulationConformance(PluginConformance):
         assert np.array_equal(first.labels, second.labels)
         assert (first.stamp is None) == (second.stamp is None)
 
-    def test_its_stamp_fits_the_images(self) -> None:
-        stamp = self.corrupted().stamp
-        if stamp is not None:
-            assert stamp.mask.shape == (12, 12)
-            assert stamp.mask.dtype == np.bool_
-            assert stamp.values.shape in ((1,), (12, 12, 1))
-            assert stamp.values.dtype == np.float32
-            assert 0 < stamp.blend <= 1
-
     def test_its_domains_are_rows_of_the_test_images(self) -> None:
-        domains = self.settled().test_domains(_tiny().test)
-        for view in (domains.affected, domains.retain):
-            assert _are_rows(view.rows, 40), "rows must be sorted, unique int64 rows of the test set"
-            assert not view.stamped or self.corrupted().stamp is not None, "a view is stamped but there is no stamp"
-        assert domains.target is None or domains.target in range(4)
-        assert domains.confused is None or len(set(domains.confused) & set(range(4))) == 2
+        _assert_all(checks.of_domains(self.settled().test_domains(_tiny().test), self.corrupted(), 40, 4))
 
     def test_it_manipulates_unseen_images_at_the_same_rate(self) -> None:
         """A share of the images, or the nearest that it can do with them."""
         manipulation, unseen = self.settled(), _tiny().test
         changed = manipulation.corrupt_unseen(unseen, _tiny(), self.corrupted(), np.random.default_rng(0))
-        assert _are_rows(changed.indices, 40)
-        assert changed.labels.shape == changed.indices.shape
-        assert changed.labels.dtype == np.int64
-        assert set(changed.labels.tolist()) <= set(range(4))
+        _assert_all(checks.of_corruption("corrupt_unseen()", changed, unseen, 4))
         assert len(changed.indices) <= max(2, round(manipulation.size / 80 * 40))
 
     def test_it_poisons_a_data_set(self) -> None:
@@ -575,29 +530,15 @@ class DatasetConformance(PluginConformance):
         return _loaded(self.instance())
 
     def test_its_facts_are_what_it_loads(self) -> None:
-        loaded = self.loaded()
-        known = DatasetFacts(len(loaded.train), len(loaded.test), loaded.image_shape, loaded.class_names)
-        assert self.instance().facts() == known
-
-    def test_its_pixels_are_uint8_and_its_labels_int64(self) -> None:
-        for images in (self.loaded().train, self.loaded().test):
-            assert images.pixels.dtype == np.uint8
-            assert images.pixels.shape == (len(images), *self.loaded().image_shape)
-            assert images.labels.dtype == np.int64
-            assert images.labels.shape == (len(images),)
+        """Pixels, labels, class names and normalisation among them."""
+        _assert_all(checks.of_dataset(self.loaded(), self.instance().facts()))
 
     def test_every_class_is_in_both_sets(self) -> None:
         for images in (self.loaded().train, self.loaded().test):
             assert sorted(set(images.labels.tolist())) == list(range(self.loaded().num_classes))
 
-    def test_its_class_names_differ(self) -> None:
-        names = self.instance().facts().class_names
-        assert len(set(names)) == len(names)
-
-    def test_it_is_normalised_by_channel(self) -> None:
-        normalisation = self.loaded().normalisation
-        assert len(normalisation.mean) == len(normalisation.std) == self.loaded().image_shape[2]
-        assert min(normalisation.std) > 0
+    def test_its_facts_are_sizes_a_shape_and_class_names(self) -> None:
+        _assert_all(checks.of_facts(self.instance().facts()))
 
     def test_loading_it_again_gives_the_same_content_hash(self) -> None:
         assert self.loaded().content_hash == self.instance().load().content_hash

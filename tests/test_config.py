@@ -19,7 +19,7 @@ from cu_ray.datasets import Dataset
 from cu_ray.errors import Faults, UserError
 from cu_ray.methods import Method
 from cu_ray.plugins import Search
-from cu_ray.types import DatasetFacts, TrainRecipe
+from cu_ray.types import Cost, DatasetFacts, TrainRecipe
 
 PLAIN = {  # one line each: a section's line is its place here, from 1
     "name": "plain",
@@ -61,22 +61,33 @@ def method_of(settings: str, name: str = "scrub", **sections: str) -> config.Met
 class Small(Dataset):
     """Images of 8 x 8: too small for ResNet-9."""
 
+    version: ClassVar[int] = 1
     summary: ClassVar[str] = "too small"
 
     def facts(self):
         return DatasetFacts(50, 20, (8, 8, 1), ("a", "b"))
+
+    def load(self):
+        raise AssertionError("a file is checked without images")
 
 
 @dataclass(frozen=True)
 class Listing(Method):
     """Has a hyperparameter that is a list, one of texts, and one that must be given."""
 
+    version: ClassVar[int] = 1
     needed: int
     weights: tuple[float, float] = (1.0, 1.0)
     mode: str = "plain"
     flag: bool = False
     width: Annotated[int, Search(1, 8)] = 2
     made: tuple[int, ...] = field(default=())
+
+    def unlearn(self, task):
+        return task.original
+
+    def cost(self, sizes):
+        return Cost()
 
 
 LISTING = f"'{__name__}:Listing'"

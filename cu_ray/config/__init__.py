@@ -12,7 +12,8 @@ from pathlib import Path
 
 from cu_ray import yaml_file
 from cu_ray.config.asked import restricted, sharded, with_runtime
-from cu_ray.config.methods import RESERVED, Methods
+from cu_ray.config.declared import RESERVED
+from cu_ray.config.methods import Methods
 from cu_ray.config.reader import DEFAULTS, EVIDENCE, NAME, REQUIRED, SECTIONS, Reader
 from cu_ray.config.sweep import (
     INDEPENDENT_SAMPLERS,

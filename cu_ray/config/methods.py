@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING
 from typing import Any
 
-from cu_ray import plugins
+from cu_ray import checks, plugins
+from cu_ray.config.declared import RESERVED, typed
 from cu_ray.config.sweep import MethodPlan, Options, SearchSection, Space, Span, Value
-from cu_ray.config.values import MOST_COMBINATIONS, Values, is_finite, is_list, typed
-from cu_ray.errors import ContractBroken, FieldFault, did_you_mean
+from cu_ray.config.values import MOST_COMBINATIONS, Values, is_finite, is_list
+from cu_ray.errors import ContractBroken, FieldFault, UserError, did_you_mean
 from cu_ray.learning.tied_dropout import share_of
 from cu_ray.plugins import FieldFact
 from cu_ray.types import TrainRecipe
 
-RESERVED = ("trials", "points", "sampler", "keep")
 MOST_INTEGERS_CHECKED = 64  # of a range, when hyperparameters are held against the model
 
 
@@ -159,11 +159,15 @@ class Methods(Values):
         """Complain of hyperparameters that do not fit one another or a model."""
         for values in plan.points if plan.points is not None else _corners(plan):
             try:
-                method = plan.cls(**values)
-                for model in models:
-                    method.check(model.layers_per_block())
+                with plugins.users_fault(plan.cls):
+                    method = plan.cls(**values)
+                    checks.require(checks.of_cost(method))
+                    for model in models:
+                        method.check(model.layers_per_block())
             except FieldFault as error:
                 self.fault(f"{path}.{error.field}", str(error))
+            except UserError as error:
+                self.fault(path, str(error))
 
 
 def spaced(low: float, high: float, num: int, *, log: bool, integer: bool) -> list[float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from cu_ray import plugins, yaml_file
+from cu_ray import checks, plugins, yaml_file
 from cu_ray.config import choice
 from cu_ray.config.methods import Methods
 from cu_ray.config.sweep import (
@@ -23,7 +23,7 @@ from cu_ray.config.sweep import (
 from cu_ray.config.values import Values
 from cu_ray.errors import Faults, FieldFault, UserError, did_you_mean
 from cu_ray.plugins import FieldFact
-from cu_ray.types import DatasetFacts, TrainRecipe
+from cu_ray.types import TrainRecipe
 
 SECTIONS = (
     *("name", "dataset", "model", "manipulation", "train", "original", "detection", "deletion_fractions", "seeds"),
@@ -57,7 +57,7 @@ class Reader(Values):
         if not (isinstance(name, str) and re.fullmatch(NAME, name)):
             self.fault("name", f"{name!r} is not allowed. Allowed: up to 100 letters, digits, '_', '-' and '.', no path")
         datasets = self._plugins("datasets", "dataset", top.get("dataset"))
-        models = self._plugins("models", "model", top.get("model"))
+        models = [each for each in self._plugins("models", "model", top.get("model")) if self._says_its_layers(*each)]
         manipulations = self._plugins("manipulations", "manipulation", top.get("manipulation"))
         detections = self._plugins("detections", "detection", top.get("detection", DEFAULTS["detection"]))
         trains = [
@@ -137,6 +137,15 @@ class Reader(Values):
         except UserError:
             return {}
 
+    def _says_its_layers(self, path: str, model: Any) -> bool:
+        """Whether a model says how many layers its blocks have; complains where it does not."""
+        try:
+            checks.layers_of(model)
+        except UserError as error:
+            self.fault(path, str(error))
+            return False
+        return True
+
     def _settled(
         self,
         datasets: list[tuple[str, Any]],
@@ -152,29 +161,34 @@ class Reader(Values):
         pairs, detected = [], dict[int, Any]()
         for place, dataset in datasets:
             try:
-                facts: DatasetFacts = dataset.facts()
+                facts = checks.facts_of(dataset)
             except UserError as error:
                 self.fault(place, str(error))
                 continue
             for path, model in models:
                 try:
-                    model.check(facts.image_shape)
+                    with plugins.users_fault(model):
+                        model.check(facts.image_shape)
                 except UserError as error:
                     self.fault(path, str(error))
             for path, manipulation in manipulations:
                 size = manipulation.size
                 try:
-                    pairs.append((dataset, manipulation.settle(facts)))
+                    pairs.append((dataset, checks.settled(manipulation, facts)))
                     size = pairs[-1][1].size
                 except FieldFault as error:
                     self.fault(f"{path}.{error.field}", str(error))
+                except UserError as error:
+                    self.fault(path, str(error))
                 if size:
                     self._check_sizes(size, fractions, facts.num_train)
             for index, (path, detection) in enumerate(detections):
                 try:
-                    detected[index] = detection.settle(facts)  # the same for all data sets that it fits
+                    detected[index] = checks.settled(detection, facts)  # the same for all data sets that it fits
                 except FieldFault as error:
                     self.fault(f"{path}.{error.field}", str(error))
+                except UserError as error:
+                    self.fault(path, str(error))
         return pairs, list(detected.values())
 
     def _check_controls(self, controls: ControlsSection, manipulations: list[Any]) -> None:

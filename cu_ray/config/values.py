@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from collections.abc import Iterator
@@ -10,9 +9,8 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-
 from cu_ray import plugins
+from cu_ray.config.declared import faults_of, typed
 from cu_ray.errors import FieldFault, UserError, did_you_mean
 from cu_ray.plugins import FieldFact
 from cu_ray.yaml_file import YamlFile
@@ -39,14 +37,21 @@ class Values:
         return self.instance(cls, {} if given is None else given, name) or cls()
 
     def plugin_class(self, kind: str, name: Any, path: str) -> type[Any] | None:
-        """The plug-in of that name, or None after complaining."""
-        try:
-            if name is not None:
-                return plugins.find(kind, str(name))
+        """The plug-in of that name, which declares what it has to, or None after complaining."""
+        if name is None:
             self.fault(path, "the name is missing")
+            return None
+        place = f"{path}.name" if f"{path}.name" in self.file.lines else path
+        try:
+            cls = plugins.find(kind, str(name))
+            with plugins.users_fault(cls):
+                faults = faults_of(kind, cls) if plugins.is_own(cls) else []
         except UserError as error:
-            self.fault(f"{path}.name" if f"{path}.name" in self.file.lines else path, str(error))
-        return None
+            self.fault(place, str(error))
+            return None
+        for fault in faults:
+            self.fault(place, f"{plugins.with_file(cls)} {fault}")
+        return None if faults else cls
 
     def fan_out(self, given: Any, facts_of: Any, path: str) -> Iterator[tuple[str, dict[str, Any]]]:
         """Mappings of scalar settings: a list of mappings one by one, a list given to a scalar setting value by value."""
@@ -91,9 +96,12 @@ class Values:
         if self.num_complaints > before:
             return None
         try:
-            return cls(**values)
+            with plugins.users_fault(cls):
+                return cls(**values)
         except FieldFault as error:
             return self.fault(f"{path}.{error.field}", str(error))
+        except UserError as error:
+            return self.fault(path, str(error))
 
     def value(self, fact: FieldFact, given: Any, path: str, otherwise: Any) -> Any:
         """The value in its declared type, or `otherwise` after complaining."""
@@ -135,20 +143,6 @@ class Values:
 def is_list(fact: FieldFact) -> bool:
     """Whether a setting is itself a list."""
     return "tuple" in str(fact.hint)
-
-
-def typed(hint: Any, given: Any) -> Any:
-    """The value as one of the declared type, a list as a tuple; MISSING where it is none."""
-    frozen = tuple(given) if isinstance(given, list) else given
-    try:
-        return _adapter(hint).validate_python(frozen)
-    except ValidationError:
-        return MISSING
-
-
-@functools.cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(hint, config=ConfigDict(strict=True))
 
 
 def _has_home(path: str) -> bool:

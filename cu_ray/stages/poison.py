@@ -7,15 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from cu_ray import checks
 from cu_ray.errors import ContractBroken
 from cu_ray.identity import generator_for, key_of
 from cu_ray.lazy import torch
 from cu_ray.learning.batches import DeviceImages
-from cu_ray.plugins import describe
+from cu_ray.plugins import describe, name_of
+from cu_ray.stages.reasons import blamed
 from cu_ray.types import (
     Corruption,
     Dataset,
     DeletionSplit,
+    Domains,
     Evidence,
     Images,
     Indices,
@@ -33,23 +36,28 @@ def poison(dataset: Dataset, manipulation: Any, *, seed: int, control: str | Non
 
     The draw belongs to data set, manipulation and seed: neither model nor training change it. With a control (see
     `Setting`) the same samples are drawn and the same test views made, but the training data are manipulated less.
+
+    Raises ContractBroken where the manipulation gives anything else than it has to.
     """
     identity = {"dataset": dataset.content_hash, "manipulation": describe(manipulation, locations=False), "seed": seed}
-    corruption = manipulation.corrupt(dataset.train, dataset.normalisation, generator_for("poison", identity))
+    half = selection_half(dataset)
+    with blamed(name_of(manipulation)):
+        corruption = _corruption(dataset, manipulation, identity)
+        domains = _domains(dataset, manipulation, corruption)
+        validation = _validation(dataset, manipulation, corruption, half, identity)
     labels, stamped = dataset.train.labels.copy(), np.zeros(len(dataset.train), dtype=bool)
     if control is None:
         labels[corruption.indices] = corruption.labels
     if control != "never_manipulated":
         stamped[corruption.indices] = corruption.stamp is not None
-    half = selection_half(dataset)
     return PoisonedDataset(
         dataset,
         corruption,
         labels,
         stamped,
-        manipulation.test_domains(dataset.test),
+        domains,
         half,
-        _validation(dataset, manipulation, corruption, half, identity),
+        validation,
         key_of(identity | ({"control": control} if control else {})),
     )
 
@@ -64,10 +72,24 @@ def selection_half(dataset: Dataset) -> Mask:
     return half
 
 
+def _corruption(dataset: Dataset, manipulation: Any, identity: dict[str, Any]) -> Corruption:
+    corruption: Corruption = manipulation.corrupt(dataset.train, dataset.normalisation, generator_for("poison", identity))
+    checks.require(checks.of_corruption("corrupt()", corruption, dataset.train, dataset.num_classes))
+    checks.require(checks.of_size(corruption, manipulation.size))
+    return corruption
+
+
+def _domains(dataset: Dataset, manipulation: Any, corruption: Corruption) -> Domains:
+    domains: Domains = manipulation.test_domains(dataset.test)
+    checks.require(checks.of_domains(domains, corruption, len(dataset.test), dataset.num_classes))
+    return domains
+
+
 def _validation(dataset: Dataset, manipulation: Any, corruption: Corruption, half: Mask, identity: dict[str, Any]) -> Validation:
     rows = np.flatnonzero(half)
     unseen = Images(dataset.test.pixels[rows], dataset.test.labels[rows])
     changed = manipulation.corrupt_unseen(unseen, dataset, corruption, generator_for("validation", identity))
+    checks.require(checks.of_corruption("corrupt_unseen()", changed, unseen, dataset.num_classes))
     labels, stamped = unseen.labels.copy(), np.zeros(len(rows), dtype=bool)
     labels[changed.indices] = changed.labels
     stamped[changed.indices] = changed.stamp is not None

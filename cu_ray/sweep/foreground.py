@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors.numpy import save
 
-from cu_ray import __version__, plugins
+from cu_ray import __version__, checks, plugins
 from cu_ray.config import MethodPlan, Sweep
 from cu_ray.errors import CuRayError, FieldFault, UserError, did_you_mean
 from cu_ray.lazy import torch
@@ -128,7 +128,7 @@ def _recorded(folder: Place | Path, key: str) -> tuple[Record, TrialSpec, Workbe
     if spec is None or spec.key != found[0].key:
         raise UserError(f"trial {key} was made by other versions of its plug-ins: the code installed here cannot make it again")
     facts = status.read(folder)
-    dataset = spec.original.setting.dataset.load()
+    dataset = checks.loaded(spec.original.setting.dataset)
     return found[0], spec, _bench(dataset, facts["storage"], facts["device"])
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cu_ray import plugins
+from cu_ray import checks, plugins
 from cu_ray.config import Sweep
 from cu_ray.errors import UserError
 from cu_ray.lazy import torch
@@ -66,7 +66,7 @@ def preview(sweep: Sweep, measuring: Callable[[int], object] | None = None) -> P
     """
     here = hardware.here(sweep).settle(sweep)
     sweep, host = _as_before(sweep) or (here, None)
-    datasets = {dataset: dataset.load() for dataset in sweep.datasets if dataset.is_here()}
+    datasets = {dataset: checks.loaded(dataset, f"{sweep.source}: dataset") for dataset in sweep.datasets if dataset.is_here()}
     made = make_plan(sweep, datasets)
     known = ledger.read(sweep.folder / "ledger")
     journal = ReadOnlyJournal(known)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cu_ray import __version__, plugins
+from cu_ray import __version__, checks, plugins
 from cu_ray.errors import UserError, did_you_mean, in_one_line
 from cu_ray.metrics import Metric, Outcome
 from cu_ray.places import Place
@@ -173,7 +173,7 @@ def _truths() -> Callable[[Mapping[str, Any]], Truth]:
 
 
 def _loaded(described: Mapping[str, Any], content_hash: str) -> Dataset:
-    dataset: Dataset = _built("datasets", described).load()
+    dataset = checks.loaded(_built("datasets", described))
     if dataset.content_hash != content_hash:
         raise UserError(
             f"the data set {described['name']} has changed: its content is not the one that the sweep used "

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from cu_ray import collector, plugins
+from cu_ray import checks, collector, plugins
 from cu_ray.config import Sweep
 from cu_ray.errors import FieldFault, RayStopped, StoreFailed, UserError
 from cu_ray.lease import LeaseLost
@@ -77,8 +77,15 @@ class Outcome:
 
 
 def load_datasets(sweep: Sweep) -> dict[Any, Dataset]:
-    """The data sets of a sweep, downloaded where need be. Raises UserError where one is missing."""
-    return {dataset: dataset.load() for dataset in sweep.datasets}
+    """The data sets of a sweep, downloaded where need be.
+
+    Raises UserError where one is missing or not as it has to be, or where a model of the user's own does not work on it.
+    """
+    datasets = {dataset: checks.loaded(dataset, f"{sweep.source}: dataset") for dataset in sweep.datasets}
+    for model in sweep.models:
+        for loaded in datasets.values():
+            checks.try_own_model(model, loaded.image_shape, loaded.num_classes, f"{sweep.source}: model")
+    return datasets
 
 
 def make_plan(sweep: Sweep, datasets: Mapping[Any, Dataset]) -> plan.Plan:
@@ -86,12 +93,17 @@ def make_plan(sweep: Sweep, datasets: Mapping[Any, Dataset]) -> plan.Plan:
 
     What the sweep leaves to the hardware this machine decides.
 
-    Raises UserError where the images themselves do not allow a manipulation, or given weights are not those of the model.
+    Raises UserError where the images themselves do not allow a manipulation, where one is not as it has to be, or given
+    weights are not those of the model.
     """
     for dataset, manipulation in sweep.manipulations:
         try:
             if dataset in datasets:
-                poison(datasets[dataset], manipulation, seed=sweep.seeds[0])
+                with plugins.users_fault(manipulation, f"{sweep.source}: manipulation"):
+                    poisoned = poison(datasets[dataset], manipulation, seed=sweep.seeds[0])
+                    if plugins.is_own(manipulation):
+                        again = poison(datasets[dataset], manipulation, seed=sweep.seeds[0])
+                        checks.require(checks.of_repetition(poisoned, again))
         except FieldFault as error:
             raise UserError(f"{sweep.source}: manipulation.{error.field}: {error}") from error
     sources = {

@@ -354,7 +354,7 @@ class Factory(Method):
     made: tuple[int, ...] = field(default_factory=tuple)
 
 
-@pytest.mark.parametrize(("cls", "message"), [(Typed, "is no an integer"), (Factory, "default_factory")])
+@pytest.mark.parametrize(("cls", "message"), [(Typed, "0.5 is not allowed. Allowed: an integer"), (Factory, "default_factory")])
 def test_the_suite_catches_defaults_of_no_use(cls, message):
     test = "test_its_fields_have_defaults_of_their_types_and_within_their_bounds"
     assert message in caught(testing.MethodConformance, cls, test)
@@ -378,11 +378,19 @@ class Shuffles(RandomLabelSwap):
         return Corruption(chosen, np.full(self.size, 4))
 
 
+@dataclass(frozen=True)
+class Beyond(RandomLabelSwap):
+    """Gives one label that no class has."""
+
+    def corrupt(self, images, normalisation, rng):
+        return Corruption(np.arange(self.size), np.full(self.size, 4))
+
+
 @pytest.mark.parametrize(
     ("cls", "test"),
     [
         (Shuffles, "test_it_changes_as_many_samples_as_its_size_says"),
-        (Shuffles, "test_it_gives_each_of_them_a_label_of_the_data_set"),
+        (Beyond, "test_it_gives_rows_labels_and_a_stamp_that_fit_the_images"),
         (Shuffles, "test_the_same_generator_gives_the_same_corruption"),
         (Paints, "test_it_leaves_the_images_as_they_were"),
     ],
@@ -432,6 +440,14 @@ class Headless(ResNet9):
 
 
 @dataclass(frozen=True)
+class SixLogits(ResNet9):
+    """Has an output for six classes, whatever is asked."""
+
+    def build(self, image_shape, num_classes):
+        return super().build(image_shape, 6)
+
+
+@dataclass(frozen=True)
 class Unchecked(ResNet9):
     """Takes any image."""
 
@@ -454,6 +470,7 @@ class LooseParameter(ResNet9):
     [
         (Backwards, "test_its_blocks_run_from_input_to_output"),
         (Headless, "test_it_knows_its_layers_without_being_built"),
+        (SixLogits, "test_it_maps_images_to_logits"),
         (Headless, "test_its_blocks_hold_every_parameter_once"),
         (LooseParameter, "test_a_seed_determines_all_weights"),
     ],

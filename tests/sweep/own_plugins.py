@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+from cu_ray.lazy import torch
 from cu_ray.methods import Method
 from cu_ray.models.resnet9 import ResNet9
 from cu_ray.plugins import Bound
-from cu_ray.types import Cost, Sizes
+from cu_ray.types import Cost, Sizes, UnlearningTask
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,10 @@ class OtherOriginal(Method):
     summary: ClassVar[str] = "needs an original trained otherwise"
     original_variant: ClassVar[dict[str, Any]] = {"example_tied_dropout": 0.4}
     steps: Annotated[int, Bound(low=1)] = 5
+
+    def unlearn(self, task: UnlearningTask) -> torch.nn.Module:
+        """The original."""
+        return task.original
 
     def cost(self, sizes: Sizes) -> Cost:
         """Every image of every step, forward."""
@@ -48,6 +53,10 @@ class TextualAlpha(Method):
     version: ClassVar[int] = 1
     summary: ClassVar[str] = "alpha is a text"
     alpha: str = "auto"
+
+    def unlearn(self, task: UnlearningTask) -> torch.nn.Module:
+        """The original."""
+        return task.original
 
     def cost(self, sizes: Sizes) -> Cost:
         """Nothing."""

@@ -7,10 +7,11 @@ from typing import Annotated, ClassVar
 
 import pytest
 
+from cu_ray.lazy import torch
 from cu_ray.methods import Method
 from cu_ray.plugins import Bound, Search, name_of
 from cu_ray.sweep.canaries import canaries, canary_key, kind_of
-from cu_ray.types import Cost, OriginalSpec, Sizes, TrialSpec
+from cu_ray.types import Cost, OriginalSpec, Sizes, TrialSpec, UnlearningTask
 from tests.sweep.simulator import SCRUB, SSD_GRID, plan
 
 OWN = "tests.sweep.own_plugins:OtherOriginal"
@@ -26,6 +27,10 @@ class Shaped(Method):
     layers: Annotated[int | None, Bound(low=1)] = None
     switch: bool = False
     rate: Annotated[float, Search(0.1, 1), Bound(low=0)] = 0.5
+
+    def unlearn(self, task: UnlearningTask) -> torch.nn.Module:
+        """The original."""
+        return task.original
 
     def cost(self, sizes: Sizes) -> Cost:
         """Nothing."""
