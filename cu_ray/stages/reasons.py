@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sysconfig
 import traceback
 from collections.abc import Iterator
+from pathlib import Path
 
 from cu_ray.errors import AssumptionFailed, ContractBroken, Diverged, StoreFailed, TimeIsUp
 from cu_ray.lazy import torch
 
 LONGEST = 1000  # characters of a message that are kept
 BLAME = "in "
+INSTALLED = {"site-packages", "dist-packages"}
+NOT_OWN = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))  # nor what is installed
 NO_MEMORY = re.compile(r"CUDA( error:)? out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")  # in a plain RuntimeError
 
 
@@ -57,5 +61,13 @@ def _message(problem: BaseException) -> str:
 
 
 def _place(problem: BaseException) -> str:
-    *_, (frame, line) = traceback.walk_tb(problem.__traceback__)
-    return f"{frame.f_code.co_filename.rsplit('/', 1)[-1]}:{line}"
+    """The innermost line of the user's own code, where that was at it; else the innermost of all."""
+    lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(problem.__traceback__)]
+    own = [each for each in lines if _is_own(Path(each[0]))]
+    file, line = (own or lines)[-1]
+    return f"{file.rsplit('/', 1)[-1]}:{line}"
+
+
+def _is_own(file: Path) -> bool:
+    installed = not INSTALLED.isdisjoint(file.parts) or any(file.is_relative_to(folder) for folder in NOT_OWN)
+    return file.is_absolute() and not installed

@@ -562,6 +562,24 @@ def test_failures_of_one_kind_count_as_one_kind():
     assert kind("labels") == kind("pixels") == kind("raises note None")
 
 
+def test_the_place_is_the_line_of_ones_own_code_from_which_torch_or_cu_ray_was_called():
+    def asks_torch(task):
+        torch.nn.Linear(2, 2)(torch.ones(3))
+
+    def asks_cu_ray(task):
+        task.sgd(task.original, steps=1, lr=0.1).epoch(task.retain, None)
+
+    for name, do in group_of(asks_torch, asks_cu_ray).items():
+        line = do.__code__.co_firstlineno + 1
+        assert run(bench_of_its_own(), name).error.endswith(f" (test_bad_methods.py:{line})")
+
+
+def group_of(*things):
+    found = {each.__name__: each for each in things}
+    group(**found)
+    return found
+
+
 def test_numbers_of_any_kind_may_be_noted_and_a_divergence_says_whose_it_is():
     def notes(task):
         task.note(a=1, b=np.float32(0.5), c=np.int64(2), d=True, e=float("nan"))
