@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Where = str | os.PathLike[str]  # a path, or for results and models also a URI
 WIDTH = 140  # characters of a line
+_console = functools.partial(Console, force_jupyter=False, highlight=False, markup=False, emoji=False, width=WIDTH)
 
 
 @dataclass(frozen=True, repr=False)
@@ -110,7 +111,7 @@ class Sweep:
 
         seconds = config.seconds_of(time_limit)
         wanted = config.with_runtime(self.file, workers=workers, address=address)
-        console = Console(quiet=quiet, force_terminal=False, force_jupyter=False, highlight=False, width=WIDTH)
+        console = _console(quiet=quiet, force_terminal=False)
         try:
             outcome = runner.run(wanted, console, retry_failed=retry_failed, seconds=seconds)
         finally:
@@ -168,7 +169,7 @@ class Results:
 
     def __repr__(self) -> str:
         text = io.StringIO()
-        Console(file=text, color_system=None, force_jupyter=False, width=WIDTH).print(best_table(self.folder / "tables"))
+        _console(file=text, color_system=None).print(best_table(self.folder / "tables"))
         return "\n".join([text.getvalue().rstrip(), *([] if self.outcome is None else _notes(self.outcome))])
 
     def _repr_html_(self) -> str:

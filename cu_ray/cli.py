@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 import yaml
@@ -41,9 +41,21 @@ methods: {no_unlearning: {}}
 """
 
 
+class Terminal(Console):
+    """Where commands print. What is printed after the reader of a pipe has gone is lost: that ends no sweep."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on."""
+        _to_nowhere(self.file)
+
+
+def _to_nowhere(stream: IO[str]) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def console() -> Console:
-    """The terminal; a plain text stream has lines of 140 characters."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+    """The terminal, on which a text stands as it is; a plain text stream has lines of 140 characters."""
+    return Terminal(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 140)
 
 
 class PlaceParameter(click.ParamType):  # type: ignore[type-arg]
@@ -77,6 +89,7 @@ class Commands(click.Group):
             print("cu-ray: interrupted. What a sweep has finished is kept; the same command goes on from there.", file=sys.stderr)
             ctx.exit(130)
         except BrokenPipeError:
+            _to_nowhere(sys.stdout)
             ctx.exit(1)
         except OSError as error:  # a full disk, no permission
             where = f" ({error.filename})" if error.filename else ""
@@ -85,8 +98,9 @@ class Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """The command named, or a complaint with the nearest name."""
+        shown = [name for name, command in self.commands.items() if not command.hidden]
         if args and args[0] not in self.commands:
-            raise click.UsageError(f"there is no command {args[0]!r}. {did_you_mean(args[0], self.commands)}", ctx)
+            raise click.UsageError(f"there is no command {args[0]!r}. {did_you_mean(args[0], shown)}", ctx)
         return super().resolve_command(ctx, args)
 
 
@@ -207,13 +221,13 @@ def _run(wanted: Sweep, retry_failed: bool, deadline: float, out: Console) -> in
     if counts.trials_done:
         out.print(best_table(outcome.tables))
     for remark in outcome.remarks:
-        out.print(Text(f"Note: {remark}."))
-    out.print(Text(f"Tables: {outcome.tables / '{trials,originals,best,curves}.parquet'}"), soft_wrap=True)
+        out.print(f"Note: {remark}.")
+    out.print(f"Tables: {outcome.tables / '{trials,originals,best,curves}.parquet'}", soft_wrap=True)
     if outcome.interrupted:
         out.print(f"Interrupted: {counts.trials_done} of {counts.trials} trials are done. The same command goes on from there.")
         return 130
     for method, reason in outcome.set_aside.items():
-        out.print(Text(f"{method} was set aside after {reason}. --retry-failed takes it up again."), soft_wrap=True)
+        out.print(f"{method} was set aside after {reason}. --retry-failed takes it up again.", soft_wrap=True)
     if outcome.time_is_up:
         out.print(f"Time is up: {counts.trials_done} of {counts.trials} trials are done. The same command goes on from there.")
         return 3
@@ -342,9 +356,9 @@ def import_command(logs: Path, into: Place) -> None:
 
     found, out = rows.take(logs, into), console()
     for name, why in found.passed_over.items():
-        out.print(Text(f"Passed over: {name}: {why}"), soft_wrap=True)
+        out.print(f"Passed over: {name}: {why}", soft_wrap=True)
     for name, why in found.failed.items():
-        out.print(Text(f"No scores: {name}: {why}"), soft_wrap=True)
+        out.print(f"No scores: {name}: {why}", soft_wrap=True)
     out.print(f"{found.num_trials} trials on {found.num_originals} originals are in {into / 'tables'}.", soft_wrap=True)
     sys.exit(bool(found.failed or found.passed_over))
 
@@ -370,7 +384,7 @@ def doctor(address: str | None, cluster: str | None, storage: str | None, nodes:
     out.print(table_of(found))
     faults += [f"{node.host} ({node.address}) {fault}" for node in found for fault in node.faults]
     for fault in faults:
-        out.print(Text(f"Fault: {fault}."), soft_wrap=True)
+        out.print(f"Fault: {fault}.", soft_wrap=True)
     out.print("No fault found." if not faults else f"{len(faults)} {'fault' if len(faults) == 1 else 'faults'} found.")
     sys.exit(bool(faults))
 
@@ -440,7 +454,7 @@ def _plan(sweep: Sweep, as_json: bool, price: float | None, measure: bool) -> No
         lane = "GPU" if found.device == "cuda" else "worker"
         console().print(f"About {clock(wall)} on {found.lanes:g} {lane}{'s' if found.lanes != 1 else ''} of this machine.")
     for remark in found.remarks("`cu-ray sweep`"):
-        console().print(Text(remark), soft_wrap=True)
+        console().print(remark, soft_wrap=True)
 
 
 @main.command()
@@ -531,13 +545,13 @@ def report(folders: tuple[Place, ...], rule: str | None, to: Path | None, watch:
             out.print("Waiting for the first tables ...")
         else:
             page, _ = write(folders, to, rule, refresh=WATCHED_EVERY)
-            out.print(Text(f"{page} as of {time.strftime('%H:%M:%S')}"), soft_wrap=True)
+            out.print(f"{page} as of {time.strftime('%H:%M:%S')}", soft_wrap=True)
         time.sleep(WATCHED_EVERY)
     page, remarks = write(folders, to, rule)
     for remark in remarks:
-        out.print(Text(f"Note: {remark}"), soft_wrap=True)
+        out.print(f"Note: {remark}", soft_wrap=True)
     figures = "figures as PDF and PNG, " if any(page.parent.glob("*.pdf")) else ""
-    out.print(Text(f"{page}: open it in a browser. Beside it: {figures}tables as LaTeX and CSV."), soft_wrap=True)
+    out.print(f"{page}: open it in a browser. Beside it: {figures}tables as LaTeX and CSV.", soft_wrap=True)
 
 
 @main.command()
@@ -566,18 +580,18 @@ def diff(one: Place, other: Place, rule: str | None) -> None:
     rule = contents.rule_of([here, there], rule)
     facts = difference.facts(here, there, [ledger.read(each.folder / "ledger").code for each in (here, there)])
     for name, said in list(facts.items())[:MOST_FACTS]:
-        out.print(Text(f"{name}: {said[0]} | {said[1]}"), soft_wrap=True)
+        out.print(f"{name}: {said[0]} | {said[1]}", soft_wrap=True)
     if len(facts) > MOST_FACTS:
         out.print(f"... and {len(facts) - MOST_FACTS} more")
     shared, rows = difference.num_shared(here, there, rule), difference.scores(here, there, rule)
     for label, cells in difference.alone(here, there, rule).items():
-        out.print(Text(f"Only in {label}: {'; '.join(cells)}"), soft_wrap=True)
+        out.print(f"Only in {label}: {'; '.join(cells)}", soft_wrap=True)
     if rows:
         listing = Table("cell", "method", "fraction", "metric", "n", "difference", "p, Holm", box=None)
         for row in rows:
             p = "-" if row["p"] is None else f"{row['p']:.3f}{' *' if row['beyond'] else ''}"
             shown = [f"{row['fraction']:g}", row["metric"], str(row["n"]), f"{row['difference']:+.4f}", p]
-            listing.add_row(Text(row["cell"]), Text(row["method"]), *shown)
+            listing.add_row(row["cell"], row["method"], *shown)
         out.print(listing)
     beyond = sum(row["beyond"] for row in rows)
     counts = f"{shared} scores in common; {len(rows)} means differ, {beyond} of them beyond the noise of seeds (*)."
@@ -605,16 +619,16 @@ def list_command(kind: str | None, name: str | None) -> None:
             raise UserError(f"there is no {name!r} among the {kind}. {did_you_mean(str(name), _names(kind))}")
         listing = Table("name", "what it is", box=None)
         for each in _names(kind) if name is None else [name]:
-            listing.add_row(each, Text(_summary(kind, each)))
+            listing.add_row(each, _summary(kind, each))
         out.print(listing)
         return
     cls = plugins.find(kind, name)
-    out.print(Text(f"{name} (version {cls.version}): {cls.summary}\n\n{(cls.__doc__ or '').strip()}\n"))
+    out.print(f"{name} (version {cls.version}): {cls.summary}\n\n{(cls.__doc__ or '').strip()}\n")
     listing = Table("setting", "default", "searched by default", "allowed", box=None)
     for fact in plugins.facts(cls).values():
         search = fact.search and f"{fact.search.low:g} to {fact.search.high:g}{', log' if fact.search.log else ''}"
         default = "required" if fact.required else "null" if fact.default is None else str(fact.default)
-        listing.add_row(fact.name, default, search or "", Text(fact.describe()))
+        listing.add_row(fact.name, default, search or "", fact.describe())
     out.print(listing)
 
 
@@ -729,12 +743,12 @@ def rescore(folder: Place, metrics: tuple[str, ...]) -> None:
     from cu_ray.sweep import rescore as rescoring
 
     made, out = rescoring.rescore(folder, metrics), console()
-    out.print(Text(f"{made.table}: {', '.join(made.metrics)} of {made.num_rows} trials and originals"), soft_wrap=True)
+    out.print(f"{made.table}: {', '.join(made.metrics)} of {made.num_rows} trials and originals", soft_wrap=True)
     if made.dropped:
         names = ", ".join(made.dropped)
-        out.print(Text(f"Left out: {names}, of which models came since and which cannot be found: name it again"), soft_wrap=True)
+        out.print(f"Left out: {names}, of which models came since and which cannot be found: name it again", soft_wrap=True)
     if made.num_without:
-        out.print(Text(f"{made.num_without} are without evidence. {rescoring.KEPT_BY}."), soft_wrap=True)
+        out.print(f"{made.num_without} are without evidence. {rescoring.KEPT_BY}.", soft_wrap=True)
 
 
 @main.command()

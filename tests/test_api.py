@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import threading
 import time
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import cu_ray
@@ -139,6 +142,14 @@ def test_results_show_themselves_as_the_command_does(run):
     assert repr(results).endswith(f"{len(results.trials)} of {len(results.trials)} trials are done.")
     assert results._repr_html_().startswith("<pre")
     assert "│ scrub" in results._repr_html_()
+
+
+def test_a_name_is_shown_as_it_is(run, tmp_path):
+    shutil.copytree(run[0].folder / "tables", tmp_path / "tables")
+    best = pq.read_table(tmp_path / "tables" / "best.parquet")
+    odd = pa.array([f"[/x] :fire: {method}" for method in best["method"].to_pylist()])
+    pq.write_table(best.set_column(best.schema.get_field_index("method"), "method", odd), tmp_path / "tables" / "best.parquet")
+    assert "[/x] :fire: scrub" in repr(cu_ray.Results.read(tmp_path))
 
 
 def test_a_second_run_does_nothing(run, capsys):

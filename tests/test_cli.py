@@ -64,6 +64,8 @@ def test_a_wrong_command_gets_the_nearest_name():
     result = cu_ray("swep", "x.yaml")
     assert result.exit_code == 2
     assert "Did you mean 'sweep'" in result.output
+    assert "status, stop, sweep, table" in result.output
+    assert "watch" not in result.output, "it is hidden"
 
 
 @pytest.mark.parametrize("command", ["sweep", "plan"])
@@ -126,6 +128,41 @@ def test_try_runs_one_trial_without_ray_and_replay_repeats_a_recorded_one(tmp_pa
     replayed = sweeps.command(tmp_path, "replay", "results/small", key[:12])
     assert replayed.returncode == 0, replayed.stdout + replayed.stderr
     assert "same to the bit" in replayed.stdout
+
+
+OWN_METHOD = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+from cu_ray.methods.no_unlearning import NoUnlearning
+
+
+@dataclass(frozen=True)
+class {name}(NoUnlearning):
+    version: ClassVar[int] = 1
+
+    def unlearn(self, task):
+        {body}
+"""
+
+
+def test_what_a_plugin_says_is_printed_as_it_is(tmp_path):
+    said = "shape [/x] mismatch [bold] :fire:"
+    (tmp_path / "braise.py").write_text(OWN_METHOD.format(name="M", body=f"raise ValueError({said!r})"))
+    tried = sweeps.command(tmp_path, "try", "braise:M", "--sweep", str(sweeps.small(tmp_path)))
+    assert tried.returncode == 1, tried.stderr
+    assert f"failed, ValueError in braise:M: {said} (" in tried.stdout
+
+
+def test_a_reader_who_has_seen_enough_ends_no_sweep(tmp_path):
+    sweeps.small(tmp_path, seeds="[0]", fractions="[1.0]", trials=2)
+    command = sweeps.program("sweep", "small.yaml", "--local", "--only", "method=no_unlearning")
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
+        driver.stdout.close()
+        said = driver.stderr.read()
+    assert driver.returncode == 0, said
+    assert said == ""
+    assert len(sweeps.table(tmp_path / "results" / "small", "trials")) == 1
 
 
 def test_a_confusion_of_more_samples_than_its_classes_have_is_refused_before_anything_starts(tmp_path):
