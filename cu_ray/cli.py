@@ -671,7 +671,8 @@ def try_command(method: str, settings: tuple[str, ...], file: str | None, fracti
     sweep = config.load(file) if file else config.parse(QUICKSTART, "try")
     text = yaml.safe_dump({method: given})
     record = foreground.try_method(sweep, config.parse_methods(text, f"cu-ray try {method}", sweep), fraction, seed)
-    _print_record(record)
+    _print_record(record, console())
+    sys.exit(not record.ok)
 
 
 @main.command()
@@ -681,14 +682,18 @@ def replay(folder: Place, trial_key: str) -> None:
     """Run a trial of the sweep in FOLDER again, without Ray, and compare its scores. TRIAL_KEY: or its first digits."""
     from cu_ray.sweep import foreground
 
-    recorded, again = foreground.replay(folder, trial_key)
-    _print_record(again)
-    if recorded.scores.items() <= again.scores.items() and recorded.status == again.status:  # newer versions measure more
-        console().print("The scores are the same to the bit.")
+    found = foreground.replay(folder, trial_key)
+    recorded, again, out = found.recorded, found.again, console()
+    _print_record(again, out)
+    if found.same:
+        out.print("The scores are the same to the bit." if again.ok else f"It {again.status} in the same way as before.")
         return
+    if recorded.ok != again.ok or not again.ok:
+        out.print(f"recorded {_outcome(recorded)}, now {_outcome(again)}", soft_wrap=True)
     for name in sorted(recorded.scores or again.scores):
         if recorded.scores.get(name) != again.scores.get(name):
-            console().print(f"{name}: recorded {recorded.scores.get(name)}, now {again.scores.get(name)}")
+            out.print(f"{name}: recorded {recorded.scores.get(name)}, now {again.scores.get(name)}")
+    out.print(f"{found.cause}.", soft_wrap=True)
     sys.exit(1)
 
 
@@ -708,11 +713,12 @@ def export(
     """
     from cu_ray.sweep import foreground
 
-    made = foreground.export(folder, trial_key or foreground.chosen(folder, rule, method, fraction), to)
+    key = foreground.chosen(folder, rule, method, fraction) if trial_key is None else trial_key
+    made = foreground.export(folder, key, to)
     out = console()
-    out.print(f"{made.folder}: model.safetensors, load.py, trial.json of trial {made.trial_key[:16]}", soft_wrap=True)
+    out.print(f"{made.folder}: {', '.join(made.files)} of trial {made.trial_key[:16]}", soft_wrap=True)
     if not made.same_scores:
-        out.print("Its scores are not those that were recorded, to the bit: another device, thread number or version made it.")
+        out.print(f"Its scores are not those that were recorded, to the bit. {made.cause}.", soft_wrap=True)
 
 
 @main.command()
@@ -723,8 +729,10 @@ def bundle(folder: Place, to: Path | None, models: bool) -> None:
     """Write the sweep in FOLDER (results/NAME) as one folder to archive: tables, sets, originals, citation, checksums."""
     from cu_ray.sweep.bundle import SUMS
     from cu_ray.sweep.bundle import bundle as write
+    from cu_ray.sweep.foreground import plugins_of
 
-    made, out = write(folder, to, models=models), console()
+    with plugins_of(folder):
+        made, out = write(folder, to, models=models), console()
     out.print(f"{made.folder}: {made.num_files} files; `sha256sum -c {SUMS}` there checks them.", soft_wrap=True)
     if made.unfinished is not None:
         out.print(f"Note: unfinished: {made.unfinished}.")
@@ -783,16 +791,17 @@ def _deleted(folder: Place, name: str) -> bool:
     return True
 
 
-def _print_record(record: Any) -> None:
-    out = console()
-    out.print(f"{record.kind} {record.key[:16]}: {record.status}" + (f", {record.error}" if record.error else ""), soft_wrap=True)
+def _print_record(record: Any, out: Console) -> None:
+    out.print(f"{record.kind} {record.key[:16]}: {_outcome(record)}", soft_wrap=True)
     values = {**record.scores, **record.notes, **{name: record.facts.get(name) for name in ("unlearn_seconds", "eval_seconds")}}
     listing = Table(show_header=False, box=None)
     for name, value in values.items():
         listing.add_row(name, "-" if value is None else f"{value:.4g}")
     out.print(listing)
-    if not record.ok:
-        sys.exit(1)
+
+
+def _outcome(record: Any) -> str:
+    return f"{record.status}, {record.error}" if record.error else str(record.status)
 
 
 def command() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import platform
 import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,8 +20,9 @@ from safetensors import safe_open
 
 from cu_ray.datasets.fashion_mnist_small import FashionMnistSmall
 from cu_ray.errors import UserError
-from cu_ray.sweep import tables
+from cu_ray.sweep import foreground, tables
 from cu_ray.sweep.foreground import chosen
+from cu_ray.types import Record
 from tests import sweeps
 from tests.sweep.simulator import SCRUB, SSD_GRID, plan, run
 
@@ -180,7 +184,7 @@ def test_the_exported_weights_give_the_recorded_scores(done, monkeypatch):
         assert exported.returncode == 0, exported.stdout + exported.stderr
         assert "not those that were recorded" not in exported.stdout
         folder = done.folder / "results" / "own" / "export" / trial["trial_key"][:16]
-        assert {path.name for path in folder.iterdir()} == {"model.safetensors", "load.py", "trial.json"}
+        assert {path.name for path in folder.iterdir()} == {"model.safetensors", "load.py", "trial.json", "code"}
         model = loaded(folder, monkeypatch)
         assert not model.training
         for name, share in accuracies(model).items():
@@ -205,11 +209,35 @@ def test_without_a_key_the_best_is_written_to_the_folder_that_is_given(done, tmp
     assert "t_shirt, trouser" in loader
 
 
+def test_the_loader_works_anywhere_for_it_brings_the_users_own_files(done, tmp_path):
+    exported = sweeps.command(done.folder, "export", "results/own", "--to", str(tmp_path / "model"))
+    assert "load.py, trial.json, code/own_net.py" in exported.stdout, exported.stderr
+    (tmp_path / "elsewhere").mkdir()
+    check = "import runpy; print(type(runpy.run_path('../model/load.py')['model']).__name__)"
+    run = subprocess.run([sys.executable, "-c", check], cwd=tmp_path / "elsewhere", capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == ("Sequential\n", "")
+
+
+def test_the_loader_of_a_model_of_the_package_is_alone(done, tmp_path):
+    file = sweeps.small(tmp_path, fractions="[1.0]", seeds="[0]", trials=2)
+    assert sweeps.command(tmp_path, "sweep", str(file), "--only", "method=no_unlearning").returncode == 0
+    exported = sweeps.command(tmp_path, "export", "results/small", "--to", "x[/y]z :fire:")
+    assert exported.stdout.startswith("x[/y]z :fire:: model.safetensors, load.py, trial.json of trial "), exported.stderr
+    assert "sys.path" not in (tmp_path / "x[/y]z :fire:" / "load.py").read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_what_was_to_be_there(done):
+    refused = sweeps.command(done.folder, "export", "results/own", "--to", "/proc/zz")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith("cu-ray: the model cannot be written to /proc/zz: No such file or directory. Give another ")
+
+
 def test_a_failed_trial_and_an_unknown_key_are_refused(done):
     failed = done.trials[done.trials["status"] == "failed"].iloc[0]
     for key, expected_message in (
         (failed["trial_key"], "no luck"),
         ("zzz", "0 of the 8 trials in results/own have a key that starts with 'zzz'"),
+        ("", "the key of the trial is empty"),
     ):
         refused = sweeps.command(done.folder, "export", "results/own", key)
         assert refused.returncode == 2
@@ -219,10 +247,11 @@ def test_a_failed_trial_and_an_unknown_key_are_refused(done):
 
 
 def test_a_folder_that_is_no_sweep_is_said(tmp_path):
-    for arguments in (["results/none"], ["results/none", "abc"]):
-        refused = sweeps.command(tmp_path, "export", *arguments)
+    for arguments in (["export", "results/none"], ["export", "results/none", "abc"], ["replay", "results/none", "abc"]):
+        refused = sweeps.command(tmp_path, *arguments)
         assert refused.returncode == 2
         assert "results/none" in refused.stderr
+        assert "the folder of a sweep (results/NAME)" in refused.stderr
         assert "Traceback" not in refused.stderr
 
 
@@ -234,3 +263,90 @@ def test_of_several_settings_none_is_taken_unasked(tmp_path):
         chosen(tmp_path, None, None, None)
     assert "backdoor 50" in str(caught.value)
     assert "backdoor 100" in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------- a trial again, here or elsewhere
+
+
+def key_of(done, method: str) -> str:
+    return str(done.trials[done.trials["method"] == method]["trial_key"].iloc[0])
+
+
+@pytest.fixture
+def copied(done, tmp_path):
+    """The same sweep in a folder of its own, whose plug-ins a test may change."""
+    shutil.copytree(done.folder, tmp_path / "copy")
+
+    def change(file: str, before: str, after: str) -> Path:
+        text = (tmp_path / "copy" / file).read_text()
+        assert before in text
+        (tmp_path / "copy" / file).write_text(text.replace(before, after))
+        return tmp_path / "copy"
+
+    return change
+
+
+def test_plugins_beside_the_sweep_file_are_found_from_any_folder(done, tmp_path):
+    results = str(done.folder / "results" / "own")
+    key = key_of(done, "catastrophic_forgetting")
+    for arguments in (["replay", results, key], ["export", results, key], ["bundle", results, "--models"]):
+        ended = sweeps.command(tmp_path, *arguments)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    bundle = tmp_path / "own-bundle"
+    subprocess.run(["sha256sum", "--quiet", "--strict", "-c", "SHA256SUMS"], cwd=bundle, check=True)
+    files = {str(path.relative_to(bundle)) for path in bundle.rglob("*") if path.is_file()}
+    listed = {line.split("  ")[1] for line in (bundle / "SHA256SUMS").read_text().splitlines()}
+    assert listed == files - {"SHA256SUMS"}
+    assert any(name.endswith("/code/own_net.py") for name in listed), listed
+
+
+def test_of_another_machines_sweep_nothing_is_imported_from_where_it_says_and_the_message_says_what_to_do(done, copied, tmp_path):
+    results = copied("results/own/status.json", f'"{platform.node()}"', '"elsewhere"') / "results" / "own"
+    for command in ("replay", "export", "bundle"):
+        key = [] if command == "bundle" else [key_of(done, "catastrophic_forgetting")]
+        refused = sweeps.command(tmp_path, command, str(results), *key)
+        assert refused.returncode == 2, refused.stdout
+        assert "No module named 'own_net': run this in the folder of its file, or with PYTHONPATH set" in refused.stderr
+        assert f"on elsewhere the sweep looked in {done.folder}" in refused.stderr
+    assert sweeps.command(tmp_path / "copy", "replay", str(results), key_of(done, "no_unlearning")).returncode == 0
+
+
+def test_a_trial_that_fails_again_in_the_same_way_is_the_same(done):
+    again = sweeps.command(done.folder, "replay", "results/own", key_of(done, "bad_methods:Raises"))
+    assert "RuntimeError in bad_methods:Raises: no luck" in again.stdout
+    assert again.stdout.endswith("It failed in the same way as before.\n")
+    assert again.returncode == 0
+
+
+def test_what_differs_is_laid_to_the_code_that_changed(done, copied):
+    folder = copied("bad_methods.py", 'raise RuntimeError("no luck")', "return task.original")
+    again = sweeps.command(folder, "replay", "results/own", key_of(done, "bad_methods:Raises"))
+    assert again.returncode == 1
+    assert "recorded failed, RuntimeError in bad_methods:Raises: no luck (bad_methods.py:" in again.stdout
+    cause = "What changed since then: the code of the {} is another, its version is not."
+    assert again.stdout.endswith(cause.format("method bad_methods:Raises") + "\n")
+    copied("own_net.py", "torch.nn.ReLU()", "torch.nn.Tanh()")
+    exported = sweeps.command(folder, "export", "results/own", key_of(done, "catastrophic_forgetting"))
+    assert exported.returncode == 0, exported.stderr
+    assert "not those that were recorded, to the bit. " + cause.format("model own_net:Mine") in exported.stdout
+
+
+def test_without_changed_code_versions_or_the_machine_are_named(monkeypatch):
+    spec = SimpleNamespace(machine=lambda: {"host": "a", "device": "cpu", "torch_version": "2.4", "cu_ray_version": "1"})
+    described = {"original": {"setting": {}}}
+    monkeypatch.setattr(foreground, "_used", lambda described: {})
+    for then, said in (
+        ({"host": "a", "torch_version": "2.3"}, "What changed since then: torch was 2.3 and is 2.4"),
+        ({"host": "b", "device": "H100"}, "What changed since then: the machine was b and is a; the device was H100 and is cpu"),
+        ({"host": "a"}, "Machine, versions and the code of plug-ins are as recorded: another number of threads may be why, or"),
+    ):
+        trial = foreground._Trial(Record("trial", "k", described, "ok", facts=then), None, spec, {})
+        assert trial.cause().startswith(said)
+
+
+def test_another_version_of_a_plugin_is_named(done, copied):
+    folder = copied("bad_methods.py", "version: ClassVar[int] = 1", "version: ClassVar[int] = 2")
+    for command in ("replay", "export"):
+        refused = sweeps.command(folder, command, "results/own", key_of(done, "bad_methods:Raises"))
+        assert refused.returncode == 2
+        assert "made by other versions of its plug-ins (method bad_methods:Raises: 1, here 2): the code" in refused.stderr

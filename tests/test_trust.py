@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import pickle
 import re
@@ -265,6 +266,9 @@ def test_kept_canaries_that_are_none_are_measured_again(content, tmp_path):
 def test_a_recorded_trial_that_nothing_can_be_made_of_is_one_message(command, spec, tmp_path):
     with ledger.Ledger(tmp_path / "ledger") as journal:
         journal.append(Record("trial", "abcd", spec, "ok"))
+    counts = dict.fromkeys(("process", "trials", "trials_done", "trials_failed", "originals", "originals_done", "studies"), 1)
+    facts = {"running": False, "host": "elsewhere", "storage": str(tmp_path), "device": "cpu", "import_path": 5}
+    (tmp_path / "status.json").write_text(json.dumps(facts | counts))
     result = CliRunner().invoke(main, [command, str(tmp_path), "abcd"])
     assert result.exit_code == 2, result.output
     assert "trial abcd was made by other versions of its plug-ins" in result.output

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from cu_ray.errors import UserError, in_one_line
 from cu_ray.places import Folder, Place
 from cu_ray.report import latex, page, paper
 from cu_ray.report.contents import Contents, gather, rule_of
@@ -36,8 +37,12 @@ def write(
     target = Folder(place)
     earlier = _earlier(target)
     contents_of = {name: text.encode() for name, text in _texts(contents, refresh).items()}
-    for name, content in contents_of.items():
-        target.write(name, content)
+    try:
+        for name, content in contents_of.items():
+            target.write(name, content)
+    except OSError as error:
+        told = f"the report cannot be written to {place}: {in_one_line(error)}. Give another folder with --to"
+        raise UserError(told) from error
     written = {name: _checksum(content) for name, content in contents_of.items()}
     if importlib.util.find_spec("matplotlib") is None:
         remarks.append(NO_FIGURES)

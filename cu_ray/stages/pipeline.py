@@ -217,7 +217,7 @@ class Workbench:
         spec: dict[str, Any],
         run: Callable[[dict[str, Any]], tuple[Evaluation, dict[str, float]]],
     ) -> Record:
-        facts: dict[str, Any] = {"started_at": _timestamp(), "num_classes": self.dataset.num_classes, **self._machine()}
+        facts: dict[str, Any] = {"started_at": _timestamp(), "num_classes": self.dataset.num_classes, **self.machine()}
         scores: Scores = {}
         notes: dict[str, float] = {}
         predictions, cut_off = None, False
@@ -267,7 +267,8 @@ class Workbench:
             as_tensor(damaged.labels).copy_(as_tensor(whole.labels))
         self.dataset = dataclasses.replace(self.dataset)
 
-    def _machine(self) -> dict[str, Any]:
+    def machine(self) -> dict[str, Any]:
+        """What a record says of where it was made, and with which versions."""
         cuda = self._device.type == "cuda"
         return {
             "device": torch.cuda.get_device_name(self._device) if cuda else "cpu",

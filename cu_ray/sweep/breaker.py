@@ -45,3 +45,8 @@ def kind_of(error: str) -> str:
     """What an error has in common with others of its kind: its type and where in the code it was raised."""
     place = PLACE.search(error)
     return error.split(":")[0] + (place[0] if place else "")
+
+
+def without_place(error: str | None) -> str | None:
+    """The error without where in the code it was raised, which changes with every line above it."""
+    return error and PLACE.sub("", error)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import yaml
 from safetensors.numpy import save
 
-from cu_ray import __version__, plugins
+from cu_ray import __version__, checks, plugins
 from cu_ray.errors import UserError
 from cu_ray.places import Folder, Place, at, lasting
 from cu_ray.report import results
@@ -99,7 +99,7 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
     target.write("versions.json", json.dumps(doctor.versions(), indent=1).encode())
     for key in chosen:
         made = foreground.export(folder, key, target.place / "models" / key[:16])
-        target.take_in(f"models/{key[:16]}", made.folder)
+        target.take_in(f"models/{key[:16]}", made.files)
     target.write("CITATION.cff", _citation(name).encode())
     target.write("README.txt", _readme(name, missing, unfinished, num_untold).encode())
     target.place.write(SUMS, "".join(f"{digest}  {path}\n" for path, digest in sorted(target.digests.items())).encode())
@@ -132,10 +132,11 @@ class _Target:
         (self.place / folder if folder else self.place).write(name, content)
         self.digests[path] = hashlib.sha256(content).hexdigest()
 
-    def take_in(self, path: str, folder: Place) -> None:
+    def take_in(self, path: str, files: Iterable[str]) -> None:
         """Files that are there already."""
-        for file in folder.files():
-            self.digests[f"{path}/{file.name}"] = hashlib.sha256(folder.read(file.name)).hexdigest()
+        for file in files:
+            content = (self.place.path / path / file).read_bytes()
+            self.digests[f"{path}/{file}"] = hashlib.sha256(content).hexdigest()
 
 
 def _readme(name: str, missing: list[str], unfinished: str | None, num_untold: int) -> str:
@@ -177,7 +178,7 @@ class _Datasets:
 
     def of(self, setting: Setting) -> Dataset:
         if setting.content_hash not in self._loaded:
-            self._loaded[setting.content_hash] = setting.dataset.load()
+            self._loaded[setting.content_hash] = checks.loaded(setting.dataset)
         return self._loaded[setting.content_hash]
 
 

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import json
+import platform
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors.numpy import save
 
 from cu_ray import __version__, checks, plugins
 from cu_ray.config import MethodPlan, Sweep
-from cu_ray.errors import CuRayError, FieldFault, UserError, did_you_mean
+from cu_ray.errors import CuRayError, FieldFault, UserError, did_you_mean, in_one_line
 from cu_ray.lazy import torch
 from cu_ray.places import Place, at
 from cu_ray.report.terminal import cells_of, rows_of
 from cu_ray.stages.pipeline import Workbench, arrays_of
 from cu_ray.store import open_store
 from cu_ray.sweep import hardware, ledger, status, weights
+from cu_ray.sweep.breaker import without_place
 from cu_ray.sweep.plan import typical_point
 from cu_ray.sweep.runner import load_datasets, make_plan
 from cu_ray.types import Dataset, Record, TrialSpec
+
+CODE = "code"  # the folder of the user's own files beside an exported model
+MACHINE = {"host": "the machine", "device": "the device", "torch_version": "torch", "cu_ray_version": "cu-ray"}
 
 
 def try_method(sweep: Sweep, method: MethodPlan, fraction: float, seed: int) -> Record:
@@ -42,10 +52,26 @@ def try_method(sweep: Sweep, method: MethodPlan, fraction: float, seed: int) -> 
     return _bench(datasets[study.settings[0].dataset], sweep.runtime.storage, sweep.runtime.device).run_trial(spec)
 
 
-def replay(folder: Place | Path, key: str) -> tuple[Record, Record]:
-    """The recorded trial whose key starts so, and its record when run again. Raises UserError where there is no such trial."""
-    recorded, spec, bench = _recorded(folder, key)
-    return recorded, bench.run_trial(spec)
+@dataclass(frozen=True)
+class Replay:
+    """A recorded trial, the record of it run again, and what a difference may come from."""
+
+    recorded: Record
+    again: Record
+    cause: str
+
+    @property
+    def same(self) -> bool:
+        """Whether it came to the same scores, to the bit, or failed in the same way."""
+        then, now = self.recorded, self.again
+        alike = (then.status, without_place(then.error)) == (now.status, without_place(now.error))
+        return alike and then.scores.items() <= now.scores.items()  # newer versions measure more
+
+
+def replay(folder: Place | Path, key: str) -> Replay:
+    """The recorded trial whose key starts so, run again. Raises UserError where there is no such trial."""
+    trial = _recorded(folder, key)
+    return Replay(trial.record, trial.bench.run_trial(trial.spec), trial.cause())
 
 
 @dataclass(frozen=True)
@@ -54,12 +80,15 @@ class Export:
 
     folder: Place
     trial_key: str
+    files: list[str]
     same_scores: bool  # as recorded, to the bit
+    cause: str  # what a difference may come from
 
 
 def export(folder: Place | Path, key: str, target: Place | Path | None) -> Export:
     """The unlearned model of a trial, made again and written as weights with a loader. Raises UserError where it cannot be."""
-    recorded, spec, bench = _recorded(folder, key)
+    trial = _recorded(folder, key)
+    recorded, spec, bench = trial.record, trial.spec, trial.bench
     if not recorded.ok:
         raise UserError(f"trial {recorded.key[:16]} {recorded.status} ({recorded.error}): there is no model to export")
     try:
@@ -68,11 +97,29 @@ def export(folder: Place | Path, key: str, target: Place | Path | None) -> Expor
         raise UserError(f"trial {recorded.key[:16]} cannot be made again: {error}") from error
     same = recorded.scores.items() <= bench.scores(spec, model).items()  # newer versions measure more
     place = at(target or at(folder) / "export" / recorded.key[:16])
+    own = {f"{CODE}/{path}": file.read_bytes() for path, file in _files_of(type(spec.original.setting.model)).items()}
     made_by = {"trial_key": recorded.key, "cu_ray_version": __version__}
-    place.write("model.safetensors", save(arrays_of(model), metadata=made_by))
-    place.write("trial.json", json.dumps({"trial_key": recorded.key, **recorded.to_json()}, indent=2).encode())
-    place.write("load.py", _loader(spec, bench.dataset).encode())
-    return Export(place, recorded.key, same)
+    files = {
+        "model.safetensors": save(arrays_of(model), metadata=made_by),
+        "load.py": _loader(spec, bench.dataset, brings_code=bool(own)).encode(),
+        "trial.json": json.dumps({"trial_key": recorded.key, **recorded.to_json()}, indent=2).encode(),
+        **own,
+    }
+    try:
+        for path, content in files.items():
+            within, _, name = path.rpartition("/")
+            (place / within if within else place).write(name, content)
+    except OSError as error:
+        raise UserError(f"the model cannot be written to {place}: {in_one_line(error)}. Give another folder with --to") from error
+    return Export(place, recorded.key, list(files), same, trial.cause())
+
+
+def _files_of(cls: type) -> dict[Path, Path]:
+    """The user's own files that a plug-in of theirs may need, by the paths that their modules ask for."""
+    if cls.__module__.startswith("cu_ray."):
+        return {}
+    file = Path(inspect.getfile(cls))
+    return plugins.own_files(file.parents[cls.__module__.count(".") + (file.name == "__init__.py")])
 
 
 def chosen(folder: Place | Path, rule: str | None, method: str | None, fraction: float | None) -> str:
@@ -96,7 +143,7 @@ def chosen(folder: Place | Path, rule: str | None, method: str | None, fraction:
     return str(best["trial_keys"][0])
 
 
-def _loader(spec: TrialSpec, dataset: Dataset) -> str:
+def _loader(spec: TrialSpec, dataset: Dataset, *, brings_code: bool = False) -> str:
     setting, normalisation = spec.original.setting, dataset.normalisation
     described = {name: value for name, value in plugins.describe(setting.model).items() if name not in ("name", "version")}
     cls = type(setting.model)
@@ -105,31 +152,112 @@ def _loader(spec: TrialSpec, dataset: Dataset) -> str:
     return (
         f"# images: float32 [B, {dataset.image_shape[2]}, {dataset.image_shape[0]}, {dataset.image_shape[1]}], "
         f"(pixel / 255 - {list(normalisation.mean)}) / {list(normalisation.std)} by channel\n"
-        f"# classes: {classes}\n"
-        "from pathlib import Path\n\n"
+        f"# classes: {classes}\n" + ("import sys\n" if brings_code else "") + "from pathlib import Path\n\n"
         "from safetensors.torch import load_file\n\n"
-        f"from {cls.__module__} import {cls.__name__}\n\n"
+        + (f'sys.path.insert(0, str(Path(__file__).with_name("{CODE}")))\n' if brings_code else "")
+        + f"from {cls.__module__} import {cls.__name__}\n\n"
         f"model = {cls.__name__}({settings}).build({dataset.image_shape}, {dataset.num_classes})\n"
         'model.load_state_dict(load_file(Path(__file__).with_name("model.safetensors")))\n'
         "model.eval()\n"
     )
 
 
-def _recorded(folder: Place | Path, key: str) -> tuple[Record, TrialSpec, Workbench]:
-    """The one recorded trial whose key starts so, its spec and the workbench to make it again."""
-    known = ledger.read(at(folder) / "ledger").trials
-    found = [record for each, record in known.items() if each.startswith(key)]
-    if len(found) != 1:
-        raise UserError(f"{len(found)} of the {len(known)} trials in {folder} have a key that starts with {key!r}; one is needed")
-    try:
-        spec = TrialSpec.build(found[0].spec)
-    except (TypeError, ValueError, LookupError, AttributeError, FieldFault):  # settings that its plug-ins do not have (any more)
-        spec = None
-    if spec is None or spec.key != found[0].key:
-        raise UserError(f"trial {key} was made by other versions of its plug-ins: the code installed here cannot make it again")
+@contextlib.contextmanager
+def plugins_of(folder: Place | Path) -> Iterator[dict[str, Any]]:
+    """A context in which the plug-ins of the sweep in a folder are found as the sweep found them; gives its status.
+
+    Of another machine's sweep nothing is imported from where it says: these may be anybody's files here.
+
+    Raises UserError where it is no sweep's folder; of one about a module that is not found, it says what to do.
+    """
     facts = status.read(folder)
+    said = facts.get("import_path")
+    paths = [path for path in said if isinstance(path, str)] if isinstance(said, list) else []
+    if facts["host"] == platform.node():
+        sys.path += [path for path in paths if path not in sys.path]
+    try:
+        yield facts
+    except UserError as error:
+        if not isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        known = f"; on {facts['host']} the sweep looked in {' and '.join(paths)}" if paths else ""
+        remedy = f"run this in the folder of its file, or with PYTHONPATH set to that folder{known}"
+        raise UserError(f"{error}: {remedy}") from error
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A recorded trial, and what it takes to make it again."""
+
+    record: Record
+    spec: TrialSpec
+    bench: Workbench
+    code: Mapping[str, Mapping[str, Any]]  # of plug-ins, as the ledger has it
+
+    def cause(self) -> str:
+        """What scores that are not as recorded may come from: what has changed since then, as far as that is recorded."""
+        used = _used(self.record.spec)
+        known = {name: cls for name, (_, cls) in used.items() if "fingerprint" in self.code.get(name, {})}
+        changed = [name for name, cls in known.items() if self.code[name]["fingerprint"] != plugins.fingerprint(cls)]
+        found = [f"the code of the {name} is another, its version is not" for name in changed]
+        then, now = self.record.facts, self.bench.machine()
+        found += [
+            f"{what} was {then[name]} and is {now[name]}"
+            for name, what in MACHINE.items()
+            if then.get(name, now[name]) != now[name]
+        ]
+        if found:
+            return f"What changed since then: {'; '.join(found)}"
+        return (
+            "Machine, versions and the code of plug-ins are as recorded: "
+            "another number of threads may be why, or code that draws numbers elsewhere than from task.generator"
+        )
+
+
+def _recorded(folder: Place | Path, key: str) -> _Trial:
+    """The one recorded trial whose key starts so, with the workbench to make it again."""
+    if not key:
+        raise UserError("the key of the trial is empty: its first digits are needed")
+    with plugins_of(folder) as facts:
+        known = ledger.read(at(folder) / "ledger")
+        found = [record for each, record in known.trials.items() if each.startswith(key)]
+        if len(found) != 1:
+            count = f"{len(found)} of the {len(known.trials)} trials in {folder}"
+            raise UserError(f"{count} have a key that starts with {key!r}; one is needed")
+        try:
+            spec = TrialSpec.build(found[0].spec)
+        except (
+            TypeError,
+            ValueError,
+            LookupError,
+            AttributeError,
+            FieldFault,
+        ):  # settings that its plug-ins do not have (any more)
+            spec = None
+        if spec is None or spec.key != found[0].key:
+            others = f"trial {key} was made by other versions of its plug-ins{_other_versions(found[0].spec)}"
+            raise UserError(f"{others}: the code installed here cannot make it again")
     dataset = checks.loaded(spec.original.setting.dataset)
-    return found[0], spec, _bench(dataset, facts["storage"], facts["device"])
+    return _Trial(found[0], spec, _bench(dataset, facts["storage"], facts["device"]), known.code)
+
+
+def _other_versions(described: Mapping[str, Any]) -> str:
+    """In brackets, the plug-ins of a recorded trial that have another version here; nothing where that is not known."""
+    with contextlib.suppress(TypeError, LookupError, AttributeError, UserError):
+        found = [f"{name}: {then}, here {cls.version}" for name, (then, cls) in _used(described).items() if then != cls.version]
+        return f" ({'; '.join(found)})" if found else ""
+    return ""
+
+
+def _used(described: Mapping[str, Any]) -> dict[str, tuple[int, type[Any]]]:
+    """The plug-ins of a recorded trial, named as ledgers do: the version that each had, and its class as it is here."""
+    setting = described["original"]["setting"]
+    parts = {
+        **{kind: (f"{kind}s", described[kind]) for kind in ("method", "detection")},
+        **{kind: (f"{kind}s", setting[kind]) for kind in ("model", "manipulation")},
+        "data set": ("datasets", setting["dataset"]),
+    }
+    return {f"{what} {part['name']}": (part["version"], plugins.find(kind, part["name"])) for what, (kind, part) in parts.items()}
 
 
 def _bench(dataset: Dataset, storage: str, device: str) -> Workbench:

@@ -236,6 +236,7 @@ class _Work:
             "updated_at": time.time(),
             "storage": lasting(self.sweep.runtime.storage),
             "device": self.sweep.runtime.device,
+            "import_path": list(dict.fromkeys(map(str, self.sweep.import_path))),
             "auto_precision": None if self.hardware is None else self.hardware.auto_precision,
             **counts.to_json(),
         }

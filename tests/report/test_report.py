@@ -403,6 +403,12 @@ def test_wrong_use_is_one_message(tmp_path, monkeypatch, arguments, message):
     assert "Traceback" not in done.output
 
 
+def test_a_folder_that_cannot_be_written_is_named_with_what_was_to_be_there(tmp_path):
+    refused = report(str(folder(tmp_path / "one")), "--to", "/proc/zz")
+    assert refused.exit_code == 2
+    assert "cu-ray: the report cannot be written to /proc/zz: No such file or directory. Give another" in refused.output
+
+
 def test_without_matplotlib_there_is_a_page_and_one_message(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     where = folder(tmp_path / "one")

@@ -569,15 +569,10 @@ def test_the_place_is_the_line_of_ones_own_code_from_which_torch_or_cu_ray_was_c
     def asks_cu_ray(task):
         task.sgd(task.original, steps=1, lr=0.1).epoch(task.retain, None)
 
-    for name, do in group_of(asks_torch, asks_cu_ray).items():
+    for do in (asks_torch, asks_cu_ray):
+        group(asks=do)
         line = do.__code__.co_firstlineno + 1
-        assert run(bench_of_its_own(), name).error.endswith(f" (test_bad_methods.py:{line})")
-
-
-def group_of(*things):
-    found = {each.__name__: each for each in things}
-    group(**found)
-    return found
+        assert run(bench_of_its_own(), "asks").error.endswith(f" (test_bad_methods.py:{line})")
 
 
 def test_numbers_of_any_kind_may_be_noted_and_a_divergence_says_whose_it_is():
