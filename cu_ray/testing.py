@@ -39,6 +39,7 @@ from cu_ray.stages.train import train
 from cu_ray.stages.unlearn import Memo, Unlearned, unlearn
 from cu_ray.types import (
     Augmentation,
+    Cost,
     DatasetFacts,
     DeletionSplit,
     Images,
@@ -120,11 +121,13 @@ class PluginConformance:
         _assert_all(declared.of_functions(self.kind, self.plugin))
 
     def test_it_is_found_by_its_name(self) -> None:
-        assert plugins.find(self.kind, plugins.name_of(self.plugin)) is self.plugin
+        name = plugins.name_of(self.plugin)
+        assert plugins.find(self.kind, name) is self.plugin, f"{name} is {plugins.find(self.kind, name)}, not {self.plugin}"
 
     def test_its_description_builds_it_again(self) -> None:
         instance = self.instance()
-        assert plugins.build(self.kind, plugins.describe(instance)) == instance
+        again = plugins.build(self.kind, plugins.describe(instance))
+        assert again == instance, f"{plugins.describe(instance)} builds {again}, not {instance}"
 
 
 def _assert_all(rules: checks.Rules) -> None:
@@ -162,8 +165,10 @@ class MethodConformance(PluginConformance):
 
     def test_it_returns_the_same_architecture_with_finite_weights(self) -> None:
         unlearned, original = self.run().model.state_dict(), _tiny_bench(self.original()).original.state_dict()
-        assert {name: each.shape for name, each in unlearned.items()} == {name: each.shape for name, each in original.items()}
-        assert all(bool(each.isfinite().all()) for each in unlearned.values()), "a weight is not finite"
+        shapes = [{name: tuple(each.shape) for name, each in weights.items()} for weights in (unlearned, original)]
+        assert shapes[0] == shapes[1], f"it returns weights of the shapes {shapes[0]}; the original's are {shapes[1]}"
+        not_finite = [name for name, each in unlearned.items() if not each.isfinite().all()]
+        assert not not_finite, f"weights that are not finite: {not_finite}"
 
     def test_the_original_model_stays_as_it_was(self) -> None:
         original = _tiny_bench(self.original()).original
@@ -189,7 +194,7 @@ class MethodConformance(PluginConformance):
             random.seed(2)
             second = self.run()
         assert _same_bits(first.model.state_dict(), second.model.state_dict()), "draw from task.generator only"
-        assert first.notes == second.notes
+        assert first.notes == second.notes, f"it noted {first.notes}, then {second.notes}: draw from task.generator only"
 
     def test_it_leaves_the_global_generators_alone(self) -> None:
         with _global_generators_kept():
@@ -201,27 +206,23 @@ class MethodConformance(PluginConformance):
             assert _global_generators() == before, "it drew from, or seeded, a global generator"
 
     def test_its_declared_cost_is_what_is_counted(self) -> None:
-        declared, counted = self.spec().method.cost(self.sizes()), self.run().cost
-        if not self.plugin.cost_is_bound:
-            assert declared == counted
-        assert declared.forward >= counted.forward
-        assert declared.backward >= counted.backward
+        _require_cost("cost", self.spec().method.cost(self.sizes()), self.run().cost, exact=not self.plugin.cost_is_bound)
 
     def test_memos_change_neither_the_result_nor_its_cost(self) -> None:
         memos = RememberedMemos()
         first, second = self.run(memos), self.run(memos)
-        assert _same_bits(first.model.state_dict(), second.model.state_dict())
-        assert first.cost == second.cost
-        assert (second.spent != first.spent) == bool(memos.kept)
+        assert _same_bits(first.model.state_dict(), second.model.state_dict()), "with its memos there it makes another model"
+        assert first.cost == second.cost, f"it costs {first.cost}, and with its memos there {second.cost}"
+        spared = first.spent != second.spent
+        assert spared == bool(memos.kept), (
+            f"it remembers {sorted(memos.kept) or 'nothing'}, spent {first.spent}, then {second.spent}"
+        )
 
     def test_memos_spare_what_it_declares_of_its_cost(self) -> None:
         memos = RememberedMemos()
         first, second = self.run(memos), self.run(memos)
         declared, spared = self.spec().method.memo_cost(self.sizes()), first.spent - second.spent
-        if not self.plugin.cost_is_bound:
-            assert declared == spared, "memo_cost is not what a memo spares"
-        assert declared.forward >= spared.forward
-        assert declared.backward >= spared.backward
+        _require_cost("memo_cost", declared, spared, exact=not self.plugin.cost_is_bound)
 
     def test_it_leaves_remembered_memos_as_they_were(self) -> None:
         memos = RememberedMemos()
@@ -234,7 +235,8 @@ class MethodConformance(PluginConformance):
         memos = RememberedMemos()
         self.run(memos)
         assert (self.plugin.memo_fields is not None) == bool(memos.kept), "memo_fields: None if and only if it remembers nothing"
-        assert set(self.plugin.memo_fields or ()) <= set(plugins.facts(self.plugin))
+        unknown = set(self.plugin.memo_fields or ()) - set(plugins.facts(self.plugin))
+        assert not unknown, f"memo_fields names what is no field: {sorted(unknown)}"
 
     def test_alternatives_are_fields_that_may_be_null(self) -> None:
         facts = plugins.facts(self.plugin)
@@ -243,6 +245,12 @@ class MethodConformance(PluginConformance):
 
     def test_it_accepts_the_model_it_is_tried_on(self) -> None:
         self.instance().check(self.model.layers_per_block())
+
+
+def _require_cost(name: str, declared: Cost, counted: Cost, *, exact: bool) -> None:
+    within = declared.forward >= counted.forward and declared.backward >= counted.backward
+    what = "is to be what is counted" if exact else "is at least what is counted, as cost_is_bound says"
+    assert declared == counted or (within and not exact), f"{name} {what}: declared {declared}, counted {counted}"
 
 
 class RememberedMemos:
@@ -358,7 +366,8 @@ class ModelConformance(PluginConformance):
             for block in blocks:
                 block.register_forward_hook(lambda block, *_, ran=ran: ran.append(block))
             model(images)
-            assert list(map(id, ran)) == list(map(id, blocks))
+            order = [next(index for index, block in enumerate(blocks) if block is each) for each in ran]
+            assert order == list(range(len(blocks))), f"the blocks run in the order {order}, of {len(blocks)}"
 
     def test_it_knows_its_layers_without_being_built(self) -> None:
         for model, _ in self.built_each():
@@ -371,7 +380,7 @@ class ModelConformance(PluginConformance):
             first = self.built(shape).state_dict()
             torch.manual_seed(2)
             assert _same_bits(first, self.built(shape).state_dict()), "a parameter is of no layer that has reset_parameters"
-        assert not _same_bits(first, self.built(shape, seed=1).state_dict())
+        assert not _same_bits(first, self.built(shape, seed=1).state_dict()), "another seed gives the same weights"
 
     def test_it_runs_on_every_image_size_that_it_does_not_refuse(self) -> None:
         channels = self.image_shapes[0][2]
@@ -411,12 +420,13 @@ class ManipulationConformance(PluginConformance):
         return self.settled().corrupt(_tiny().train, _tiny().normalisation, np.random.default_rng(seed))
 
     def test_settling_twice_is_settling_once(self) -> None:
-        assert self.settled().settle(TinyImages().facts()) == self.settled()
+        once = self.settled()
+        assert once.settle(TinyImages().facts()) == once, f"settled {once}, and again {once.settle(TinyImages().facts())}"
 
     def test_it_refuses_more_samples_than_there_are(self) -> None:
         with pytest.raises(FieldFault) as caught:
             dataclasses.replace(self.instance(), size=82).settle(TinyImages().facts())
-        assert caught.value.field == "size"
+        assert caught.value.field == "size", f"the fault is to be of 'size', not of {caught.value.field!r}"
 
     def test_it_changes_as_many_samples_as_its_size_says(self) -> None:
         corruption = self.corrupted()
@@ -431,8 +441,8 @@ class ManipulationConformance(PluginConformance):
         self.corrupted()
         self.settled().test_domains(_tiny().test)
         for images, same in ((_tiny().train, before.train), (_tiny().test, before.test)):
-            assert np.array_equal(images.pixels, same.pixels)
-            assert np.array_equal(images.labels, same.labels)
+            assert np.array_equal(images.pixels, same.pixels), "it writes into the images that it is given"
+            assert np.array_equal(images.labels, same.labels), "it writes into the labels that it is given"
 
     def test_the_same_generator_gives_the_same_corruption(self) -> None:
         with _global_generators_kept():
@@ -440,9 +450,10 @@ class ManipulationConformance(PluginConformance):
             first = self.corrupted(seed=5)
             np.random.seed(2)
             second = self.corrupted(seed=5)
-        assert np.array_equal(first.indices, second.indices)
-        assert np.array_equal(first.labels, second.labels)
-        assert (first.stamp is None) == (second.stamp is None)
+        for name in ("indices", "labels"):
+            one, other = getattr(first, name), getattr(second, name)
+            assert np.array_equal(one, other), f"{name} differ, draw from rng only: {_shown(one)}, then {_shown(other)}"
+        assert (first.stamp is None) == (second.stamp is None), "there is a stamp at one time only: draw from rng only"
 
     def test_its_domains_are_rows_of_the_test_images(self) -> None:
         _assert_all(checks.of_domains(self.settled().test_domains(_tiny().test), self.corrupted(), 40, 4))
@@ -452,14 +463,16 @@ class ManipulationConformance(PluginConformance):
         manipulation, unseen = self.settled(), _tiny().test
         changed = manipulation.corrupt_unseen(unseen, _tiny(), self.corrupted(), np.random.default_rng(0))
         _assert_all(checks.of_corruption("corrupt_unseen()", changed, unseen, 4))
-        assert len(changed.indices) <= max(2, round(manipulation.size / 80 * 40))
+        most = max(2, round(manipulation.size / 80 * 40))
+        assert len(changed.indices) <= most, f"it changes {len(changed.indices)} of 40 unseen images, more than {most}"
 
     def test_it_poisons_a_data_set(self) -> None:
         poisoned = poison(_tiny(), self.settled(), seed=0)
         changed = int((poisoned.labels != _tiny().train.labels).sum()) + int(poisoned.stamped.sum())
         assert changed > 0 or not poisoned.corruption.truth_known, "neither a label nor an image has changed"
-        assert self.settled().has_trigger == (poisoned.corruption.stamp is not None), "has_trigger: whether there is a stamp"
-        assert self.settled().truth_known == poisoned.corruption.truth_known
+        told, truth_known = self.settled(), poisoned.corruption.truth_known
+        assert told.has_trigger == (poisoned.corruption.stamp is not None), "has_trigger: whether there is a stamp"
+        assert told.truth_known == truth_known, f"truth_known is {told.truth_known}, of its corruption {truth_known}"
 
 
 class DetectionConformance(PluginConformance):
@@ -472,7 +485,8 @@ class DetectionConformance(PluginConformance):
         return self.instance().settle(TinyImages().facts())
 
     def test_settling_twice_changes_nothing(self) -> None:
-        assert self.settled().settle(TinyImages().facts()) == self.settled()
+        once = self.settled()
+        assert once.settle(TinyImages().facts()) == once, f"settled {once}, and again {once.settle(TinyImages().facts())}"
 
     def found(self, size: int, seed: int = 0) -> Indices:
         """The rows that it identifies."""
@@ -486,32 +500,43 @@ class DetectionConformance(PluginConformance):
         return sorted(found)
 
     def test_it_finds_as_many_different_samples_as_it_is_asked_for(self) -> None:
-        assert self.sizes()[0] > 0
+        assert self.sizes()[0] > 0, f"num_found() is {self.sizes()[0]} for some deletion fraction"
         for size in self.sizes():
-            assert len(self.found(size)) == len(np.unique(self.found(size))) == size
+            rows = self.found(size)
+            different = len(np.unique(rows))
+            assert len(rows) == different == size, f"asked for {size} it finds {len(rows)}, {different} of them different"
 
     def test_it_finds_rows_of_the_training_set(self) -> None:
-        assert _are_rows(np.sort(self.found(self.sizes()[-1])), 80)
+        rows = self.found(self.sizes()[-1])
+        assert _are_rows(np.sort(rows), 80), f"it is to find different int64 rows of the training set, not {_shown(rows)}"
 
     def test_smaller_sets_are_part_of_larger_ones(self) -> None:
         for smaller, larger in itertools.pairwise(self.sizes()):
-            assert set(self.found(smaller).tolist()) < set(self.found(larger).tolist())
+            few, many = set(self.found(smaller).tolist()), set(self.found(larger).tolist())
+            assert few < many, f"of the {smaller} it finds, {sorted(few - many)} are not among the {larger} for a larger fraction"
 
     def test_the_same_generator_finds_the_same_samples(self) -> None:
         size = self.sizes()[-1]
-        assert np.array_equal(self.found(size, seed=5), self.found(size, seed=5))
+        first, second = self.found(size, seed=5), self.found(size, seed=5)
+        assert np.array_equal(first, second), f"draw from rng only: it finds {_shown(first)}, then {_shown(second)}"
 
     def test_it_leaves_the_data_as_they_were(self) -> None:
         bench = _tiny_bench(OriginalSpec(_tiny_setting(_FOR_DETECTIONS)))
         indices, before = bench.poisoned.corruption.indices.copy(), Fingerprints.of(bench.tensors(RememberedMemos()))
         self.found(self.sizes()[-1])
-        assert np.array_equal(bench.poisoned.corruption.indices, indices)
-        assert before.first_changed(bench.tensors(RememberedMemos())) is None
+        assert np.array_equal(bench.poisoned.corruption.indices, indices), "it writes into the indices of what was manipulated"
+        changed = before.first_changed(bench.tensors(RememberedMemos()))
+        assert changed is None, f"it writes into {changed}"
 
 
 def _are_rows(rows: Indices, count: int) -> bool:
     """Whether these are sorted, unique rows (int64) of so many."""
     return rows.dtype == np.int64 and bool((np.diff(rows) > 0).all()) and set(rows.tolist()) <= set(range(count))
+
+
+def _shown(array: Any) -> str:
+    """What an array is, and its first values."""
+    return f"{array.dtype} {list(array.shape)} [{', '.join(map(str, array.ravel()[:5].tolist()))}, ...]"
 
 
 # --------------------------------------------------------------------------------------------------- data sets, metrics
@@ -535,13 +560,15 @@ class DatasetConformance(PluginConformance):
 
     def test_every_class_is_in_both_sets(self) -> None:
         for images in (self.loaded().train, self.loaded().test):
-            assert sorted(set(images.labels.tolist())) == list(range(self.loaded().num_classes))
+            there, count = sorted(set(images.labels.tolist())), self.loaded().num_classes
+            assert there == list(range(count)), f"the labels are {there}; the classes are 0 to {count - 1}, in both sets"
 
     def test_its_facts_are_sizes_a_shape_and_class_names(self) -> None:
         _assert_all(checks.of_facts(self.instance().facts()))
 
     def test_loading_it_again_gives_the_same_content_hash(self) -> None:
-        assert self.loaded().content_hash == self.instance().load().content_hash
+        hashes = self.loaded().content_hash, self.instance().load().content_hash
+        assert hashes[0] == hashes[1], f"other images, or in another order, when loaded again: {hashes[0]}, then {hashes[1]}"
 
 
 @functools.cache
@@ -559,18 +586,21 @@ class MetricConformance(PluginConformance):
         for seed in range(50):
             for target, confused in ((None, None), (1, None), (None, (0, 2))):
                 value = self.instance().measure(_random_outcome(seed, target=target, confused=confused))
-                assert value is None or (isinstance(value, float) and 0 <= value <= 1), value
+                assert value is None or (isinstance(value, float) and 0 <= value <= 1), (
+                    f"a float from 0 to 1 or None, not {value!r}"
+                )
 
     def test_it_has_no_value_on_empty_domains(self) -> None:
         nothing = np.empty(0, dtype=np.int64)
         for target, confused in ((None, None), (1, None), (None, (0, 2))):
-            assert self.instance().measure(Outcome(nothing, nothing, nothing, nothing, target, confused)) is None
+            value = self.instance().measure(Outcome(nothing, nothing, nothing, nothing, target, confused))
+            assert value is None, f"None where there are no images, not {value!r}"
 
     def test_it_leaves_the_outcome_as_it_was(self) -> None:
         outcome, same = (_random_outcome(0, target=1, confused=(0, 2)) for _ in range(2))
         self.instance().measure(outcome)
         for name in ("affected_predicted", "affected_true", "retain_predicted", "retain_true"):
-            assert np.array_equal(getattr(outcome, name), getattr(same, name))
+            assert np.array_equal(getattr(outcome, name), getattr(same, name)), f"it writes into outcome.{name}"
 
 
 def _random_outcome(seed: int, *, target: int | None, confused: tuple[int, int] | None) -> Outcome:

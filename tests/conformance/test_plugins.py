@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import importlib.metadata
-from dataclasses import dataclass, field
+import inspect
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -237,7 +239,15 @@ def caught(suite, cls, test, **settings):
     checked = type("Checked", (suite,), {"plugin": cls, "settings": suite.settings | settings})()
     with pytest.raises((AssertionError, ContractBroken)) as error:
         getattr(checked, test)()
+    assert str(error.value), "it does not say what is wrong"
     return str(error.value)
+
+
+def test_every_rule_says_what_is_wrong():
+    """Where a user's pytest runs the suites, it does not rewrite their asserts: without a message there is none at all."""
+    asserts = [node for node in ast.walk(ast.parse(inspect.getsource(testing))) if isinstance(node, ast.Assert)]
+    assert len(asserts) > 60
+    assert [node.lineno for node in asserts if node.msg is None] == []
 
 
 @dataclass(frozen=True)
@@ -280,7 +290,8 @@ class Careless(NoUnlearning):
 def test_the_suite_catches_a_careless_method(wrong, test):
     original = OriginalSpec(testing._tiny_setting(testing.MethodConformance.model))
     before, kept = torch.get_rng_state(), copy.deepcopy(testing._tiny_bench(original))
-    caught(testing.MethodConformance, Careless, test, wrong=wrong)
+    said = caught(testing.MethodConformance, Careless, test, wrong=wrong)
+    assert wrong != "uncounted" or "declared Cost(forward=0, backward=0), counted Cost(forward=16, backward=0)" in said
     torch.set_rng_state(before)
     spoiled = testing._tiny_bench(original)
     spoiled.original.load_state_dict(kept.original.state_dict())
@@ -521,3 +532,17 @@ class Forgetful(testing.TinyImages):
 )
 def test_the_suite_catches_a_careless_data_set(test):
     caught(testing.DatasetConformance, Forgetful, test)
+
+
+@dataclass(frozen=True)
+class Floats(testing.TinyImages):
+    """Pixels of another type."""
+
+    def load(self):
+        loaded = super().load()
+        return replace(loaded, test=replace(loaded.test, pixels=loaded.test.pixels / np.float32(255)))
+
+
+def test_the_type_of_pixels_is_said_as_it_is():
+    said = caught(testing.DatasetConformance, Floats, "test_its_pixels_are_uint8_and_its_labels_int64")
+    assert "pixels are to be uint8 [40, 12, 12, 1], not float32 [40, 12, 12, 1] [0." in said
