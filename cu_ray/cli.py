@@ -25,7 +25,7 @@ from rich.text import Text
 from cu_ray import __version__, collector, config, plugins, yaml_file
 from cu_ray.config import SAMPLERS, Sweep
 from cu_ray.errors import CuRayError, UserError, did_you_mean
-from cu_ray.places import Folder, Place, at
+from cu_ray.places import Folder, Place, at, lasting
 from cu_ray.selection import RULES
 
 WATCHED_EVERY = 30  # seconds
@@ -340,6 +340,8 @@ def merge(folder: Place, others: tuple[Place, ...]) -> None:
     from cu_ray.sweep import ledger
 
     for other in others:
+        if lasting(other) == lasting(folder):
+            raise UserError(f"{other} is {folder} itself: give the folders of other sweeps after it")
         if not (other / "ledger").files():
             raise UserError(f"there is no {other / 'ledger'}: is {other} the folder of a sweep (results/NAME)?")
     with ledger.Ledger(folder / "ledger") as book:

@@ -134,8 +134,8 @@ def parse(text: str, source: str) -> YamlFile:
             _num_values(node, {})
             result.value = _value(loader, node, "", result.lines, faults)
     except yaml.YAMLError as error:
-        said = re.sub(r"://\S*", "://...", str(error))  # it quotes the text, and a URI may hold a password
-        raise Faults(source, [f"not YAML: {' '.join(said.split())}"]) from error
+        said = re.sub(r"://\S*", "://...", _problem(error, text))  # it may quote a URI with a password
+        raise Faults(source, [f"not YAML: {said}"]) from error
     except RecursionError as error:
         raise Faults(source, ["nested too deeply"]) from error
     finally:
@@ -144,6 +144,18 @@ def parse(text: str, source: str) -> YamlFile:
     if faults:
         raise Faults(source, faults)
     return result
+
+
+def _problem(error: yaml.YAMLError, text: str) -> str:
+    """Where a text is no YAML, and why, in one line."""
+    if isinstance(error, yaml.reader.ReaderError):
+        before = text[: error.position].split("\n")
+        return f"line {len(before)}, column {len(before[-1]) + 1}: character #x{error.character:04x}: {error.reason}"
+    assert isinstance(error, yaml.MarkedYAMLError)
+    context, mark = error.context_mark, error.problem_mark or error.context_mark
+    place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+    begun = f" ({error.context}, line {context.line + 1})" if context else ""
+    return " ".join(f"{place}{error.problem}{begun}".split())
 
 
 def _num_values(node: yaml.Node, known: dict[int, int]) -> int:

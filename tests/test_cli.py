@@ -342,6 +342,9 @@ def test_merge_takes_over_what_others_have_done_and_a_full_or_forbidden_place_is
     assert merged.stdout.startswith("3 records came in.")  # an original, a trial and the point that it is of
     left = sweeps.command(tmp_path, "plan", str(file), "--only", "method=no_unlearning", "--output", "two", "--json")
     assert json.loads(left.stdout)["trials_done"] == 1
+    itself = sweeps.command(tmp_path, "merge", "two/small", "one/../two/small")
+    assert itself.returncode == 2
+    assert itself.stderr == "cu-ray: one/../two/small is two/small itself: give the folders of other sweeps after it\n"
     (tmp_path / "three").touch()
     refused = sweeps.command(tmp_path, "merge", "three/small", "one/small")
     assert refused.returncode == 1

@@ -349,12 +349,12 @@ ONE_FAULT = [
     ("deletion_fractions", "[0.5, 1.5]", ["deletion_fractions[1]", "1.5 is not allowed", "above 0, at most 1"]),
     ("deletion_fractions", "[-0.5]", ["deletion_fractions[0]", "-0.5 is not allowed"]),
     ("deletion_fractions", "[.nan]", ["deletion_fractions[0]", "nan is not allowed"]),
-    ("deletion_fractions", "[half]", ["deletion_fractions[0]", "'half' is not allowed", "a number"]),
+    ("deletion_fractions", "[half]", ["deletion_fractions[0]", "'half' is not allowed", "Allowed: numbers above 0, at most 1."]),
     ("deletion_fractions", "[0.5, 0.50]", ["deletion_fractions[1]", "0.5 is given twice"]),
     ("deletion_fractions", "[0.5, 0.001]", ["deletion_fractions[1]", "0.001 of 100", "an empty deletion set"]),
     ("seeds", "[]", ["an empty list"]),
     ("seeds", "[0, 1.5]", ["seeds[1]", "1.5 is not allowed"]),
-    ("seeds", "[0, -1]", ["seeds[1]", "-1 is not allowed", "not negative"]),
+    ("seeds", "[0, -1]", ["seeds[1]", "-1 is not allowed", "Allowed: integers, not negative."]),
     ("seeds", "[true]", ["seeds[0]", "True is not allowed"]),
     ("seeds", "first", ["'first' is not allowed"]),
     ("seeds", "[3, 3]", ["seeds[1]", "3 is given twice"]),
@@ -446,6 +446,9 @@ ONE_FAULT = [
     ("runtime", "{device: gpu}", ["runtime.device", "'gpu' is not allowed", "Allowed: auto, cpu, cuda"]),
     ("runtime", "{tracker: mlfow}", ["runtime.tracker", "'mlfow' is not allowed", "Did you mean 'mlflow'?"]),
     ("runtime", "{output: 3}", ["runtime.output", "3 is not allowed", "a text"]),
+    ("runtime", "{output: ''}", ["runtime.output", "'' is not allowed. Allowed: a folder or a URI"]),
+    ("runtime", "{storage: ''}", ["runtime.storage", "'' is not allowed. Allowed: a folder or a URI"]),
+    ("runtime", "{trial_time_limit: 5}", ["runtime.trial_time_limit", "Allowed: a text or null, like '24h'."]),
     # numbers too large for any computation
     ("train", f"{{steps: {'1' * 400}}}", ["train.steps", "is not allowed"]),
     ("train", f"{{lr: {'1' * 400}}}", ["train.lr", "is not allowed"]),
@@ -594,6 +597,28 @@ def test_what_is_not_yaml_is_a_fault_of_the_file(text):
     faults = faults_in(text)
     assert len(faults) == 1
     assert "\n" not in faults[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "a: 1\nb: [1, 2",
+            "line 2, column 9: expected ',' or ']', but got '<stream end>' (while parsing a flow sequence, line 2)",
+        ),
+        ("a: 1\n b: 2", "line 2, column 3: mapping values are not allowed here"),
+        ("a: {b: 1\n\nc: 2", "line 3, column 2: expected ',' or '}', but got ':' (while parsing a flow mapping, line 1)"),
+        ("name: *nowhere", "line 1, column 7: found undefined alias 'nowhere'"),
+        ("a: 1\nname: \x07", "line 2, column 7: character #x0007: special characters are not allowed"),
+        ("a: !s3://me:secret@x 1", "line 1, column 4: could not determine a constructor for the tag '!s3://..."),
+    ],
+)
+def test_where_and_why_it_is_not_yaml_is_said_once(text, said):
+    assert faults_in(text) == [f"not YAML: {said}"]
+
+
+def test_a_range_that_is_wrong_is_not_said_to_be_none():
+    assert len(faults_of(methods="{scrub: {alpha: {low: 2, high: 1}, trials: 2}}")) == 1
 
 
 def test_a_text_that_yaml_cannot_read_runs_nothing(tmp_path):

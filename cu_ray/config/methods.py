@@ -47,7 +47,7 @@ class Methods(Values):
         return found
 
     def _method(self, cls: type[Any], given: dict[str, Any], path: str, search: SearchSection) -> MethodPlan:
-        facts = plugins.facts(cls)
+        facts, before = plugins.facts(cls), self.num_complaints
         options = {key: given[key] for key in RESERVED if key in given}
         settings = {key: value for key, value in given.items() if key not in RESERVED}
         for key in settings:
@@ -78,7 +78,8 @@ class Methods(Values):
                     self.fault(f"{path}.{name}", "a grid needs values: give a list, or `num` beside low and high")
             if math.prod(len(each.values) for each in space.values() if isinstance(each, Options)) > MOST_COMBINATIONS:
                 self.fault(path, f"a grid of more than {MOST_COMBINATIONS} points")
-        if "trials" in given and (points is not None or not space or sampler == "grid"):
+        nothing_to_sample = points is not None or not space or sampler == "grid"
+        if "trials" in given and nothing_to_sample and self.num_complaints == before:  # what is wrong may be a range
             self.fault(f"{path}.trials", "there is nothing to sample here: the points are given, fixed or a whole grid")
         return MethodPlan(cls, fixed, space, points, sampler, trials, keep)
 

@@ -32,6 +32,7 @@ SECTIONS = (
 REQUIRED = ("name", "dataset", "model", "manipulation", "methods")
 DEFAULTS: dict[str, Any] = {"detection": "uniform", "deletion_fractions": [number / 10 for number in range(1, 11)], "seeds": [0]}
 NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}"
+FRACTIONS = "numbers above 0, at most 1"
 EVIDENCE = FieldFact("evidence", bool, False, None, None, None)
 
 
@@ -65,11 +66,13 @@ class Reader(Values):
             for path, given in self.fan_out(train, lambda _: plugins.facts(TrainRecipe), "train")
             if (recipe := self.instance(TrainRecipe, given, path)) is not None
         ]
-        fractions = self.numbers("deletion_fractions", top.get("deletion_fractions", DEFAULTS["deletion_fractions"]), float)
+        fractions = self.numbers(
+            "deletion_fractions", top.get("deletion_fractions", DEFAULTS["deletion_fractions"]), float, FRACTIONS
+        )
         for index, fraction in fractions.items():
             if not 0 < fraction <= 1:
-                self.fault(f"deletion_fractions[{index}]", f"{fraction!r} is not allowed. Allowed: above 0, at most 1.")
-        seeds = self.numbers("seeds", top.get("seeds", DEFAULTS["seeds"]), int)
+                self.fault(f"deletion_fractions[{index}]", f"{fraction!r} is not allowed. Allowed: {FRACTIONS}.")
+        seeds = self.numbers("seeds", top.get("seeds", DEFAULTS["seeds"]), int, "integers, not negative")
         search = self.section(SearchSection, "search")
         controls = self.section(ControlsSection, "controls")
         original = self.section(OriginalSection, "original")

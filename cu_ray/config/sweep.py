@@ -135,6 +135,8 @@ class RuntimeSection:
         except UserError as error:
             raise FieldFault("trial_time_limit", f"{error}, or null for none") from error
         for name in ("output", "storage"):
+            if not getattr(self, name):
+                raise FieldFault(name, "'' is not allowed. Allowed: a folder or a URI")
             try:
                 at(getattr(self, name))
             except UserError as error:

@@ -107,7 +107,9 @@ class Values:
         """The value in its declared type, or `otherwise` after complaining."""
         value = typed(fact.hint, given)
         if value is MISSING:
-            self.fault(path, f"{given!r} is not allowed. Allowed: {fact.describe()}.")
+            has_example = isinstance(fact.default, str) and fact.default and not fact.choices
+            example = f", like {fact.default!r}" if has_example else ""
+            self.fault(path, f"{given!r} is not allowed. Allowed: {fact.describe()}{example}.")
             return otherwise
         if fact.choices and isinstance(value, str) and value not in fact.choices.values:
             allowed = [*map(str, fact.choices.values), *([f"a number {fact.bound}"] if fact.bound else [])]
@@ -122,8 +124,8 @@ class Values:
             return otherwise
         return value
 
-    def numbers(self, path: str, given: Any, kind: type[Any]) -> dict[int, Any]:
-        """The numbers of a list, or a single one, by their place in it."""
+    def numbers(self, path: str, given: Any, kind: type[Any], allowed: str) -> dict[int, Any]:
+        """The numbers of a list, or a single one, by their place in it; none is negative. `allowed`: for messages."""
         items = given if isinstance(given, list) else [given]
         if not items:
             self.fault(path, "an empty list: give at least one value")
@@ -132,7 +134,7 @@ class Values:
             place = f"{path}[{index}]" if isinstance(given, list) else path
             value = typed(kind, item)
             if value is MISSING or not is_finite(value) or value < 0:
-                self.fault(place, f"{item!r} is not allowed. Allowed: a number of type {kind.__name__}, not negative.")
+                self.fault(place, f"{item!r} is not allowed. Allowed: {allowed}.")
             elif value in values.values():
                 self.fault(place, f"{item!r} is given twice")
             else:
