@@ -740,6 +740,12 @@ def bundle(folder: Place, to: Path | None, models: bool) -> None:
         out.print(f"Note: unfinished: {made.unfinished}.")
     if made.missing:
         out.print(f"{len(made.missing)} originals are in the store no more, and not in the bundle.")
+    if made.num_untold:
+        told = "their sets are not in sets.parquet"
+        out.print(f"{made.num_untold} trials were made by other versions of their plug-ins: {told}.", soft_wrap=True)
+    if made.lost:
+        remedy = "Run this in the folder of their files, or with PYTHONPATH set to that folder"
+        out.print(f"The code of {', '.join(made.lost)} is not in the bundle, as it is not found here. {remedy}.", soft_wrap=True)
     out.print("CITATION.cff has one place to edit: who ran it.")
 
 

@@ -302,13 +302,14 @@ def test_plugins_beside_the_sweep_file_are_found_from_any_folder(done, tmp_path)
 
 def test_of_another_machines_sweep_nothing_is_imported_from_where_it_says_and_the_message_says_what_to_do(done, copied, tmp_path):
     results = copied("results/own/status.json", f'"{platform.node()}"', '"elsewhere"') / "results" / "own"
-    for command in ("replay", "export", "bundle"):
-        key = [] if command == "bundle" else [key_of(done, "catastrophic_forgetting")]
-        refused = sweeps.command(tmp_path, command, str(results), *key)
+    for command in ("replay", "export"):
+        refused = sweeps.command(tmp_path, command, str(results), key_of(done, "catastrophic_forgetting"))
         assert refused.returncode == 2, refused.stdout
         assert "No module named 'own_net': run this in the folder of its file, or with PYTHONPATH set" in refused.stderr
         assert f"on elsewhere the sweep looked in {done.folder}" in refused.stderr
     assert sweeps.command(tmp_path / "copy", "replay", str(results), key_of(done, "no_unlearning")).returncode == 0
+    bundled = sweeps.command(tmp_path, "bundle", str(results)).stdout
+    assert "own_net:Mine is not in the bundle, as it is not found here. Run this in the folder of their files, or with" in bundled
 
 
 def test_a_trial_that_fails_again_in_the_same_way_is_the_same(done):

@@ -299,9 +299,10 @@ def test_every_kind_must_define_what_it_does(lab, function, needed):
     assert f"has no `{function}`: {needed}" in refused(lab, (f"def {function}(", f"def {function}_("))
 
 
-def test_a_class_below_a_dataclass_must_be_one_itself(lab):
-    change = ("@dataclass(frozen=True)\nclass Swap", "class Swap")
-    assert "lab.py) is no dataclass itself: @dataclass(frozen=True) is needed above the class" in refused(lab, change)
+def test_a_class_with_settings_must_be_a_dataclass_itself(lab):
+    change = ("@dataclass(frozen=True)\nclass Swap(Manipulation):\n", "class Swap(Manipulation):\n    rate: float = 0.1\n")
+    said = "lab.py) is no dataclass itself, so rate is no setting of it: @dataclass(frozen=True) is needed above the class"
+    assert said in refused(lab, change)
 
 
 def test_what_a_class_raises_at_its_settings_is_its_own(lab):

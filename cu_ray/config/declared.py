@@ -39,7 +39,9 @@ def faults_of(kind: str, cls: type[Any]) -> list[str]:
 def of_class(cls: type[Any]) -> Rules:
     """How the class is made."""
     own = vars(cls).get("__dataclass_params__")
-    yield own is not None, "is no dataclass itself: @dataclass(frozen=True) is needed above the class"
+    fields = [name for name, hint in inspect.get_annotations(cls).items() if "ClassVar" not in str(hint)]
+    lost = "" if own or not fields else f"is no dataclass itself, so {fields[0]} is no setting of it"
+    yield not lost, f"{lost}: @dataclass(frozen=True) is needed above the class"
     yield own is None or own.frozen, "is not frozen: @dataclass(frozen=True) is needed above the class"
 
 

@@ -6,7 +6,6 @@ SHA256SUMS
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import inspect
@@ -67,6 +66,7 @@ class Bundle:
     missing: list[str]  # keys of originals that the store has not
     unfinished: str | None  # how much of the sweep is not there yet
     num_untold: int  # trials whose sets are left out: other versions of data set, manipulation, model or detection made them
+    lost: list[str]  # plug-ins that are not found here, whose code is not in the bundle
 
 
 def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) -> Bundle:
@@ -93,7 +93,8 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
         target.write(f"evidence/{key}.parquet", ledger.evidence.read(folder / "ledger", key))
     missing = [key for key in known.originals if known.originals[key].ok and not _copied(key, store, target)]
     metrics = metrics_in(read_table(folder / "tables", RESCORED).column_names) if rescored else []
-    for path, file in _own_files(described, metrics).items():
+    files, lost = _own_files(described, metrics)
+    for path, file in files.items():
         target.write(f"code/{path}", file.read_bytes())
     target.write("code.json", json.dumps(known.code, indent=1, sort_keys=True).encode())
     target.write("versions.json", json.dumps(doctor.versions(), indent=1).encode())
@@ -103,7 +104,7 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
     target.write("CITATION.cff", _citation(name).encode())
     target.write("README.txt", _readme(name, missing, unfinished, num_untold).encode())
     target.place.write(SUMS, "".join(f"{digest}  {path}\n" for path, digest in sorted(target.digests.items())).encode())
-    return Bundle(target.finish(), len(target.digests) + 1, missing, unfinished, num_untold)
+    return Bundle(target.finish(), len(target.digests) + 1, missing, unfinished, num_untold, lost)
 
 
 class _Target:
@@ -195,14 +196,19 @@ def _chosen(folder: Place) -> list[str]:
     return list(dict.fromkeys(str(key) for row in rows for key in row["trial_keys"]))
 
 
-def _own_files(trials: Iterable[Mapping[str, Any]], metrics: Iterable[str]) -> dict[Path, Path]:
-    """The files of the user's own plug-ins that were used, with what these import, by the paths that their modules ask for."""
+def _own_files(trials: Iterable[Mapping[str, Any]], metrics: Iterable[str]) -> tuple[dict[Path, Path], list[str]]:
+    """The files of the user's own plug-ins that were used, with what these import, by the paths that their modules ask for.
+
+    And the names of those that are not found here.
+    """
     names = {(kind, plugin["name"]) for described in trials for kind, plugin in tables.plugins_of(described)}
-    used = set[type]()
+    used, lost = set[type](), list[str]()
     for kind, name in sorted(names | {("metrics", each) for each in metrics}):
-        with contextlib.suppress(UserError):  # its file is gone
+        try:
             used.add(plugins.find(kind, name))
-    return plugins.own_files(*(_root(cls) for cls in used if not cls.__module__.startswith("cu_ray.")))
+        except UserError:
+            lost.append(name)
+    return plugins.own_files(*(_root(cls) for cls in used if not cls.__module__.startswith("cu_ray."))), lost
 
 
 def _root(cls: type) -> Path:

@@ -246,7 +246,7 @@ def caught(suite, cls, test, **settings):
 def test_every_rule_says_what_is_wrong():
     """Where a user's pytest runs the suites, it does not rewrite their asserts: without a message there is none at all."""
     asserts = [node for node in ast.walk(ast.parse(inspect.getsource(testing))) if isinstance(node, ast.Assert)]
-    assert len(asserts) > 60
+    assert len(asserts) > 40  # further ones are rules of checks.py and declared.py, which have a message each
     assert [node.lineno for node in asserts if node.msg is None] == []
 
 
@@ -544,5 +544,5 @@ class Floats(testing.TinyImages):
 
 
 def test_the_type_of_pixels_is_said_as_it_is():
-    said = caught(testing.DatasetConformance, Floats, "test_its_pixels_are_uint8_and_its_labels_int64")
-    assert "pixels are to be uint8 [40, 12, 12, 1], not float32 [40, 12, 12, 1] [0." in said
+    said = caught(testing.DatasetConformance, Floats, "test_its_facts_are_what_it_loads")
+    assert "pixels are float32 [40, 12, 12, 1]: uint8 is needed, from 0 to 255, not yet normalised" in said
