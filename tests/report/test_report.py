@@ -340,7 +340,7 @@ def test_a_running_sweep_is_watched_to_its_end(tmp_path, monkeypatch):
         say(where, running=len(looks) < 2)
 
     say(where, running=True)
-    monkeypatch.setattr("cu_ray.cli.time.sleep", sleep)
+    monkeypatch.setattr("cu_ray.cli.look.time.sleep", sleep)
     done = report(str(where), "--watch")
     assert done.exit_code == 0, done.output
     assert len(looks) == 2
@@ -360,7 +360,7 @@ def test_the_first_tables_of_a_sweep_that_runs_are_waited_for(tmp_path, monkeypa
         else:
             say(where, running=False)
 
-    monkeypatch.setattr("cu_ray.cli.time.sleep", sleep)
+    monkeypatch.setattr("cu_ray.cli.look.time.sleep", sleep)
     done = report(str(where), "--watch")
     assert done.exit_code == 0, done.output
     assert done.output.startswith(f"Waiting for the first tables ...\n{where / 'report' / 'report.html'} as of ")

@@ -1,0 +1,83 @@
+"""The group of all commands, what they print on, and how their errors end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import IO, Any
+
+import click
+from rich.console import Console
+
+from cu_ray import __version__
+from cu_ray.errors import CuRayError, UserError, did_you_mean
+from cu_ray.places import Place, at
+
+
+class Terminal(Console):
+    """Where commands print. What is printed after the reader of a pipe has gone is lost: that ends no sweep."""
+
+    def on_broken_pipe(self) -> None:
+        """Go on."""
+        _to_nowhere(self.file)
+
+
+def _to_nowhere(stream: IO[str]) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def console() -> Console:
+    """The terminal, on which a text stands as it is; a plain text stream has lines of 140 characters."""
+    return Terminal(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 140)
+
+
+class PlaceParameter(click.ParamType):  # type: ignore[type-arg]
+    """A folder or a URI as an argument."""
+
+    name = "path or URI"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
+        """The place."""
+        return at(value)
+
+
+PLACE = PlaceParameter()
+
+
+class Commands(click.Group):
+    """Commands whose wrong use ends in one message and exit code 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        sys.path.insert(0, "")  # plug-ins in the current folder
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            print(f"cu-ray: {error}", file=sys.stderr)
+            ctx.exit(2)
+        except CuRayError as error:
+            print(f"cu-ray: {error}", file=sys.stderr)
+            ctx.exit(1)
+        except KeyboardInterrupt:
+            print("cu-ray: interrupted. What a sweep has finished is kept; the same command goes on from there.", file=sys.stderr)
+            ctx.exit(130)
+        except BrokenPipeError:
+            _to_nowhere(sys.stdout)
+            ctx.exit(1)
+        except OSError as error:  # a full disk, no permission
+            where = f" ({error.filename})" if error.filename else ""
+            print(f"cu-ray: {error.strerror or error}{where}", file=sys.stderr)
+            ctx.exit(1)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """The command named, or a complaint with the nearest name."""
+        shown = [name for name, command in self.commands.items() if not command.hidden]
+        if args and args[0] not in self.commands:
+            raise click.UsageError(f"there is no command {args[0]!r}. {did_you_mean(args[0], shown)}", ctx)
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="cu-ray")
+def main() -> None:
+    """Distributed sweeps for corrective machine unlearning."""
