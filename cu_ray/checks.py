@@ -7,6 +7,7 @@ hold, so that a later one may rest on it. They cost little: no pixel is read.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -58,7 +59,8 @@ def loaded(dataset: Any, where: str = "") -> Dataset:
     """The images of a data set plug-in. Raises UserError where they are missing, or are not what its facts say."""
     with users_fault(dataset, where):
         found: Dataset = dataset.load()
-        require(of_dataset(found, dataset.facts()))
+        if is_own(dataset):  # those of the package say and load the same thing, which can be millions of files
+            require(of_dataset(found, dataset.facts()))
     return found
 
 
@@ -71,8 +73,10 @@ def of_facts(facts: Any) -> Rules:
     shape, names = facts.image_shape, facts.class_names
     is_shape = isinstance(shape, tuple) and len(shape) == 3 and all(map(_is_count, shape))
     yield is_shape, f"facts().image_shape is {shape!r}: height, width and channels are needed, three integers"
-    are_names = isinstance(names, tuple) and all(isinstance(name, str) for name in names) and len(set(names)) == len(names) >= 2
-    yield are_names, f"facts().class_names are {names!r}: a tuple of two or more different texts is needed"
+    are_names = isinstance(names, tuple) and all(isinstance(name, str) for name in names) and len(names) >= 2
+    yield are_names, f"facts().class_names are {_kind(names)}: a tuple of two or more texts is needed"
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    yield not twice, f"facts().class_names has {_some(twice)} more than once: different names are needed"
 
 
 def of_dataset(dataset: Any, facts: DatasetFacts) -> Rules:
@@ -200,7 +204,8 @@ def try_own_model(model: Any, image_shape: Shape, num_classes: int, where: str =
         require([(is_module, f"build() gave {_kind(built)}: a torch.nn.Module is needed")])
         initialise([built], 0)
         height, width, channels = image_shape
-        require(of_logits(built.eval()(torch.randn(2, channels, height, width)), num_classes))
+        if not torch.cuda.is_available():  # it may have kernels for GPUs alone
+            require(of_logits(built.eval()(torch.randn(2, channels, height, width)), num_classes))
         require(of_blocks(model.blocks(built), built))
         require(of_layers(model, built))
 
@@ -266,7 +271,7 @@ def _span(numbers: Indices) -> str:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 1
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
 
 
 def _is_array(value: Any, dtype: Any) -> bool:

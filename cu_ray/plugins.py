@@ -130,7 +130,7 @@ def name_of(plugin: Any) -> str:
 
 def is_own(plugin: Any) -> bool:
     """Whether a plug-in, or its class, is from outside the package: a user's own."""
-    return ":" in name_of(plugin)
+    return not _class_of(plugin).__module__.startswith("cu_ray.")
 
 
 def with_file(plugin: Any) -> str:
@@ -152,11 +152,11 @@ def users_fault(plugin: Any, where: str = "") -> Iterator[None]:
         raise UserError(f"{begin}: {error}") from error
     except CuRayError:
         raise
-    except Exception as error:  # whatever a user's file raises
+    except (Exception, SystemExit) as error:  # whatever a user's file raises
         if not is_own(plugin):
             raise
         place = _line_in(_class_of(plugin).__module__, error)
-        raise UserError(f"{begin} raised {type(error).__name__}{place}: {in_one_line(error)}") from error
+        raise UserError(f"{begin} raised {type(error).__name__}{place}: {_said_by(error)}") from error
 
 
 def facts(cls: type[Any]) -> dict[str, FieldFact]:
@@ -190,7 +190,7 @@ def build(kind: str, described: Mapping[str, Any]) -> Any:
 
 
 def fingerprint(cls: type[Any]) -> str:
-    """A hash of the code of a plug-in, docstrings and comments apart: tells that code changed.
+    """A hash of the code of a plug-in, docstrings, comments and its version apart: tells that code changed.
 
     Of the class's file, and of what that imports, directly or not, from its own package (of cu_ray's own plug-ins: their kind's
     folder) or, where it is in none, from the folder that it lies in.
@@ -205,13 +205,13 @@ def fingerprint(cls: type[Any]) -> str:
         if each not in seen:
             seen.add(each)
             try:
-                tree = ast.parse(each.read_bytes())
+                tree = _without_words(ast.parse(each.read_bytes()))
             except (SyntaxError, ValueError):  # of another version of Python, say: imported by nobody here
                 digest.update(each.read_bytes())
                 continue
             beside = _imports(tree, each, package, root)
             left += sorted((path for path in beside if package or not _is_installed(path)), reverse=True)
-            digest.update(ast.unparse(_without_docstrings(tree)).encode())
+            digest.update(ast.unparse(tree).encode())
     return digest.hexdigest()[:16]
 
 
@@ -234,7 +234,8 @@ def own_files(*roots: Path) -> dict[Path, Path]:
 def _is_installed(file: Path) -> bool:
     """Whether a file is of cu-ray, of what is installed or of the standard library."""
     places = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib"))]
-    return any(file.resolve().is_relative_to(place) for place in places)
+    found = file.resolve()
+    return not {"site-packages", "dist-packages"}.isdisjoint(found.parts) or any(found.is_relative_to(place) for place in places)
 
 
 def _imports(tree: ast.Module, file: Path, package: str, root: Path) -> set[Path]:
@@ -256,8 +257,13 @@ def _imports(tree: ast.Module, file: Path, package: str, root: Path) -> set[Path
     return {path for path in candidates if path.is_file()}
 
 
-def _without_docstrings(tree: ast.Module) -> ast.Module:
+def _without_words(tree: ast.Module) -> ast.Module:
+    """The tree without docstrings, and without the version of classes, which is known besides."""
     for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef):
+            node.body = [
+                each for each in node.body if not (isinstance(each, ast.AnnAssign) and ast.unparse(each.target) == "version")
+            ]
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
@@ -304,7 +310,7 @@ def _imported(kind: str, path: str) -> type[Any]:
         missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
         hint = _nearest_module(module_name) if missing else ""
         place = _line_in(module_name, error)
-        raise UserError(f"{path!r} cannot be imported: {type(error).__name__}{place}: {in_one_line(error)}{hint}") from error
+        raise UserError(f"{path!r} cannot be imported: {type(error).__name__}{place}: {_said_by(error)}{hint}") from error
     if not hasattr(module, class_name):
         raise UserError(
             f"{path!r}: {module_name} has no class {class_name!r}. {did_you_mean(class_name, _classes(kind, module))}"
@@ -322,8 +328,12 @@ def _path_for(kind: str, name: str) -> str:
         return f"{module}:{cls}"
     if name not in _own_modules(""):
         return ""
-    with contextlib.suppress(Exception, SystemExit):  # whatever a user's file raises when it is imported
-        return f"{name}:{(_classes(kind, importlib.import_module(name)) or ['Class'])[0]}"
+    with contextlib.suppress(OSError, SyntaxError, ValueError):  # not imported: it may be a script, which would run
+        tree = ast.parse(_own_modules("")[name].read_bytes())
+        base = kind.rstrip("s").capitalize()
+        classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+        of_kind = [each.name for each in classes if any(ast.unparse(b).endswith(base) for b in each.bases)]
+        return f"{name}:{(of_kind or ['Class'])[0]}"
     return f"{name}:Class"
 
 
@@ -349,6 +359,12 @@ def _classes(kind: str, module: types.ModuleType) -> list[str]:
         for name, cls in vars(module).items()
         if isinstance(cls, type) and issubclass(cls, base) and cls.__module__ == module.__name__ and name[0] != "_"
     ]
+
+
+def _said_by(error: BaseException) -> str:
+    """What an error says, with the file that it is about."""
+    file = error.filename if isinstance(error, OSError) else None
+    return f"{in_one_line(error)}{f' ({file})' if file else ''}"
 
 
 def _line_in(module: str, error: BaseException) -> str:

@@ -739,13 +739,21 @@ def test_methods_fractions_and_seeds_can_be_restricted(file):
     assert restricted(file, ["seed=0"])[2] == (0,)
 
 
-def test_a_restriction_to_what_the_objective_cannot_choose_from_is_refused(file):
+def test_a_part_from_which_the_objective_cannot_choose_runs_as_it_does_in_the_whole(file):
     """Of 100 samples 10 are found at 0.1: too few to hold a fifth of them out, but the other fractions have enough."""
     file.write_text(f"{file.read_text()}\nsearch: {{objective: defender}}\n")
     assert restricted(file, ["fraction=0.5"])[1] == (0.5,)
     assert restricted(file, ["method=no_unlearning", "fraction=0.1"])[0] == ["no_unlearning"]  # there is nothing to choose
-    with pytest.raises(UserError, match=r"--only fraction=0.1: .*defender needs at least 23 samples found; .* there are 10"):
-        restricted(file, ["fraction=0.1"])
+    assert restricted(file, ["fraction=0.1"])[1] == (0.1,)
+
+
+def test_an_objective_that_can_choose_on_one_of_several_manipulations_is_none_that_cannot():
+    """The one of which the truth is known is too small for it, the other is not."""
+    text = text_of(search="{objective: defender}", deletion_fractions="[0.1]")
+    few, many = "{name: backdoor, size: 20}", "{name: backdoor, size: 400}"
+    assert config.parse(text.replace("{name: backdoor, size: 100}", f"[{few}, {many}]")).search.objective == "defender"
+    with pytest.raises(Faults, match=r"defender needs at least 23 samples found; at deletion fraction 0\.1 there are 2"):
+        config.parse(text.replace("{name: backdoor, size: 100}", few))
 
 
 def test_a_restriction_that_would_make_other_searches_is_refused(file):

@@ -65,6 +65,7 @@ def test_it_is_of_the_code_and_of_no_words_about_it(mine):
     assert mine(mine=("A method.", "My method.")) == as_it_is
     assert mine(_helper=('"""How strong."""', "# twice as deep")) == as_it_is
     assert mine(_other=("1", "2")) == as_it_is, "nobody imports it"
+    assert mine(mine=('method."""\n', 'method."""\n\n    version: int = 1\n')) == as_it_is, "its version is known besides"
 
 
 @pytest.mark.parametrize("change", [("mine", "strength()\n", "0\n"), ("_helper", "2 *", "3 *"), ("_deeper", "3", "4")])

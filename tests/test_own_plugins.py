@@ -299,6 +299,12 @@ def test_every_kind_must_define_what_it_does(lab, function, needed):
     assert f"has no `{function}`: {needed}" in refused(lab, (f"def {function}(", f"def {function}_("))
 
 
+def test_a_misspelt_name_runs_no_script_that_has_it(lab, tmp_path):
+    (tmp_path / "labs.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    refused(lab, sweep=SWEEP.replace("lab:Fancy", "labs"))
+    assert not (tmp_path / "ran").exists()
+
+
 def test_a_class_with_settings_must_be_a_dataclass_itself(lab):
     change = ("@dataclass(frozen=True)\nclass Swap(Manipulation):\n", "class Swap(Manipulation):\n    rate: float = 0.1\n")
     said = "lab.py) is no dataclass itself, so rate is no setting of it: @dataclass(frozen=True) is needed above the class"

@@ -116,7 +116,7 @@ def bundle(folder: Place, to: Path | None, models: bool) -> None:
         out.print(f"{len(made.missing)} originals are in the store no more, and not in the bundle.")
     if made.num_untold:
         told = "their sets are not in sets.parquet"
-        out.print(f"{made.num_untold} trials were made by other versions of their plug-ins: {told}.", soft_wrap=True)
+        out.print(f"{made.num_untold} trials have plug-ins that are others here or not found: {told}.", soft_wrap=True)
     if made.lost:
         remedy = "Run this in the folder of their files, or with PYTHONPATH set to that folder"
         out.print(f"The code of {', '.join(made.lost)} is not in the bundle, as it is not found here. {remedy}.", soft_wrap=True)
@@ -131,8 +131,10 @@ def bundle(folder: Place, to: Path | None, models: bool) -> None:
 def rescore(folder: Place, metrics: tuple[str, ...]) -> None:
     """Compute metrics of the sweep in FOLDER (results/NAME) from the evidence that it kept. Runs no model again."""
     from cu_ray.sweep import rescore as rescoring
+    from cu_ray.sweep.foreground import plugins_of
 
-    made, out = rescoring.rescore(folder, metrics), console()
+    with plugins_of(folder):
+        made, out = rescoring.rescore(folder, metrics), console()
     out.print(f"{made.table}: {', '.join(made.metrics)} of {made.num_rows} trials and originals", soft_wrap=True)
     if made.dropped:
         names = ", ".join(made.dropped)

@@ -11,7 +11,6 @@ from typing import Any
 import yaml
 
 from cu_ray import plugins
-from cu_ray.config import choice
 from cu_ray.config.sweep import RuntimeSection, Sweep
 from cu_ray.config.values import Values
 from cu_ray.errors import Faults, UserError, did_you_mean
@@ -71,10 +70,6 @@ def restricted(sweep: Sweep, only: Sequence[str], seeds: Iterable[int]) -> Sweep
         fractions=tuple(dict.fromkeys(chosen.get("fraction", sweep.fractions))),
         seeds=tuple(dict.fromkeys([*chosen.get("seed", sweep.seeds), *map(_seed, seeds)])),
     )
-    manipulations = [each for _, each in asked.manipulations]
-    why = choice.why_none(search, asked.methods, manipulations, asked.detections, asked.fractions)
-    if why is not None:
-        raise UserError(f"--only {','.join(only)}: of this, search.objective: {why}")
     return replace(asked, text=_text_of(asked, sweep)) if asked != sweep else sweep
 
 

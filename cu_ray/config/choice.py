@@ -38,16 +38,19 @@ def why_none(
     ]
     if not cases:
         return None
-    best = max(cases, key=lambda case: (bool(case.manipulation.truth_known), case.num_found))
-    lacks = {name: rule.lacks(best.num_found, best.manipulation.truth_known) for name, rule in RULES.items()}
-    if (lack := lacks[search.objective]) is None:
+    lacking = {
+        name: [rule.lacks(case.num_found, case.manipulation.truth_known) for case in cases] for name, rule in RULES.items()
+    }
+    possible = ", ".join(name for name, lacks in lacking.items() if None in lacks)
+    if None in lacking[search.objective]:
         return None
+    best = max(cases, key=lambda case: (bool(case.manipulation.truth_known), case.num_found))
+    lack = RULES[search.objective].lacks(best.num_found, best.manipulation.truth_known)
     if search.rules[0].needs_truth:
         there = f", which {name_of(best.manipulation)} does not know here"
     else:
         place = "" if best.fraction is None else f" at deletion fraction {best.fraction:g}"
         there = f";{place} there are {best.num_found}"
-    possible = ", ".join(name for name in lacks if lacks[name] is None)
     return f"{search.objective} needs {lack}{there}. Possible here: {possible}"
 
 

@@ -122,7 +122,7 @@ def _admits(fact: FieldFact, value: Any) -> bool:
     """Whether a setting may have the value, which is plain JSON."""
     if typed(fact.hint, value) is MISSING or not _is_plain(value):
         return False
-    if value is None:
+    if value is None or isinstance(value, tuple):  # bounds and choices are of single values
         return True
     chosen = fact.choices is not None and value in fact.choices.values
     return chosen or (fact.bound.admits(value) if fact.bound and not isinstance(value, str) else fact.choices is None)

@@ -85,7 +85,7 @@ class Reader(Values):
         settled, detected = self._settled(datasets, models, manipulations, detections, fitting)
         self._check_controls(controls, [each for _, each in settled])
         why = choice.why_none(search, plans, [each for _, each in settled], detected, list(fitting.values()))
-        if why is not None:
+        if why is not None and fitting:
             self.fault("search.objective", why)
         self._check_original(original, {"dataset": datasets, "model": models, "manipulation": settled, "train": trains})
         if self.faults:

@@ -217,10 +217,10 @@ class Sweep:
         plugins = (*self.datasets, *self.models, *(each for _, each in self.manipulations), *self.detections)
         return [*map(type, plugins), *(method.cls for method in self.methods)]
 
-    @property
+    @functools.cached_property  # a working directory may go while the sweep runs
     def import_path(self) -> list[Path]:
-        """Where plug-ins that are not installed are looked for: beside the sweep file, and in the working directory."""
-        return [Path(self.source).resolve().parent, Path.cwd()]
+        """Where plug-ins that are not installed are looked for: in the working directory, then beside the sweep file."""
+        return [Path.cwd(), Path(self.source).resolve().parent]
 
 
 def scratch_of(folder: Place) -> Path:

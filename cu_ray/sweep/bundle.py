@@ -50,7 +50,7 @@ sets.parquet       which samples were manipulated, found and held out, and which
 evidence/          what each model predicted on the test images, where the sweep kept it: a row an image
 originals/         the original models, as safetensors{missing}
 models/            corrected models with their loaders, where they were asked for
-code/              plug-ins of the user's own, where it used some: their files as they are now, and those that they import
+code/              plug-ins of the user's own: their files as they are now, and those that they import{without}
 code.json          the versions of the plug-ins, and fingerprints of their code
 versions.json      of Python and packages where this was put together; in tables/ cu_ray_version and torch_version of each trial
 {sums}         checked by `sha256sum -c {sums}`
@@ -102,7 +102,7 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
         made = foreground.export(folder, key, target.place / "models" / key[:16])
         target.take_in(f"models/{key[:16]}", made.files)
     target.write("CITATION.cff", _citation(name).encode())
-    target.write("README.txt", _readme(name, missing, unfinished, num_untold).encode())
+    target.write("README.txt", _readme(name, missing, unfinished, num_untold, lost).encode())
     target.place.write(SUMS, "".join(f"{digest}  {path}\n" for path, digest in sorted(target.digests.items())).encode())
     return Bundle(target.finish(), len(target.digests) + 1, missing, unfinished, num_untold, lost)
 
@@ -140,11 +140,12 @@ class _Target:
             self.digests[f"{path}/{file}"] = hashlib.sha256(content).hexdigest()
 
 
-def _readme(name: str, missing: list[str], unfinished: str | None, num_untold: int) -> str:
+def _readme(name: str, missing: list[str], unfinished: str | None, num_untold: int, code: list[str]) -> str:
     lost = f" ({len(missing)} are in the store no more)" if missing else ""
-    untold = f" (without those of {num_untold} trials that other versions of plug-ins made)" if num_untold else ""
+    untold = f" (without those of {num_untold} trials, whose plug-ins are others here or not found)" if num_untold else ""
+    without = f"; that of {', '.join(code)} was not found" if code else ""
     mark = f"UNFINISHED: {unfinished}.\n" if unfinished else ""
-    return README.format(name=name, version=__version__, unfinished=mark, missing=lost, untold=untold, sums=SUMS)
+    return README.format(name=name, version=__version__, unfinished=mark, missing=lost, untold=untold, without=without, sums=SUMS)
 
 
 def _read(folder: Place, name: str) -> bytes:

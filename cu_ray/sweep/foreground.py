@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,7 +19,7 @@ from cu_ray import __version__, checks, plugins
 from cu_ray.config import MethodPlan, Sweep
 from cu_ray.errors import CuRayError, FieldFault, UserError, did_you_mean, in_one_line
 from cu_ray.lazy import torch
-from cu_ray.places import Place, at
+from cu_ray.places import Folder, Place, at
 from cu_ray.report.terminal import cells_of, rows_of
 from cu_ray.stages.pipeline import Workbench, arrays_of
 from cu_ray.store import open_store
@@ -172,17 +173,23 @@ def plugins_of(folder: Place | Path) -> Iterator[dict[str, Any]]:
     """
     facts = status.read(folder)
     said = facts.get("import_path")
-    paths = [path for path in said if isinstance(path, str)] if isinstance(said, list) else []
-    if facts["host"] == platform.node():
+    paths = [path for path in said if isinstance(path, str) and Path(path).is_absolute()] if isinstance(said, list) else []
+    if facts["host"] == platform.node() and _is_this_users(at(folder)):
         sys.path += [path for path in paths if path not in sys.path]
     try:
         yield facts
     except UserError as error:
-        if not isinstance(error.__cause__, ModuleNotFoundError):
-            raise
+        missing = error.__cause__
+        if not isinstance(missing, ModuleNotFoundError) or f"'{missing.name}:" not in str(error):
+            raise  # another module that it needs, say
         known = f"; on {facts['host']} the sweep looked in {' and '.join(paths)}" if paths else ""
         remedy = f"run this in the folder of its file, or with PYTHONPATH set to that folder{known}"
         raise UserError(f"{error}: {remedy}") from error
+
+
+def _is_this_users(folder: Place) -> bool:
+    """Whether what a folder says was written by the user who asks, as far as that can be known."""
+    return isinstance(folder, Folder) and (folder.path / "status.json").stat().st_uid == os.getuid()
 
 
 @dataclass(frozen=True)
@@ -192,12 +199,13 @@ class _Trial:
     record: Record
     spec: TrialSpec
     bench: Workbench
-    code: Mapping[str, Mapping[str, Any]]  # of plug-ins, as the ledger has it
+    code: Mapping[str, Mapping[str, Any]]  # by which it and its original were made, as far as the ledger knows
 
     def cause(self) -> str:
         """What scores that are not as recorded may come from: what has changed since then, as far as that is recorded."""
         used = _used(self.record.spec)
         known = {name: cls for name, (_, cls) in used.items() if "fingerprint" in self.code.get(name, {})}
+        unknown = sorted(used.keys() - known.keys())
         changed = [name for name, cls in known.items() if self.code[name]["fingerprint"] != plugins.fingerprint(cls)]
         found = [f"the code of the {name} is another, its version is not" for name in changed]
         then, now = self.record.facts, self.bench.machine()
@@ -208,6 +216,8 @@ class _Trial:
         ]
         if found:
             return f"What changed since then: {'; '.join(found)}"
+        if unknown:
+            return f"Machine and versions are as recorded; by what code of the {', '.join(unknown)} it was made is not"
         return (
             "Machine, versions and the code of plug-ins are as recorded: "
             "another number of threads may be why, or code that draws numbers elsewhere than from task.generator"
@@ -238,7 +248,8 @@ def _recorded(folder: Place | Path, key: str) -> _Trial:
             others = f"trial {key} was made by other versions of its plug-ins{_other_versions(found[0].spec)}"
             raise UserError(f"{others}: the code installed here cannot make it again")
     dataset = checks.loaded(spec.original.setting.dataset)
-    return _Trial(found[0], spec, _bench(dataset, facts["storage"], facts["device"]), known.code)
+    code = known.made_by.get(spec.original.key, {}) | known.made_by.get(spec.key, {})
+    return _Trial(found[0], spec, _bench(dataset, facts["storage"], facts["device"]), code)
 
 
 def _other_versions(described: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -34,6 +35,7 @@ Row = dict[str, Any]
 
 def write(where: Place | Path, plan: Plan, known: Known) -> None:
     """Write all tables of a sweep, each finished or not at all."""
+    _installed.cache_clear()
     studies = {key: study for study in plan.studies for key in trial_keys(study, known)}
     settings = {record.spec["original_key"]: record.spec["original"]["setting"] for record in known.trials.values()}
     columns = {key: setting_columns(plan.name, setting) for key, setting in settings.items()}
@@ -222,10 +224,16 @@ def _hp_type(kinds: set[Any]) -> pa.DataType:
 
 def _facts(kind: str, name: str) -> dict[str, FieldFact]:
     """The settings of a plug-in; none where it is no longer there."""
+    cls = _installed(kind, name)
+    return {} if cls is None else facts(cls)
+
+
+@functools.cache  # for one writing: to look for one that is gone takes long
+def _installed(kind: str, name: str) -> type[Any] | None:
     try:
-        return facts(find(kind, name))
+        return find(kind, name)
     except UserError:
-        return {}
+        return None
 
 
 # ---------------------------------------------------------------------------------------------------------------- rows
@@ -405,9 +413,9 @@ def plugins_of(spec: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
 
 def _is_stale(spec: Mapping[str, Any]) -> bool | None:
     """Whether another version of the code made this trial than the one installed; None where it is no longer there."""
-    try:
-        versions = [find(kind, described["name"]).version == described["version"] for kind, described in plugins_of(spec)]
-    except UserError:
+    used = [(_installed(kind, described["name"]), described["version"]) for kind, described in plugins_of(spec)]
+    versions = [None if cls is None else cls.version == version for cls, version in used]
+    if None in versions:
         return None
     return not all(versions) or spec["original"]["setting"]["learning"] != LEARNING_VERSION
 

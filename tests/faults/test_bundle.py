@@ -162,7 +162,7 @@ def test_sets_are_of_trials_of_earlier_versions_too_as_far_as_those_installed_ca
     sets = pd.read_parquet("later/sets.parquet")
     assert sets["deletion_size"].dropna().tolist() == [54]
     assert len(pd.read_parquet("later/tables/trials.parquet")) == 3
-    told = "row numbers (without those of 2 trials that other versions of plug-ins made)\n"
+    told = "row numbers (without those of 2 trials, whose plug-ins are others here or not found)\n"
     assert told in Path("later/README.txt").read_text()
     assert "row numbers\n" in Path("small-bundle/README.txt").read_text()
 

@@ -71,7 +71,8 @@ class Ledger:
         ]
         for record in new:
             file = evidence.File(record.key, evidence.read(place, record.key)) if record.ok and record.key in theirs else None
-            self.note_code(other.made_by[record.key])
+            unsaid: dict[str, dict[str, Any]] = {name: {} for name in self.known.code}
+            self.note_code(unsaid | other.made_by[record.key])
             self.append(record, file)
         points = [
             point
