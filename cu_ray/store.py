@@ -66,7 +66,8 @@ class LocalStore:
                 path.unlink(missing_ok=True)
         else:
             with contextlib.suppress(OSError):  # another process trimmed it meanwhile, or it is somebody else's
-                os.utime(path)  # when it was used last: see `unused`
+                now, written = time.time_ns(), path.stat().st_mtime_ns
+                os.utime(path, ns=(now, now if kind in LIMITS else written))  # when it was used last: see `_trim` and `unused`
         return found
 
     def save(self, kind: str, key: str, tensors: Tensors, metadata: dict[str, str]) -> None:
