@@ -10,7 +10,6 @@ import click
 import yaml
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from cu_ray import config, yaml_file
 from cu_ray.cli.group import PLACE, console, main
@@ -190,10 +189,10 @@ def clean(storage: str | None, days: int, yes: bool) -> None:
     where, out = storage or config.default_storage(), console()
     found = unused(where, days)
     if not found:
-        out.print(Text(f"{where}: everything was used within {days} days."), soft_wrap=True)
+        out.print(f"{where}: everything was used within {days} days.", soft_wrap=True)
     for kind, files in found.items():
         size = sum(file.size for file in files) / 2**30
-        out.print(Text(f"{where}: {kind} unused for {days} days: {len(files)}, {size:.2f} GiB"), soft_wrap=True)
+        out.print(f"{where}: {kind} unused for {days} days: {len(files)}, {size:.2f} GiB", soft_wrap=True)
     if found and (yes or click.confirm("Delete them?")):
         kept = sum(not _deleted(at(where) / kind, file.name) for kind, files in found.items() for file in files)
         if kept:

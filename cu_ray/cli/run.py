@@ -15,7 +15,6 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from cu_ray import collector, config
 from cu_ray.cli.group import console, main
@@ -107,7 +106,7 @@ def sweep(
     codes = [0]
     for wanted in load_sweeps(files, only, seeds, shard, output=output, address=address, workers=workers):
         if len(files) > 1:
-            out.print(Text(f"{wanted.source}:"), soft_wrap=True)
+            out.print(f"{wanted.source}:", soft_wrap=True)
         if local:
             wanted = replace(wanted, runtime=replace(wanted.runtime, address="local"))
         there = None if local or shard is not None else _cluster_for(wanted, cluster, out)
@@ -213,7 +212,7 @@ def plan(
     """Say what the sweep of FILE comes to and what of it is done; of several files each. Starts nothing."""
     for sweep in load_sweeps(files, only, seeds, shard, output=output):
         if len(files) > 1 and not as_json:
-            console().print(Text(f"{sweep.source}:"), soft_wrap=True)
+            console().print(f"{sweep.source}:", soft_wrap=True)
         _plan(sweep, as_json, price, measure)
 
 

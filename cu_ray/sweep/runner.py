@@ -11,7 +11,7 @@ import platform
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -158,7 +158,7 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
         agenda = Agenda(
             made,
             journal,
-            original_cached=cached_in(sweep),
+            original_cached=cached_in(sweep, PAUSES),
             retry_failed=retry_failed,
             max_failures=sweep.runtime.max_failures,
             lacking=without_evidence(sweep, journal.known),
@@ -406,10 +406,10 @@ def _at_most_every(seconds: float, act: Callable[[], object]) -> Callable[[], No
     return now_and_then
 
 
-def cached_in(sweep: Sweep) -> Callable[[str], bool]:
-    """Whether the store has the original of a key."""
+def cached_in(sweep: Sweep, pauses: Iterable[float] = ()) -> Callable[[str], bool]:
+    """Whether the store has the original of a key. pauses: after which a store that fails is asked again."""
     store = open_store(sweep.runtime.storage)
-    return lambda key: patiently(lambda: store.has("originals", key), StoreFailed, PAUSES)
+    return lambda key: patiently(lambda: store.has("originals", key), StoreFailed, pauses)
 
 
 def without_evidence(sweep: Sweep, known: ledger.Known) -> set[str]:
