@@ -12,11 +12,13 @@ import platform
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO, cast
 
 from cu_ray.errors import UserError
+
+ENDS_IT = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _running = threading.Lock()
 
@@ -43,18 +45,36 @@ def signals_interrupt() -> Iterator[None]:
         put_back()
         raise KeyboardInterrupt
 
+    with _signals_go_to(interrupt) as put_back:
+        yield
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[None]:
+    """What these signals ask for is done at the end of the context, which none of them breaks off."""
+    heard = []
+    with _signals_go_to(lambda number, frame: heard.append(number)):
+        yield
+    if heard:
+        raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _signals_go_to(handler: Callable[[int, Any], Any]) -> Iterator[Callable[[], None]]:
+    """A context with that handler for those signals that are not ignored; gives what ends it before."""
+
     def put_back() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
     before = {}
     if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-        before = {number: handler for number, handler in handlers.items() if handler not in (signal.SIG_IGN, None)}
+        handlers = {number: signal.getsignal(number) for number in ENDS_IT}
+        before = {number: earlier for number, earlier in handlers.items() if earlier not in (signal.SIG_IGN, None)}
     for number in before:
-        signal.signal(number, interrupt)
+        signal.signal(number, handler)
     try:
-        yield
+        yield put_back
     finally:
         put_back()
 

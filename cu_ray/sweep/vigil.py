@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import NoReturn, Self
 
 from cu_ray.errors import RayStopped
+from cu_ray.sweep import process
 from cu_ray.sweep.remains import Remains
 
 LOOK_EVERY = 0.5  # seconds
@@ -76,15 +77,16 @@ class Vigil:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        message = self._message
-        if message is None:
-            self._over.set()  # from here on servers end because we leave
-        self._leave()
-        self._over.set()
-        if message is not None:
-            self._end_the_rest()
-            if kind is not KeyboardInterrupt:
-                raise RayStopped(message) from None
+        with process.signals_wait():  # Ray that is left by half ends the process at the next call, without a word
+            message = self._message
+            if message is None:
+                self._over.set()  # from here on servers end because we leave
+            self._leave()
+            self._over.set()
+            if message is not None:
+                self._end_the_rest()
+                if kind is not KeyboardInterrupt:
+                    raise RayStopped(message) from None
 
     def _watch(self) -> None:
         gone = self._first_to_end()

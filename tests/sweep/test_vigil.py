@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import functools
 import math
+import signal
 import socket
 import subprocess
 import sys
@@ -18,7 +20,7 @@ from rich.console import Console
 
 from cu_ray.config import RuntimeSection
 from cu_ray.errors import RayStopped, UserError
-from cu_ray.sweep import cluster, vigil
+from cu_ray.sweep import cluster, process, vigil
 from cu_ray.sweep.cluster import connected
 from cu_ray.sweep.remains import Remains
 from cu_ray.sweep.room import Room
@@ -111,6 +113,33 @@ def test_servers_that_end_because_we_leave_are_no_end_of_ray(listener):
     with watching(listener, leave=leave, rest=rest):
         pass
     assert not rest.ended
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_no_signal_breaks_off_the_leaving_of_ray(listener, number):
+    left = []
+
+    def leave():
+        for _ in range(2):
+            signal.raise_signal(number)
+        left.append(True)
+
+    before = [signal.getsignal(each) for each in process.ENDS_IT]
+    with pytest.raises(KeyboardInterrupt), watching(listener, leave=leave):
+        pass
+    assert left
+    assert [signal.getsignal(each) for each in process.ENDS_IT] == before
+
+
+def test_a_signal_while_what_is_left_of_a_ray_is_ended_breaks_nothing_off(listener):
+    rest = Rest()
+    leave = functools.partial(signal.raise_signal, signal.SIGINT)
+    with pytest.raises(RayStopped, match="gcs_server ended"), watching(listener, leave=leave, rest=rest) as watch:
+        listener.close()
+        with pytest.raises(RayIsGone):
+            work(watch, 2.0)
+        watch.require()
+    assert rest.ended
 
 
 HANGS = """
