@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
+from markdown_it import MarkdownIt  # of rich
 
 import cu_ray
 from cu_ray import config, methods, metrics, plugins, types
@@ -245,6 +246,14 @@ def commands(page: Path) -> list[list[str]]:
     found = re.findall(r"^(?:\S*/)?cu-ray (.+)$", text, re.M) + re.findall(r"`cu-ray ([^`\n]+)`", text)
     split = [shlex.split(re.sub(r" > \S+|[\[\]]|\.\.\.", "", line), comments=True) for line in found]
     return [[name, *more] for names, *more in split for name in names.replace("\\", "").split("|")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_paragraph_of_a_page_is_a_table_or_a_list_that_lost_its_lines(page):
+    tokens = MarkdownIt("commonmark").enable("table").parse(page.read_text(encoding="utf-8"))
+    texts = [token.content for token in tokens if token.type == "inline"]
+    assert len(texts) > 3
+    assert [text for text in texts if "|--" in text or re.search(r"[.)] \d\. (\*\*|[A-Z])", text)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
