@@ -63,7 +63,7 @@ def connected(
             if address:
                 made = _vigil_of_joined(log, ray.shutdown, last_words)
             else:
-                made = _vigil_of_started(Path(context.address_info["session_dir"]), ray.shutdown, last_words)
+                made = _vigil_of_started(Path(context.address_info["session_dir"]), last_words)
         with made as vigil:
             yield vigil
 
@@ -128,13 +128,20 @@ def _watched_while_joined(
     return Vigil([gcs], remains=None, leave=_nothing, last_words=last_words)
 
 
-def _vigil_of_started(session: Path, leave: Callable[[], object], last_words: Callable[[str], object]) -> Vigil:
+def _vigil_of_started(session: Path, last_words: Callable[[str], object]) -> Vigil:
+    import ray
+
+    def leave() -> None:
+        remains.end_autoscaler()
+        ray.shutdown()
+
+    remains = Remains(session.name)
     gcs, raylet = _addresses()
     servers = (
         Server("gcs_server", gcs, f"{session}/logs/gcs_server.out", ENDS_AFTER),
         Server("raylet", raylet, f"{session}/logs/raylet.out", ENDS_AFTER),
     )
-    return Vigil(servers, remains=Remains(session.name), leave=leave, last_words=last_words)
+    return Vigil(servers, remains=remains, leave=leave, last_words=last_words)
 
 
 def _vigil_of_joined(log: Path, leave: Callable[[], object], last_words: Callable[[str], object]) -> Vigil:

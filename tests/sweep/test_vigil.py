@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -188,6 +189,28 @@ def test_what_one_session_started_is_ended_and_nothing_else():
             if psutil.pid_exists(process.pid):
                 process.kill()
         mine[0].wait(), others[0].wait()
+
+
+def test_a_ray_that_was_started_is_left_without_the_second_that_its_autoscaler_takes(monkeypatch):
+    def shutdown():
+        there["as Ray is left"] = those_that_live()
+        leave()
+
+    leave, there = ray.shutdown, {}
+    monkeypatch.setattr(ray, "shutdown", shutdown)
+    with joined("local"):
+        there["before"] = those_that_live()
+    assert there == {"before": ["gcs_server", "monitor.py"], "as Ray is left": ["gcs_server"]}
+    assert not ray.is_initialized()
+
+
+def those_that_live() -> list[str]:
+    """Which of two of Ray's processes do among the children of this one."""
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # has ended
+            found += {Path(part).name for part in child.cmdline()} & {"gcs_server", "monitor.py"}
+    return sorted(found)
 
 
 def test_a_gcs_that_does_not_answer_holds_nobody_up_for_long_and_leaves_the_room_as_it_was(monkeypatch):
