@@ -18,6 +18,7 @@ from rich.console import Console
 from cu_ray import collector
 from cu_ray.config import RuntimeSection
 from cu_ray.errors import RayStopped, UserError, in_one_line
+from cu_ray.sweep import process, remains
 from cu_ray.sweep.remains import Remains
 from cu_ray.sweep.tokens import guarded
 from cu_ray.sweep.vigil import Server, Vigil
@@ -59,11 +60,18 @@ def connected(
         options["include_dashboard"] = False
     with contextlib.nullcontext() if address else guarded():
         with _watched_while_joined(address, log, last_words):
-            context = _init(address, options, own_files, log)
-            if address:
-                made = _vigil_of_joined(log, ray.shutdown, last_words)
-            else:
-                made = _vigil_of_started(Path(context.address_info["session_dir"]), last_words)
+            try:
+                context = _init(address, options, own_files, log)
+                made = (
+                    _vigil_of_joined(log, ray.shutdown, last_words)
+                    if address
+                    else _vigil_of_started(Path(context.address_info["session_dir"]), last_words)
+                )
+            except BaseException:
+                with process.signals_wait():  # none leaves half a Ray behind
+                    ray.shutdown()
+                    remains.of_this_process().end()
+                raise
         with made as vigil:
             yield vigil
 
@@ -132,16 +140,16 @@ def _vigil_of_started(session: Path, last_words: Callable[[str], object]) -> Vig
     import ray
 
     def leave() -> None:
-        remains.end_autoscaler()
+        rest.end_autoscaler()
         ray.shutdown()
 
-    remains = Remains(session.name)
+    rest = Remains(session.name)
     gcs, raylet = _addresses()
     servers = (
         Server("gcs_server", gcs, f"{session}/logs/gcs_server.out", ENDS_AFTER),
         Server("raylet", raylet, f"{session}/logs/raylet.out", ENDS_AFTER),
     )
-    return Vigil(servers, remains=remains, leave=leave, last_words=last_words)
+    return Vigil(servers, remains=rest, leave=leave, last_words=last_words)
 
 
 def _vigil_of_joined(log: Path, leave: Callable[[], object], last_words: Callable[[str], object]) -> Vigil:

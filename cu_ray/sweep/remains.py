@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import re
 from contextlib import suppress
 
 import psutil
 
 
+def of_this_process() -> Remains:
+    """Those of a session that this process began and whose name it does not know yet: Ray ends the name with its number."""
+    return Remains(f"_{os.getpid()}")
+
+
 class Remains:
-    """The servers of one session among the children of this process, and what they started; nothing of another session."""
+    """The servers of one session among the children of this process, and what they started; nothing of another session.
+
+    session: its name, or the end of that.
+    """
 
     def __init__(self, session: str) -> None:
-        self._session = session
+        self._named = re.compile(rf"/(session_[^/]*)?{re.escape(session)}(/|$)")
         self._known: set[psutil.Process] = set()
         self.look()
 
@@ -19,7 +29,7 @@ class Remains:
         """Take in what is there now: the children of a server that has ended are no longer known as such."""
         for child in psutil.Process().children():
             with suppress(psutil.Error):
-                if any(self._session in argument for argument in child.cmdline()):
+                if any(self._named.search(argument) for argument in child.cmdline()):
                     self._known |= {child, *child.children(recursive=True)}
 
     def end_autoscaler(self) -> None:
