@@ -41,7 +41,7 @@ def status(folder: Place) -> None:
             if not folder.has("status.json"):
                 raise
             print(f"cu-ray: {error}. What is here, as it was brought home or run:", file=sys.stderr)
-    facts = statuses.read(folder)
+    facts = statuses.now(folder)
     running = facts["running"] and _alive(facts)
     state = "running" if running else "stopped before its end" if facts["running"] else "not running"
     out = console()

@@ -238,6 +238,7 @@ class _Work:
             "device": self.sweep.runtime.device,
             "import_path": list(dict.fromkeys(map(str, self.sweep.import_path))),
             "auto_precision": None if self.hardware is None else self.hardware.auto_precision,
+            "in_ledger": status.in_ledger(self.journal.known),
             **counts.to_json(),
         }
         self.sweep.folder.write("status.json", json.dumps(facts).encode())

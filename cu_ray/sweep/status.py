@@ -8,6 +8,7 @@ from typing import Any
 
 from cu_ray.errors import PlaceFailed, UserError
 from cu_ray.places import Place, at
+from cu_ray.sweep import ledger
 
 NEEDED = {
     **{"running": bool, "process": int, "host": str, "storage": str, "device": str},
@@ -32,3 +33,21 @@ def read(folder: Place | Path) -> dict[str, Any]:
     if not sound:
         raise UserError(f"{place / 'status.json'} is damaged: the same `cu-ray sweep` command writes it again")
     return dict(facts)
+
+
+def in_ledger(known: ledger.Known) -> dict[str, int]:
+    """How many records of each kind there are, by the names of the counts that they are part of."""
+    return {
+        "trials_done": len(known.trials),
+        "trials_failed": sum(not record.ok for record in known.trials.values()),
+        "originals_done": len(known.originals),
+    }
+
+
+def now(folder: Place) -> dict[str, Any]:
+    """The status, its counts with what has been written to the ledger since. Raises UserError as `read` does."""
+    facts = read(folder)
+    if isinstance(then := facts.get("in_ledger"), dict):  # none in those of earlier versions
+        for name, number in in_ledger(ledger.read(folder / "ledger")).items():
+            facts[name] += max(0, number - then.get(name, number))
+    return facts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -11,6 +12,7 @@ import time
 from cu_ray.places import ABANDONED_AFTER
 from cu_ray.sweep import ledger
 from tests import sweeps
+from tests.faults.driver import Driver
 
 KILLS = 3
 
@@ -69,6 +71,19 @@ def test_raising_trials_and_adding_a_fraction_runs_only_what_is_new(undisturbed,
 def is_confirmation(record):
     """Whether it confirms a best point of SCRUB, whose studies are open again when `trials` is raised: their best may change."""
     return record.spec["method"]["name"] == "scrub" and record.spec["original"]["setting"]["seed"] != 0
+
+
+def test_the_status_after_a_kill_counts_what_the_ledger_has(tmp_path):
+    driver = Driver(tmp_path, str(sweeps.small(tmp_path)))
+    driver.wait_for_trials(4)  # fewer than the half minute after which the status is written anew
+    driver.process.kill()
+    driver.process.wait()
+    trials = driver.num_trials()
+    said = sweeps.command(tmp_path, "status", "results/small").stdout
+    assert f"small: stopped before its end; {trials} of 34 trials done, 0 failed" in said
+    assert "originals: 1 of 2" in said or "originals: 2 of 2" in said
+    written = json.loads((tmp_path / "results" / "small" / "status.json").read_text())
+    assert written["trials_done"] < trials
 
 
 def kill_at_random(folder, arguments, rng):
