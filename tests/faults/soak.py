@@ -1,4 +1,6 @@
-"""Kills processes of real sweeps at random moments and gives the command again: nothing lost, nothing twice, the same tables.
+"""Kills processes of real sweeps at random moments, or presses Ctrl-C twice, and gives the command again.
+
+Nothing is lost, nothing comes twice, the tables are the same.
 
 python tests/faults/soak.py --minutes 10 --seed 0 [--nodes 2]
 """
@@ -13,6 +15,7 @@ import os
 import random
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +38,7 @@ from tests.faults.driver import Driver, left_of, member
 HERE = Path(__file__).parent
 VICTIMS = {"worker": "ray::StageTrain", "raylet": "raylet", "gcs": "gcs_server"}  # and the names of their processes
 SURVIVED = ("worker", "node")  # by the driver
+TWICE = "Ctrl-C twice"
 MOST_SECONDS = 100.0  # that a driver may take to end whose Ray was killed while it started
 ORPHANS_END_IN = 90.0  # seconds
 AT_THE_START = 0.2  # of the moments
@@ -89,7 +93,7 @@ class Soak:
     ) -> None:
         self.folder, self._file, self._rng, self._most_kills, self._until = folder, file, rng, kills, until
         self._cluster = Cluster(folder) if nodes > 1 else None
-        self._victims = in_turns(rng, ["worker", "driver", "raylet", "gcs", *(["node"] if nodes > 1 else [])])
+        self._victims = in_turns(rng, ["worker", "driver", "raylet", "gcs", TWICE, *(["node"] if nodes > 1 else [])])
         self.kills: list[str] = []
         self.ends: list[float] = []  # of drivers
         self.hits: dict[int, float] = {}  # workers that a kill took with it whose driver lived on, and when it was
@@ -126,7 +130,7 @@ class Soak:
         """What was killed at a random moment, and the processes that the driver had started then."""
         victim = next(self._victims)
         # a cluster that dies while it is joined holds the driver up for minutes: docs/reliability.md
-        if self._rng.random() < AT_THE_START and (self._cluster is None or victim == "driver"):
+        if self._rng.random() < AT_THE_START and (self._cluster is None or victim in ("driver", TWICE)):
             wait(driver, self._rng.uniform(0, 6))
         else:
             goal = driver.num_trials() + self._rng.randint(1, 3)
@@ -139,16 +143,22 @@ class Soak:
             wait(driver, 0.02)
         if process is not None:
             with suppress(psutil.NoSuchProcess):
-                process.suspend()  # it starts no other worker while they are listed
-                hit = [process, *process.children(recursive=True)] if victim in SURVIVED else []
-                process.kill()
+                hit: list[psutil.Process] = []
+                if victim == TWICE:
+                    process.send_signal(signal.SIGINT)
+                    wait(driver, self._rng.uniform(0, 1))
+                    driver.process.send_signal(signal.SIGINT)  # does nothing where it has ended
+                else:
+                    process.suspend()  # it starts no other worker while they are listed
+                    hit += [process, *process.children(recursive=True)] if victim in SURVIVED else []
+                    process.kill()
                 self.kills.append(victim)
                 self.hits.update({each.pid: time.time() for each in hit})
                 print(f"kill {len(self.kills)}: {victim}, {driver.num_trials()} trials done", flush=True)
         return victim, family
 
     def _process(self, driver: Driver, victim: str) -> psutil.Process | None:
-        if victim == "driver":
+        if victim in ("driver", TWICE):
             return psutil.Process(driver.process.pid)
         return driver.member(VICTIMS[victim]) if self._cluster is None else self._cluster.member(victim)
 
@@ -163,7 +173,7 @@ class Soak:
         if code:
             print(f"  the driver ended with {code} after {time.monotonic() - began:.1f} s: {driver.last_line}", flush=True)
             assert victim not in SURVIVED, driver.said
-            if self._cluster is not None and victim != "driver":
+            if self._cluster is not None and victim not in ("driver", TWICE):
                 self._cluster.close()  # the head is gone
             if victim == "driver":
                 self._orphans += family
