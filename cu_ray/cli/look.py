@@ -154,15 +154,18 @@ def diff(one: Place, other: Place, rule: str | None) -> None:
     for label, cells in difference.alone(here, there, rule).items():
         out.print(f"Only in {label}: {'; '.join(cells)}", soft_wrap=True)
     if rows:
-        listing = Table("cell", "method", "fraction", "metric", "n", "difference", "p, Holm", box=None)
+        listing = Table("cell", "method", "fraction", "metric", "n", "difference", "p", "p, Holm", box=None)
         for row in rows:
-            p = "-" if row["p"] is None else f"{row['p']:.3f}{' *' if row['beyond'] else ''}"
-            shown = [f"{row['fraction']:g}", row["metric"], str(row["n"]), f"{row['difference']:+.4f}", p]
+            alone, p = ("-" if each is None else f"{each:.3f}" for each in (row["alone"], row["p"]))
+            shown = [f"{row['fraction']:g}", row["metric"], str(row["n"]), f"{row['difference']:+.4f}", alone]
+            shown.append(f"{p}{' *' if row['beyond'] else ''}")
             listing.add_row(row["cell"], row["method"], *shown)
         out.print(listing)
     beyond = sum(row["beyond"] for row in rows)
     counts = f"{shared} scores in common; {len(rows)} means differ, {beyond} of them beyond the noise of seeds (*)."
-    out.print(f"Chosen by {rule}: {counts}")
+    out.print(f"Chosen by {rule}: {counts}", soft_wrap=True)
+    if len(rows) > beyond:
+        out.print("The others may differ as well: with few seeds and many rows only large differences stand out.")
     sys.exit(bool(beyond))
 
 

@@ -34,17 +34,20 @@ def cell_names(results: Sequence[Results], *, without: str = "") -> dict[tuple[A
     return names
 
 
-def chosen(results: Sequence[Results], rule: str, names: dict[tuple[Any, ...], str] | None = None) -> pd.DataFrame:
+def chosen(
+    results: Sequence[Results], rule: str, names: dict[tuple[Any, ...], str] | None = None, *, half: str | None = None
+) -> pd.DataFrame:
     """A row for each trial that the rule chose to be reported: sweep, cell, origin, method, fraction, seed, scores and costs.
 
     `searched`: whether its hyperparameters were chosen. A method that does not look at the deletion set has the same trial at
     each fraction. Controls are left out. Where there are several results, a method's name says which it is of.
-    names: of cells, where these are held against other results.
+    names: of cells, where these are held against other results. half: the prefix of the scores, by default what the rule reports.
     """
     import pandas as pd
 
+    prefix = prefix_of(rule) if half is None else half
     names, origins = names or cell_names(results), cell_names(results, without="detection")
-    parts = [_chosen(each, rule, names, origins) for each in results]
+    parts = [_chosen(each, rule, prefix, names, origins) for each in results]
     if len(results) > 1:
         parts = [part.assign(method=part["method"] + f" ({each.label})") for part, each in zip(parts, results, strict=True)]
     return pd.concat(parts, ignore_index=True)
@@ -97,12 +100,13 @@ def measured(trials: pd.DataFrame) -> pd.DataFrame:
     return trials[(trials["status"] == "ok") & ~trials["held_out"] & (trials["unlearning_seed"] == 0) & trials["control"].isna()]
 
 
-def _chosen(results: Results, rule: str, names: dict[tuple[Any, ...], str], origins: dict[tuple[Any, ...], str]) -> pd.DataFrame:
+def _chosen(
+    results: Results, rule: str, prefix: str, names: dict[tuple[Any, ...], str], origins: dict[tuple[Any, ...], str]
+) -> pd.DataFrame:
     best = results.best[(results.best["rule"] == rule) & results.best["control"].isna()]
     best = with_cells(with_cells(best, origins).rename(columns={"cell": "origin"}), names)
     best = best.assign(searched=best["search_objective"].notna())
     picked = best[["cell", "origin", "searched", "method", "deletion_fraction", "trial_keys"]].explode("trial_keys").dropna()
-    prefix = prefix_of(rule)
     columns = {"trial_key": "trial_key", "original_key": "original_key", "seed": "seed"}
     metrics = dict.fromkeys((*ALWAYS, *metrics_in(results.trials.columns)))
     columns |= {prefix + metric: metric for metric in metrics if prefix + metric in results.trials}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LEVEL = 0.05
-NUM_RESAMPLES = 2000
+NUM_RESAMPLES = 20_000  # of five cells the outermost .001 is 19 draws
 FEW = 5  # cells: the mean of fewer may well lie outside all resamples of them
 
 

@@ -39,8 +39,8 @@ def facts(one: Results, other: Results, codes: Sequence[Mapping[str, Any]] = ({}
 def scores(one: Results, other: Results, rule: str) -> list[Mapping[str, Any]]:
     """A row for each cell, method, fraction and metric of which a seed that both have differs.
 
-    `difference`: mean over these seeds of the other's less the one's. `p`: paired t test over seeds, corrected by Holm for all
-    rows; None where there is one seed, or where all differ by the same. `beyond` noise: p < 0.05.
+    `difference`: mean over these seeds of the other's less the one's. `alone`: p of the paired t test over seeds; None where
+    there is one seed, or where all differ by the same. `p`: corrected by Holm for all rows. `beyond` noise: this is below 0.05.
     """
     names = [*PLACE, "seed"]
     parts = [part[[*names, *METRICS]] for part in _chosen(one, other, rule)]
@@ -52,8 +52,8 @@ def scores(one: Results, other: Results, rule: str) -> list[Mapping[str, Any]]:
             if (differences != 0).any():
                 row = dict(zip(PLACE, place if isinstance(place, tuple) else (place,), strict=True))
                 row |= {"metric": metric, "n": len(differences), "difference": float(differences.mean())}
-                rows.append({**row, "p": paired_t(list(differences))})
-    corrected = holm([row["p"] for row in rows])
+                rows.append({**row, "alone": paired_t(list(differences))})
+    corrected = holm([row["alone"] for row in rows])
     return [{**row, "p": p, "beyond": p is not None and p < LEVEL} for row, p in zip(rows, corrected, strict=True)]
 
 

@@ -45,6 +45,6 @@ def gaps(results: Sequence[Results]) -> pd.DataFrame:
 
 
 def scores_under(results: Sequence[Results], rule: str) -> pd.DataFrame:
-    """The mean of acc_corr and acc_retain of each trial that a rule chose, on what it reports: `PLACE` and `score`."""
-    rows = chosen(results, rule)
+    """The mean of acc_corr and acc_retain of each trial that a rule chose, on the report half: `PLACE` and `score`."""
+    rows = chosen(results, rule, half="report_")
     return rows.assign(score=(rows["acc_corr"] + rows["acc_retain"]) / 2)[[*PLACE, "score"]].dropna()

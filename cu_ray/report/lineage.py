@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from cu_ray.errors import UserError
@@ -10,6 +12,8 @@ from cu_ray.report.cells import ALWAYS
 from cu_ray.report.page import short
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from cu_ray.report.results import Results
 
 
@@ -35,10 +39,12 @@ def explain(results: Results, key: str) -> dict[str, str]:
         "original's scores": _scores(original[0], half) if original else "not in the tables",
         "manipulated": f"{trial['manipulation']} of {trial['manipulation_size']} samples, {trial['manipulation_settings']}",
         "given to the method": _given(trial),
+        **({"repetition": f"unlearning seed {trial['unlearning_seed']}, all else the same"} if trial["unlearning_seed"] else {}),
         **_row_numbers(trial, results),
         f"scores, {which}": _scores(trial, half),
         "cost": _cost(trial),
-        "chosen by": ", ".join(_choosers(results, trial["trial_key"])) or "no rule",
+        "chosen by": _rules(results, lambda row: _chose(row, trial)),
+        "reported by": _rules(results, lambda row: trial["trial_key"] in list(row["trial_keys"])),
     }
     known |= {"imported from": f"{source}, logs of the published code"} if source else _made_here(trial, results)
     return {name: str(text) for name, text in known.items()}
@@ -90,8 +96,19 @@ def _cost(trial: dict[str, Any]) -> str:
     return f"{text}; of these paid {paid[0]:,.0f} and {paid[1]:,.0f}: the rest is a memo that it shares with other trials"
 
 
-def _choosers(results: Results, key: str) -> list[str]:
-    """The selection rules that report this trial, each with the fractions at which they do."""
-    best = results.best[results.best["trial_keys"].map(lambda keys: key in list(keys))]
+def _chose(row: pd.Series, trial: dict[str, Any]) -> bool:
+    """Whether the point of a trial is what a row of `best` reports on, be it by other seeds than the trial's."""
+    if len(studies := list(row["study_keys"])) != 1:  # each seed has its choice, and reports it
+        return trial["trial_key"] in list(row["trial_keys"])
+    of_study = studies[0] == trial["study_key"] and (not trial["deletion_size"] or row["deletion_size"] == trial["deletion_size"])
+    own = json.loads(trial["hyperparameters"])
+    chosen = [json.loads(point) for point in row["hyperparameters"]]
+    return of_study and any(all(own.get(name) == value for name, value in point.items()) for point in chosen)
+
+
+def _rules(results: Results, meets: Callable[[pd.Series], bool]) -> str:
+    """The selection rules whose rows of `best` meet the condition, each with the fractions at which they do."""
+    best = results.best.loc[[meets(row) for _, row in results.best.iterrows()]]
     rules = best.groupby("rule", sort=False)["deletion_fraction"].agg(list)
-    return [f"{rule} at {', '.join(f'{fraction:g}' for fraction in fractions)}" for rule, fractions in rules.items()]
+    which = [f"{rule} at {', '.join(f'{fraction:g}' for fraction in fractions)}" for rule, fractions in rules.items()]
+    return ", ".join(which) or "no rule"

@@ -24,11 +24,12 @@ RULES = (PEEKING, *COMPARED)
 
 
 def survival(results: Sequence[Results]) -> pd.DataFrame:
-    """A row for each measure, method and rule; measures: score, rank among the methods, what of the published score is lost.
+    """A row for each measure, method and rule; measures: score, rank, what is lost beside the choice by the published rule.
 
     Scores are means over cells of means over all else, at the places (cell, fraction, seed) where all rules have chosen; methods
     that lack one of these are left out, and so are rules under which no search has a choice. 95 % intervals as those of
-    `comparison.interval`. Published scores are on the whole test set, the others on its report half.
+    `comparison.interval`. All are on the report half, what the published rule chose on the whole test set as well: else images
+    would differ with the rules.
     """
     import pandas as pd
 
@@ -49,10 +50,11 @@ def figure(found: pd.DataFrame, styles: dict[str, int]) -> Figure:
     rules = tuple(dict.fromkeys(found["rule"]))
     panels = [
         _panel("Score", found[found["measure"] == "score"].assign(low=np.nan, high=np.nan), rules, styles),
-        _panel("Lost of the published score", found[found["measure"] == "lost"], rules, styles),
+        _panel("Lost beside the published choice", found[found["measure"] == "lost"], rules, styles),
     ]
     caption = (
-        "Means over cells, fractions and seeds, where the same trials are chosen among by rules that see less and less. Lost: "
+        "Means over cells, fractions and seeds, where the same trials are chosen among by rules that see less and less; on the "
+        "report half of the test images, also what the published rule chose by all of them. Lost: "
         "paired, with 95 % intervals over cells and seeds."
     )
     return Figure("survival", "What survives when nobody peeks", caption, tuple(panels) if rules else ())

@@ -125,9 +125,16 @@ def best_table(tables: Place | Path, rule: str | None = None) -> Table:
 
 
 def cells_of(rows: list[dict[str, Any]]) -> list[str]:
-    """The setting of each row; a manipulation's own settings where rows differ in them alone."""
+    """The setting of each row; where several are alike but in the manipulation's settings, detection or recipe, these too."""
     plain = [f"{row['dataset']} {row['model']} {row['manipulation']} {row['manipulation_size']}" for row in rows]
-    settings = [json.loads(row["manipulation_settings"]) for row in rows]
+    settings = [
+        {
+            **json.loads(row["manipulation_settings"]),
+            "detection": row["detection"],
+            **{f"train.{name}": value for name, value in json.loads(row["train"]).items()},
+        }
+        for row in rows
+    ]
     cells = []
     for cell, own in zip(plain, settings, strict=True):
         others = [each for each, other in zip(settings, plain, strict=True) if other == cell]

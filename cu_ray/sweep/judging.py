@@ -57,12 +57,12 @@ def _over_trials(
 
 
 def best_point(spec: StudySpec, points: Sequence[Hyperparameters], trials: Mapping[str, Record], rule_name: str) -> int | None:
-    """The index of the best point under a rule, the first of equals; None where no point has a score.
+    """The index of the best point under a rule, the first of equals (to 1e-12); None where no point has a score.
 
     The only point of a study needs no score to be the best.
     """
     if not spec.method.has_choice:
         return 0 if points else None
     scores = [point_score(spec, point, trials, rule_name) for point in points]
-    ranked = [(score, -index) for index, score in enumerate(scores) if score is not None]
+    ranked = [(round(score, 12), -index) for index, score in enumerate(scores) if score is not None]
     return -max(ranked)[1] if ranked else None

@@ -35,6 +35,7 @@ class StudySpec:
     search: SearchSection
     unlearning_seeds: int = 1
     neighbour: StudySpec | None = None
+    also: tuple[float, ...] = ()  # further fractions at which the deletion set is the same, and so the study
 
     @functools.cached_property
     def key(self) -> str:
@@ -221,8 +222,17 @@ def make(sweep: Sweep, sources: Mapping[Any, Source], weights: str | None = None
                     ]
                     studies += [study for by_fraction in zip(*searches, strict=True) for study in by_fraction]
     sizes = {each.content_hash: (each.num_train, each.num_test) for each in sources.values()}
-    unique = {study.key: study for study in studies}
-    return Plan(sweep.name, tuple(unique.values()), sizes, sweep.fractions, sweep.evidence)
+    return Plan(sweep.name, _each_once(studies), sizes, sweep.fractions, sweep.evidence)
+
+
+def _each_once(studies: Iterable[StudySpec]) -> tuple[StudySpec, ...]:
+    """The studies, those that are one as one: where a detection finds the same, whatever the deletion fraction."""
+    unique: dict[str, StudySpec] = {}
+    for study in studies:
+        first = unique.setdefault(study.key, study)
+        if further := set(study.fractions) - {*first.fractions, *first.also}:
+            unique[study.key] = replace(first, also=(*first.also, *sorted(further)))
+    return tuple(unique.values())
 
 
 def _controls(sweep: Sweep, settings: tuple[Setting, ...]) -> Iterator[StudySpec]:

@@ -360,7 +360,7 @@ def _best_rows(plan: Plan, search_key: str, studies: list[StudySpec], known: Kno
                 {f"{name} {edge}" for study, index in chosen for name, edge in edges_of(study, points[study.key][index]).items()}
             ),
         }
-        for fraction in first.fractions or plan.fractions:
+        for fraction in (*first.fractions, *first.also) or plan.fractions:
             specs = [
                 study.trial(points[study.key][index], setting, fraction if study.fractions else None)
                 for study, index in chosen
@@ -401,6 +401,7 @@ def _curve_rows(best: list[Row]) -> Iterable[Row]:
 
 
 def _uses_test_labels(study: StudySpec) -> bool:
+    """Whether test labels had a part in what is there: in which models were kept, or in which points were drawn."""
     return study.kept_by_test_labels or (study.searched and RULES[study.search.objective].uses_test_labels)
 
 

@@ -38,6 +38,8 @@ def test_a_trial_is_explained_by_its_first_digits(one):
     assert known["original"].startswith(trial["original_key"])
     assert known["given to the method"] == f"{row['deletion_size']} samples, all of them manipulated, found by uniform"
     assert f"oracle at {row['deletion_fraction']:g}" in known["chosen by"]
+    assert f"oracle at {row['deletion_fraction']:g}" in known["reported by"]
+    assert "repetition" not in known
     assert f"acc_retain {trial['report_acc_retain']:.3g}" in known["scores, report half"]
     assert not {"again", "its weights", "row numbers"} & known.keys()  # there are tables alone
     assert key in cu_ray("explain", one, key[:12]).output.replace("\n", "")
@@ -85,7 +87,7 @@ def test_a_trial_without_a_deletion_set_and_one_that_no_rule_chose(one):
     assert explain(made, none)["given to the method"].startswith("nothing")
     chosen = {key for keys in made.best["trial_keys"] for key in keys}
     passed_over = next(key for key in made.trials["trial_key"] if key not in chosen)
-    assert explain(made, passed_over)["chosen by"] == "no rule"
+    assert explain(made, passed_over)["reported by"] == "no rule"
 
 
 @pytest.mark.parametrize(("key", "message"), [("xyz", "no trial of"), ("", "trials of")])
