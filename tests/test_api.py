@@ -11,6 +11,7 @@ import threading
 import time
 
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -35,7 +36,9 @@ def one_trial(folder):
 
 def of_this_process():
     """What a sweep must leave as it was; what `import ray` sets stays."""
-    variables = {name: value for name, value in os.environ.items() if name.startswith(("TUNE_", "RAY_USAGE", "RAY_enable"))}
+    variables = {
+        name: value for name, value in os.environ.items() if name.startswith(("TUNE_", "RAY_USAGE", "RAY_enable", "PYTHONBREAK"))
+    }
     return variables, sys.stdout, sys.stderr, [signal.getsignal(each) for each in HANDLED]
 
 
@@ -192,6 +195,15 @@ def test_a_sweep_runs_in_another_thread_whose_output_alone_goes_to_the_log(tmp_p
     assert "of the main thread" not in (sweep.folder / "logs").read("tune.log").decode()
 
 
+def left_in_ray():
+    """The desks that live, and the megabytes in the object store."""
+    import ray
+
+    names = [child.name() for child in psutil.Process().children(recursive=True) if child.is_running()]
+    room, free = ray.cluster_resources()["object_store_memory"], ray.available_resources()["object_store_memory"]
+    return [name for name in names if name == "ray::Desk"], round((room - free) / 1e6)
+
+
 def run_interrupted(sweep, number, monkeypatch):
     """The results of a run into which the signal comes with its first trial's record."""
     complete = Agenda.complete
@@ -232,6 +244,10 @@ def test_a_ray_that_is_up_stays_up_and_an_interrupted_sweep_gives_its_workers_ba
     results = sweep.run(quiet=True)
     assert not results.outcome.interrupted
     assert results.outcome.num_run == len(results.trials) - 1
+    deadline = time.monotonic() + 20
+    while left_in_ray() != ([], 0) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left_in_ray() == ([], 0), "the desks of two sweeps, or their data sets, stay"
     with pytest.raises(cu_ray.UserError, match=r"not at 10\.0\.0\.1:6379: leave the address out"):
         load(tmp_path).run(address="10.0.0.1:6379", quiet=True)
 

@@ -43,8 +43,14 @@ def state() -> Callable[[], None]:
         for name, value in _global_hooks().items():
             value.clear()
             value.update(hooks[name])
+        problems = []
         for put, value in before:
-            put(value)
+            try:
+                put(value)
+            except Exception as problem:  # a folder that is gone, say: all else is put back
+                problems.append(problem)
+        if problems:
+            raise problems[0]
 
     return put_back
 

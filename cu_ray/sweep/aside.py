@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 PATIENCE = 60.0  # seconds that the end of a sweep waits for it
+PATIENCE_THEN = 5.0  # seconds, where the end came by a signal or a fault: who sends it kills half a minute later
 
 Item = TypeVar("Item")
 
@@ -33,7 +34,7 @@ class Aside(Generic[Item]):
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._queue.put(None)
-        self._thread.join(PATIENCE)
+        self._thread.join(PATIENCE if kind is None else PATIENCE_THEN)
 
     def put(self, item: Item) -> None:
         """Have the work done on it, unless it has failed before."""

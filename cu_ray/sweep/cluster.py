@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import socket
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -26,6 +28,7 @@ from cu_ray.sweep.vigil import Server, Vigil
 ASKED = "One that asks for a token takes that of RAY_AUTH_TOKEN or ~/.ray/auth_token, with RAY_AUTH_MODE=token."
 REACHED_IN = 10.0  # seconds
 ENDS_AFTER = 1.0  # seconds of silence of a server whose end is the end of this process: two looks
+ENDED_WITHIN = 15.0  # seconds: a Ray that had not come up
 MAY_COME_BACK = 30.0  # of the gcs of a cluster, which may be restarted; after 60 Ray ends this process
 
 
@@ -58,22 +61,33 @@ def connected(
     options: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": runtime.workers}
     if not address:
         options["include_dashboard"] = False
-    with contextlib.nullcontext() if address else guarded():
+    with contextlib.nullcontext() if address else guarded(), contextlib.ExitStack() as there:
+        there.push(functools.partial(_leave_no_half, address))
         with _watched_while_joined(address, log, last_words):
-            try:
-                context = _init(address, options, own_files, log)
-                made = (
-                    _vigil_of_joined(log, ray.shutdown, last_words)
-                    if address
-                    else _vigil_of_started(Path(context.address_info["session_dir"]), last_words)
-                )
-            except BaseException:
-                with process.signals_wait():  # none leaves half a Ray behind
-                    ray.shutdown()
-                    remains.of_this_process().end()
-                raise
-        with made as vigil:
-            yield vigil
+            context = _init(address, options, own_files, log)
+            if address:
+                made = _vigil_of_joined(log, ray.shutdown, last_words)
+            else:
+                made = _vigil_of_started(Path(context.address_info["session_dir"]), last_words)
+            vigil = there.enter_context(made)
+        yield vigil
+
+
+def _leave_no_half(address: str | None, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+    """Leave a Ray that was not joined or started to its end; one that was has been left already, and this does nothing."""
+    import ray
+
+    if kind is None or issubclass(kind, UserError):
+        return
+    rest = remains.of_this_process() if not address else None
+    with process.signals_wait(), contextlib.ExitStack() as then:
+        if rest is not None:
+            late = threading.Timer(ENDED_WITHIN, rest.end)  # a server that does not answer would be waited for
+            late.daemon = True
+            late.start()
+            then.callback(rest.end)
+            then.callback(late.cancel)
+        ray.shutdown()
 
 
 def address_of(runtime: RuntimeSection) -> str | None:
@@ -100,7 +114,7 @@ def _init(address: str | None, options: Mapping[str, Any], own_files: Mapping[Pa
     import ray
 
     try:
-        with warnings.catch_warnings(), contextlib.ExitStack() as until_sent:
+        with process.handlers_kept(), warnings.catch_warnings(), contextlib.ExitStack() as until_sent:
             warnings.simplefilter("ignore", FutureWarning)
             files = {}
             if address and own_files:
@@ -110,6 +124,8 @@ def _init(address: str | None, options: Mapping[str, Any], own_files: Mapping[Pa
     except SystemExit as error:  # what Ray makes of a SIGTERM while it starts
         raise KeyboardInterrupt from error
     except Exception as error:  # of any class, where one of its processes dies while it starts
+        if isinstance(error, RuntimeError) and "ray.init twice" in str(error):
+            raise UserError("another thread of this process has started Ray meanwhile: the same call joins it") from error
         refusals = (ConnectionError, ValueError, getattr(ray.exceptions, "AuthenticationError", ConnectionError))
         if address and isinstance(error, refusals):
             raise UserError(f"no Ray cluster answers at {address}: {in_one_line(error)}. {ASKED}") from error

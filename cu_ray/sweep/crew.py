@@ -6,7 +6,8 @@ import contextlib
 import shutil
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import ray
 from ray import tune
@@ -22,6 +23,7 @@ from cu_ray.sweep.ready import Job
 from cu_ray.sweep.room import Room, require, shape
 from cu_ray.sweep.searcher import Faults, NowAndThen, WhenOver, WorkerSearcher
 from cu_ray.sweep.trainable import StageTrainable, pack
+from cu_ray.sweep.vigil import RayIsGone
 from cu_ray.types import Dataset
 
 MOST_AT_DESK = 100_000  # workers that wait there: of an actor's calls Ray lets 1,000 wait, and none other in then
@@ -35,17 +37,27 @@ class Crew:
         self._sweep = sweep
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._handed: Any = None  # what the desk says of the last job that it was given
-        self._desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=MOST_AT_DESK, scheduling_strategy=here).remote()
+        # the desk alone has them: what a trainable is given Ray holds as long as it lives, also one that outlives the sweep
+        shared = {each.content_hash: ray.put(each) for each in datasets}
+        desk = ray.remote(Desk).options(num_cpus=0, max_concurrency=MOST_AT_DESK, scheduling_strategy=here)
+        self._desk = desk.remote(shared)
         self._trainable = tune.with_parameters(
             StageTrainable,
             desk=self._desk,
-            datasets={each.content_hash: ray.put(each) for each in datasets},
             storage=lasting(sweep.runtime.storage),
             device=device,
             trial_seconds=sweep.runtime.trial_seconds,
             import_path=[str(folder) for folder in sweep.import_path],
             keeps_evidence=sweep.evidence,
         )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """End the desk, and with it what is in the object store of a Ray that stays."""
+        if kind is None or not issubclass(kind, RayIsGone):
+            ray.kill(self._desk)
 
     def hand(self, worker: str, job: Job | None) -> None:
         """Give a worker its next job, or dismiss it."""

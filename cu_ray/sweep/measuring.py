@@ -41,8 +41,10 @@ def measured_share(
         )
         try:
             measures += ray.get(task, timeout=seconds)
-        except ray.exceptions.RayError as error:
-            ray.cancel(task, force=True)
+        except BaseException as error:
+            ray.cancel(task, force=True)  # else it kept its GPU in a Ray that stays
+            if not isinstance(error, ray.exceptions.RayError):
+                raise
             reason = str(error).strip().splitlines()[-1]
             told = f"measuring on a GPU failed: {reason}. A number as runtime.gpus_per_trial measures nothing."
             raise RayStopped(told) from error

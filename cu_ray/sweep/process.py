@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any, NoReturn, TextIO, cast
 
 from cu_ray.errors import UserError
 
@@ -41,40 +41,53 @@ def signals_interrupt() -> Iterator[None]:
     What is ignored, as SIGHUP under nohup, stays ignored. Threads other than the main one hear no signals.
     """
 
-    def interrupt(number: int, frame: Any) -> None:
+    def interrupt(put_back: Callable[[], None], number: int) -> NoReturn:
         put_back()
         raise KeyboardInterrupt
 
-    with _signals_go_to(interrupt) as put_back:
+    with _signals_go_to(interrupt):
         yield
 
 
 @contextlib.contextmanager
-def signals_wait() -> Iterator[None]:
-    """What these signals ask for is done at the end of the context, which none of them breaks off."""
-    heard = []
-    with _signals_go_to(lambda number, frame: heard.append(number)):
-        yield
-    if heard:
-        raise KeyboardInterrupt
+def signals_wait() -> Iterator[list[int]]:
+    """A context that none of these signals breaks off; gives those that came, which is all that is done with them."""
+    came: list[int] = []
+    with _signals_go_to(lambda put_back, number: came.append(number)):
+        yield came
 
 
 @contextlib.contextmanager
-def _signals_go_to(handler: Callable[[int, Any], Any]) -> Iterator[Callable[[], None]]:
-    """A context with that handler for those signals that are not ignored; gives what ends it before."""
+def handlers_kept() -> Iterator[None]:
+    """A context after which these signals are handled as before, whatever has been set meanwhile."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in ENDS_IT} if in_main else {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _signals_go_to(handle: Callable[[Callable[[], None], int], object]) -> Iterator[None]:
+    """A context in which those signals that are not ignored are handled so; what `handle` is given ends that before."""
+    before: dict[int, Any] = {}
 
     def put_back() -> None:
         for number, earlier in before.items():
             signal.signal(number, earlier)
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        handlers = {number: signal.getsignal(number) for number in ENDS_IT}
-        before = {number: earlier for number, earlier in handlers.items() if earlier not in (signal.SIG_IGN, None)}
-    for number in before:
-        signal.signal(number, handler)
+    def handler(number: int, frame: Any) -> None:
+        handle(put_back, number)
+
     try:
-        yield put_back
+        if threading.current_thread() is threading.main_thread():
+            for number in ENDS_IT:
+                if (earlier := signal.getsignal(number)) not in (signal.SIG_IGN, None):
+                    before[number] = earlier
+                    signal.signal(number, handler)
+        yield
     finally:
         put_back()
 
@@ -89,7 +102,7 @@ def environment(**variables: str) -> Iterator[None]:
     finally:
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
 

@@ -270,13 +270,13 @@ class _Work:
             Progress(self.console, before, frame.file_in(self.sweep.scratch)) as progress,
             Mirror(self.sweep.scratch) as mirror,
             Tracking(self.plan.name, self._tracker(), lambda text: self.console.print(text, soft_wrap=True)) as tracking,
+            Crew(self.sweep, self.datasets.values(), self.sweep.runtime.device) as crew,
         ):
 
             def heard(job: Job, record: Record) -> None:
                 progress.heard(job, record)
                 tracking.heard(record)
 
-            crew = Crew(self.sweep, self.datasets.values(), self.sweep.runtime.device)
             now_and_then = (
                 vigil.require,
                 _at_most_every(ESTIMATE_EVERY, lambda: progress.take_in(self.estimate())),

@@ -31,6 +31,7 @@ def at_ray(
         "RAY_TRAIN_COUNT_PREEMPTION_AS_FAILURE": "1",  # else Tune starts a worker whose node was taken away anew, silently
         PRESTART: _prestart(),
         "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # workers start side by side, as many as our searcher asks for
+        "PYTHONBREAKPOINT": os.environ.get("PYTHONBREAKPOINT", ""),  # which Ray takes for itself: put back at the end
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         **process.memory_held(),
     }
@@ -41,7 +42,6 @@ def at_ray(
         process.output_in(log_of(sweep)),
         process.only_errors_of("ray"),
         cluster.connected(sweep.runtime, console, own_files=own_files, log=log_of(sweep), last_words=last_words) as vigil,
-        process.signals_interrupt(),  # again: when Ray starts it takes SIGTERM for itself
         _rays_errors_told(log_of(sweep)),
     ):
         yield vigil

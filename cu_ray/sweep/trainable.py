@@ -50,17 +50,16 @@ class StageTrainable(tune.Trainable):
         self,
         config: dict[str, Any],
         desk: Any,
-        datasets: dict[str, Any],
         storage: str,
         device: str,
         trial_seconds: float,
         import_path: list[str],
         keeps_evidence: bool,
     ) -> None:
-        """Once a worker. desk: the handle of a Desk; datasets: references to the data sets in the object store, by content."""
+        """Once a worker. desk: the handle of a Desk."""
         sys.path[:0] = [path for path in import_path if path not in sys.path]  # plug-ins beside the sweep file
         torch.set_num_threads(1)
-        self._desk, self._datasets, self._store, self._device = desk, datasets, open_store(storage), device
+        self._desk, self._store, self._device = desk, open_store(storage), device
         self._benches: dict[str, Workbench] = {}  # by data set, the last used last
         self._trial_seconds, self._keeps_evidence, self._arrived = trial_seconds, keeps_evidence, False
 
@@ -100,6 +99,7 @@ class StageTrainable(tune.Trainable):
         if bench is None:
             if len(self._benches) >= MOST_DATASETS:
                 self._benches.pop(next(iter(self._benches))).forget()
-            bench = Workbench(ray.get(self._datasets[content_hash]), self._store, self._device)
+            shared = ray.get(self._desk.datasets.remote())
+            bench = Workbench(ray.get(shared[content_hash]), self._store, self._device)
         self._benches[content_hash] = bench
         return bench

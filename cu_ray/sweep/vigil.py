@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import NoReturn, Self
+from typing import Self
 
 from cu_ray.errors import RayStopped
 from cu_ray.sweep import process
@@ -22,7 +22,10 @@ from cu_ray.sweep.remains import Remains
 
 LOOK_EVERY = 0.5  # seconds
 TURNS = 10  # of them between looks at what processes Ray has
-GRACE = 4.0  # seconds that the main thread has to leave Ray by itself
+GRACE = 4.0  # seconds that the main thread has to leave Ray by itself where that has ended
+LEFT_WITHIN = 20.0  # seconds that it has where Ray has not: a server that does not answer holds it for ever
+FREED_IN = 2.0  # seconds that it then takes once nothing of Ray is left
+LAST_WORDS_WITHIN = 30.0  # seconds: of tables at a URI, say, that does not answer
 
 
 class RayIsGone(BaseException):
@@ -65,7 +68,8 @@ class Vigil:
     ) -> None:
         self._servers, self._remains, self._leave, self._last_words = list(servers), remains, leave, last_words
         self._message: str | None = None
-        self._over = threading.Event()
+        self._over, self._left = threading.Event(), threading.Event()  # the leaving has begun, has ended
+        self._deciding, self._ending = threading.Lock(), False  # whether the process is ended here
 
     def require(self) -> None:
         """Raise RayIsGone where a server has ended; the context turns it into RayStopped."""
@@ -77,24 +81,42 @@ class Vigil:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        with process.signals_wait():  # Ray that is left by half ends the process at the next call, without a word
-            message = self._message
-            if message is None:
-                self._over.set()  # from here on servers end because we leave
-            self._leave()
+        try:
+            with process.signals_wait() as came:  # Ray that is left by half ends the process at the next call, without a word
+                message = self._message
+                if message is None:
+                    self._over.set()  # from here on servers end because we leave
+                try:
+                    self._leave()
+                finally:
+                    self._out()
+                    if message is not None:
+                        self._end_the_rest()
+        finally:
             self._over.set()
-            if message is not None:
-                self._end_the_rest()
-                if kind is not KeyboardInterrupt:
-                    raise RayStopped(message) from None
+            self._out()
+        if message is not None and kind is not KeyboardInterrupt:
+            raise RayStopped(message) from None
+        if came and kind is None:
+            raise KeyboardInterrupt
+
+    def _out(self) -> None:
+        """Say that the main thread has left; it goes no further where the process is being ended."""
+        with self._deciding:
+            self._left.set()
+        if self._ending:
+            threading.Event().wait()
 
     def _watch(self) -> None:
         gone = self._first_to_end()
-        if gone is None:
-            return
-        self._message = f"Ray's {gone.name} ended: see {gone.log}. Nothing is lost; the same command goes on from there."
-        if not self._over.wait(GRACE):
-            self._end()
+        if gone is not None:
+            self._message = f"Ray's {gone.name} ended: see {gone.log}. Nothing is lost; the same command goes on from there."
+            if not self._left.wait(GRACE):
+                self._end(self._message)
+        elif not self._left.wait(LEFT_WITHIN):
+            self._end_the_rest()  # which whoever hangs in Ray waits for
+            if self._remains is None or not self._left.wait(GRACE):
+                self._end(f"Ray did not end within {LEFT_WITHIN:g} s. Nothing is lost; the same command goes on from there.")
 
     def _first_to_end(self) -> Server | None:
         """The first server that ends; None where the context does before."""
@@ -111,11 +133,19 @@ class Vigil:
                 self._remains.look()
         return None
 
-    def _end(self) -> NoReturn:
+    def _end(self, message: str) -> None:
+        """End the process, unless the main thread gets out of Ray once the rest of that has ended."""
+        self._end_the_rest()
+        self._left.wait(FREED_IN)
+        with self._deciding:
+            if self._left.is_set():
+                return
+            self._ending = True
+        late = threading.Timer(LAST_WORDS_WITHIN, os._exit, [1])
+        late.daemon = True
+        late.start()
         try:
-            assert self._message is not None
-            self._end_the_rest()
-            self._last_words(self._message)
+            self._last_words(message)
         finally:
             os._exit(1)
 

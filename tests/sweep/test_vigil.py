@@ -21,6 +21,7 @@ from rich.console import Console
 
 from cu_ray.config import RuntimeSection
 from cu_ray.errors import RayStopped, UserError
+from cu_ray.lease import LeaseLost
 from cu_ray.sweep import cluster, process, vigil
 from cu_ray.sweep.cluster import connected
 from cu_ray.sweep.remains import Remains
@@ -132,6 +133,41 @@ def test_no_signal_breaks_off_the_leaving_of_ray(listener, number):
     assert [signal.getsignal(each) for each in process.ENDS_IT] == before
 
 
+@pytest.mark.parametrize("raised", [UserError("no room"), LeaseLost("another has it")])
+def test_a_signal_while_ray_is_left_hides_no_fault(listener, raised):
+    with pytest.raises(type(raised)), watching(listener, leave=functools.partial(signal.raise_signal, signal.SIGINT)):
+        raise raised
+
+
+def test_who_hangs_in_ray_while_it_is_left_gets_out_once_the_rest_is_ended(listener, monkeypatch):
+    monkeypatch.setattr(vigil, "LEFT_WITHIN", 0.5)
+    ended = threading.Event()
+    rest = Rest()
+    rest.end = ended.set  # type: ignore[method-assign]
+    began = time.monotonic()
+    with watching(listener, leave=lambda: ended.wait(30), rest=rest):
+        pass
+    assert ended.is_set()
+    assert time.monotonic() - began < 5
+
+
+def test_a_fault_while_ray_that_has_ended_is_left_ends_the_rest_and_not_the_process(listener, monkeypatch):
+    monkeypatch.setattr(vigil, "GRACE", 0.5)
+    monkeypatch.setattr(vigil.os, "_exit", pytest.fail)
+
+    def leave():
+        raise OSError("no file left")
+
+    rest = Rest()
+    with pytest.raises(OSError, match="no file left"), watching(listener, leave=leave, rest=rest) as watch:
+        listener.close()
+        with pytest.raises(RayIsGone):
+            work(watch, 2.0)
+        watch.require()
+    assert rest.ended
+    time.sleep(1.0)
+
+
 def test_a_signal_while_what_is_left_of_a_ray_is_ended_breaks_nothing_off(listener):
     rest = Rest()
     leave = functools.partial(signal.raise_signal, signal.SIGINT)
@@ -165,6 +201,25 @@ def test_a_main_thread_that_hangs_in_ray_is_ended_with_the_message():
     assert time.monotonic() - began < 20
 
 
+LEFT_FOR_EVER = """
+import socket, time
+from cu_ray.sweep import vigil
+vigil.LEFT_WITHIN = 0.5
+listener = socket.create_server(("127.0.0.1", 0))
+server = vigil.Server("raylet", f"127.0.0.1:{listener.getsockname()[1]}", "raylet.out", 0.5)
+def leave():
+    time.sleep(60)
+with vigil.Vigil([server], remains=None, leave=leave, last_words=lambda message: print(message, flush=True)):
+    pass
+"""
+
+
+def test_a_joined_ray_that_never_lets_go_is_left_with_a_message():
+    done = subprocess.run([sys.executable, "-c", LEFT_FOR_EVER], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert done.stdout.startswith("Ray did not end within 0.5 s. Nothing is lost;")
+
+
 def start(*session: str) -> tuple[subprocess.Popen, psutil.Process]:
     """A server of that session, and what it started."""
     script = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
@@ -193,6 +248,9 @@ def test_what_one_session_started_is_ended_and_nothing_else():
 
 def test_a_ray_that_was_started_is_left_without_the_second_that_its_autoscaler_takes(monkeypatch):
     def shutdown():
+        until = time.monotonic() + 5
+        while "monitor.py" in those_that_live() and time.monotonic() < until:  # killed, and not dead yet
+            time.sleep(0.02)
         there["as Ray is left"] = those_that_live()
         leave()
 
@@ -211,6 +269,16 @@ def those_that_live() -> list[str]:
         with suppress(psutil.Error):  # has ended
             found += {Path(part).name for part in child.cmdline()} & {"gcs_server", "monitor.py"}
     return sorted(found)
+
+
+def test_a_process_without_a_file_left_looks_again_later(monkeypatch):
+    def no_file_left(*args, **kwargs):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    remains = Remains("session_1")
+    monkeypatch.setattr(psutil.Process, "children", no_file_left)
+    for act in (remains.look, remains.end_autoscaler, remains.end):
+        act()
 
 
 def test_a_gcs_that_does_not_answer_holds_nobody_up_for_long_and_leaves_the_room_as_it_was(monkeypatch):
@@ -237,6 +305,26 @@ def test_a_ray_that_does_not_start_is_one_message(monkeypatch, raised, said):
     monkeypatch.setattr(ray, "init", raising(raised))
     with pytest.raises(RayStopped, match=said), joined(None):
         pass
+
+
+def test_a_ray_that_another_thread_has_started_is_left_alone(monkeypatch):
+    monkeypatch.setattr(ray, "init", raising(RuntimeError("Maybe you called ray.init twice by accident?")))
+    monkeypatch.setattr(ray, "shutdown", pytest.fail)
+    with pytest.raises(UserError, match="another thread of this process has started Ray meanwhile"), joined(None):
+        pass
+
+
+@pytest.mark.parametrize("address", [None, "there"])
+def test_what_does_not_come_up_is_ended_but_no_cluster_of_this_process_that_was_joined(monkeypatch, address):
+    ended = []
+    rest = Rest()
+    rest.end = lambda: ended.append("rest")  # type: ignore[method-assign]
+    monkeypatch.setattr(cluster.remains, "of_this_process", lambda: rest)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append("ray"))
+    monkeypatch.setattr(ray, "init", raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt), joined(address):
+        pass
+    assert ended == (["ray", "rest"] if address is None else ["ray"])
 
 
 def test_a_cluster_that_does_not_take_us_is_one_message(monkeypatch):
