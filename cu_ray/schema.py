@@ -13,6 +13,7 @@ from cu_ray import plugins
 from cu_ray.config import (
     EVIDENCE,
     MOST_COMBINATIONS,
+    MOST_SEED,
     NAME,
     REQUIRED,
     ControlsSection,
@@ -43,7 +44,7 @@ def schema() -> Schema:
             **{section: _one_or_list({"$ref": f"#/definitions/{section}"}) for section in OF_PLUGINS},
             "train": _one_or_list(_mapping(_fanned(plugins.facts(TrainRecipe)), TrainRecipe), nothing=True),
             "deletion_fractions": _one_or_list({"type": "number", "exclusiveMinimum": 0, "maximum": 1}),
-            "seeds": _one_or_list({"type": "integer", "minimum": 0}),
+            "seeds": _one_or_list({"type": "integer", "minimum": 0, "maximum": MOST_SEED}),
             "methods": _methods(),
             **{section: _settings(cls) for section, cls in OF_SETTINGS.items()},
             "evidence": _value(EVIDENCE) | {"description": "keep each model's predictions on the test images"},

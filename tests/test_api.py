@@ -272,7 +272,7 @@ TEXT = sweeps.SMALL.format(fractions="[1.0]", seeds="[0]", trials=2, more="", st
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"seeds": [-1]}, "--seeds -1: whole numbers, not negative, are needed"),
+        ({"seeds": [-1]}, "--seeds -1 is not allowed. Allowed: integers, not negative"),
         ({"seeds": [0.5]}, "--seeds 0.5"),
         ({"only": ["methd=ssd"]}, "Did you mean 'method'"),
         ({"only": "method=sdd"}, "Did you mean 'ssd'"),

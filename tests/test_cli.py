@@ -130,6 +130,13 @@ def test_try_runs_one_trial_without_ray_and_replay_repeats_a_recorded_one(tmp_pa
     assert "same to the bit" in replayed.stdout
 
 
+@pytest.mark.parametrize("seed", ["-1", str(2**63)])
+def test_try_refuses_a_seed_that_a_sweep_would_refuse(seed):
+    refused = cu_ray("try", "no_unlearning", "--seed", seed)
+    assert refused.exit_code == 2
+    assert f"--seed {seed} is not allowed. Allowed: integers, not negative, below 2^63" in refused.output
+
+
 OWN_METHOD = """
 from dataclasses import dataclass
 from typing import ClassVar

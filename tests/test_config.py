@@ -354,7 +354,8 @@ ONE_FAULT = [
     ("deletion_fractions", "[0.5, 0.001]", ["deletion_fractions[1]", "0.001 of 100", "an empty deletion set"]),
     ("seeds", "[]", ["an empty list"]),
     ("seeds", "[0, 1.5]", ["seeds[1]", "1.5 is not allowed"]),
-    ("seeds", "[0, -1]", ["seeds[1]", "-1 is not allowed", "Allowed: integers, not negative."]),
+    ("seeds", "[0, -1]", ["seeds[1]", "-1 is not allowed", "Allowed: integers, not negative, below 2^63."]),
+    ("seeds", f"[0, {2**63}]", ["seeds[1]", f"{2**63} is not allowed", "Allowed: integers, not negative, below 2^63."]),
     ("seeds", "[true]", ["seeds[0]", "True is not allowed"]),
     ("seeds", "first", ["'first' is not allowed"]),
     ("seeds", "[3, 3]", ["seeds[1]", "3 is given twice"]),
@@ -778,6 +779,13 @@ def test_controls_belong_to_no_method(file):
 @pytest.mark.parametrize("written", ["1", "1.0", "1.00"])
 def test_a_fraction_is_recognised_however_it_is_written(file, written):
     assert restricted(file, [f"fraction={written}"])[1] == (1.0,)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_further_seed_that_no_table_holds_is_refused(file, seed):
+    with pytest.raises(UserError, match=rf"--seeds {seed} is not allowed\. Allowed: integers, not negative, below 2\^63"):
+        restricted(file, seeds=(seed,))
+    assert restricted(file, seeds=(2**63 - 1,))[2] == (0, 1, 2**63 - 1)
 
 
 def test_further_seeds_are_added_once(file):

@@ -37,6 +37,7 @@ def try_command(method: str, settings: tuple[str, ...], file: str | None, fracti
     """Run one trial of METHOD in the foreground, without Ray: a debugger works."""
     from cu_ray.sweep import foreground
 
+    config.as_seed(seed, "--seed")
     given = {}
     for setting in settings:
         name, equals, value = setting.partition("=")

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cu_ray import yaml_file
-from cu_ray.config.asked import restricted, sharded, with_runtime
+from cu_ray.config.asked import as_seed, restricted, sharded, with_runtime
 from cu_ray.config.declared import RESERVED
 from cu_ray.config.methods import Methods
 from cu_ray.config.reader import DEFAULTS, EVIDENCE, NAME, REQUIRED, SECTIONS, Reader
 from cu_ray.config.sweep import (
     INDEPENDENT_SAMPLERS,
+    MOST_SEED,
     SAMPLERS,
     STORAGE_VARIABLE,
     TRACKERS,
@@ -41,6 +42,7 @@ __all__ = [
     "EVIDENCE",
     "INDEPENDENT_SAMPLERS",
     "MOST_COMBINATIONS",
+    "MOST_SEED",
     "NAME",
     "REQUIRED",
     "RESERVED",
@@ -57,6 +59,7 @@ __all__ = [
     "Space",
     "Span",
     "Sweep",
+    "as_seed",
     "default_storage",
     "load",
     "parse",

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from cu_ray import plugins
-from cu_ray.config.sweep import RuntimeSection, Sweep
+from cu_ray.config.sweep import MOST_SEED, SEEDS, RuntimeSection, Sweep
 from cu_ray.config.values import Values
 from cu_ray.errors import Faults, UserError, did_you_mean
 from cu_ray.places import at
@@ -68,7 +68,7 @@ def restricted(sweep: Sweep, only: Sequence[str], seeds: Iterable[int]) -> Sweep
         controls=replace(sweep.controls, never_manipulated=False, trigger_only=False) if "method" in chosen else sweep.controls,
         methods=tuple(chosen.get("method", sweep.methods)),
         fractions=tuple(dict.fromkeys(chosen.get("fraction", sweep.fractions))),
-        seeds=tuple(dict.fromkeys([*chosen.get("seed", sweep.seeds), *map(_seed, seeds)])),
+        seeds=tuple(dict.fromkeys([*chosen.get("seed", sweep.seeds), *map(as_seed, seeds)])),
     )
     return replace(asked, text=_text_of(asked, sweep)) if asked != sweep else sweep
 
@@ -95,11 +95,12 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _seed(given: Any) -> int:
+def as_seed(given: Any, option: str = "--seeds") -> int:
+    """The seed that an option gives. Raises UserError for anything else."""
     try:
         seed = operator.index(given)
     except TypeError:
         seed = -1
-    if seed < 0:
-        raise UserError(f"--seeds {given}: whole numbers, not negative, are needed, like --seeds +3,4")
+    if not 0 <= seed <= MOST_SEED:
+        raise UserError(f"{option} {given} is not allowed. Allowed: {SEEDS}.")
     return seed

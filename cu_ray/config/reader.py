@@ -12,6 +12,8 @@ from cu_ray import checks, plugins, yaml_file
 from cu_ray.config import choice
 from cu_ray.config.methods import Methods
 from cu_ray.config.sweep import (
+    MOST_SEED,
+    SEEDS,
     STORAGE_VARIABLE,
     ControlsSection,
     OriginalSection,
@@ -72,7 +74,7 @@ class Reader(Values):
         for index, fraction in fractions.items():
             if not 0 < fraction <= 1:
                 self.fault(f"deletion_fractions[{index}]", f"{fraction!r} is not allowed. Allowed: {FRACTIONS}.")
-        seeds = self.numbers("seeds", top.get("seeds", DEFAULTS["seeds"]), int, "integers, not negative")
+        seeds = self.numbers("seeds", top.get("seeds", DEFAULTS["seeds"]), int, SEEDS, MOST_SEED)
         search = self.section(SearchSection, "search")
         controls = self.section(ControlsSection, "controls")
         original = self.section(OriginalSection, "original")

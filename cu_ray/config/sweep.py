@@ -24,6 +24,10 @@ INDEPENDENT_SAMPLERS = ("random", "qmc", "grid")  # a point does not depend on t
 TRACKERS = ("mlflow", "tensorboard", "wandb")
 STORAGE_VARIABLE = "CU_RAY_STORAGE"
 SCRATCH = "~/.cache/cu-ray/scratch"
+MOST_SEED = 2**63 - 1  # what tables can hold
+SEEDS = "integers, not negative, below 2^63"
+MOST_SEED = 2**63 - 1  # what tables can hold
+SEEDS = "integers, not negative, below 2^63"
 
 Value = Any
 

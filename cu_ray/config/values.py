@@ -124,8 +124,8 @@ class Values:
             return otherwise
         return value
 
-    def numbers(self, path: str, given: Any, kind: type[Any], allowed: str) -> dict[int, Any]:
-        """The numbers of a list, or a single one, by their place in it; none is negative. `allowed`: for messages."""
+    def numbers(self, path: str, given: Any, kind: type[Any], allowed: str, most: float = math.inf) -> dict[int, Any]:
+        """The numbers of a list, or a single one, by their place in it, from 0 to the most. `allowed`: for messages."""
         items = given if isinstance(given, list) else [given]
         if not items:
             self.fault(path, "an empty list: give at least one value")
@@ -133,7 +133,7 @@ class Values:
         for index, item in enumerate(items):
             place = f"{path}[{index}]" if isinstance(given, list) else path
             value = typed(kind, item)
-            if value is MISSING or not is_finite(value) or value < 0:
+            if value is MISSING or not is_finite(value) or not 0 <= value <= most:
                 self.fault(place, f"{item!r} is not allowed. Allowed: {allowed}.")
             elif value in values.values():
                 self.fault(place, f"{item!r} is given twice")

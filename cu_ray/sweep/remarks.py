@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cu_ray.config import Options, Space
+from cu_ray.config import MOST_SEED, Options, Space
 from cu_ray.plugins import name_of
 from cu_ray.selection import Rule
 from cu_ray.sweep.judging import best_point
@@ -86,6 +86,17 @@ def others(num_others: int) -> list[str]:
     return [
         f"trials kept here but not asked for now, so in trials.parquet only (another or changed file, --only): {num_others:,}"
     ]
+
+
+def left_out(known: Known) -> list[str]:
+    """A line where the ledger has records that are in no table."""
+    number = sum(not has_a_place(record) for record in (*known.trials.values(), *known.originals.values()))
+    return [f"trials and originals of seeds of 2^63 or more, which no table holds, so left out: {number:,}"] if number else []
+
+
+def has_a_place(record: Record) -> bool:
+    """Whether tables can hold the seed of a trial or an original: earlier versions allowed larger ones."""
+    return bool(record.spec.get("original", record.spec)["setting"]["seed"] <= MOST_SEED)
 
 
 def edges_of(study: StudySpec, hyperparameters: Hyperparameters) -> dict[str, str]:

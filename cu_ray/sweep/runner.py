@@ -188,6 +188,7 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
         num_failed = counts.trials_failed + sum(not record.ok for record in originals)
         said = remarks.remarks(made, journal.known) + remarks.without_choice(made)
         said += remarks.others(len(journal.known.trials) - counts.trials_done)
+        said += remarks.left_out(journal.known)
         num_run, folder = sum(agenda.finished.values()), sweep.folder / "tables"
         return Outcome(counts, num_run, num_failed, interrupted, folder, time_is_up, said, agenda.set_aside)
 

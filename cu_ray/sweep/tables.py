@@ -23,7 +23,7 @@ from cu_ray.selection import RULES
 from cu_ray.sweep.judging import best_point, point_score
 from cu_ray.sweep.ledger import Known
 from cu_ray.sweep.plan import Plan, StudySpec
-from cu_ray.sweep.remarks import edges_of
+from cu_ray.sweep.remarks import edges_of, has_a_place
 from cu_ray.types import LEARNING_VERSION, Record
 
 TRAINING_SCORES = tuple(
@@ -34,16 +34,18 @@ Row = dict[str, Any]
 
 
 def write(where: Place | Path, plan: Plan, known: Known) -> None:
-    """Write all tables of a sweep, each finished or not at all."""
+    """Write all tables of a sweep, each finished or not at all; without records of a seed that no table holds."""
     _installed.cache_clear()
     studies = {key: study for study in plan.studies for key in trial_keys(study, known)}
     settings = {record.spec["original_key"]: record.spec["original"]["setting"] for record in known.trials.values()}
     columns = {key: setting_columns(plan.name, setting) for key, setting in settings.items()}
     trials = [
-        trial_row(record, columns[record.spec["original_key"]], studies.get(record.key)) for record in known.trials.values()
+        trial_row(record, columns[record.spec["original_key"]], studies.get(record.key))
+        for record in known.trials.values()
+        if has_a_place(record)
     ]
     _mark_pareto(trials)
-    originals = [_original_row(plan.name, record) for record in known.originals.values()]
+    originals = [_original_row(plan.name, record) for record in known.originals.values() if has_a_place(record)]
     searches: dict[str, list[StudySpec]] = {}  # studies that differ in their seed only are one search
     for study in plan.studies:
         searches.setdefault(study.sampling_key, []).append(study)
@@ -437,7 +439,9 @@ def _settings_of(kind: str, described: Mapping[str, Any]) -> Row:
 
 
 def _fitting(value: Any, kind: pa.DataType) -> Any:
-    """The value, as JSON where a text column is given something else."""
+    """The value, as JSON where a text column is given something else; null for an integer that no table holds."""
+    if pa.types.is_integer(kind) and isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return None
     return json.dumps(value) if pa.types.is_string(kind) and value is not None and not isinstance(value, str) else value
 
 

@@ -19,7 +19,7 @@ import scipy.stats
 from cu_ray.errors import UserError
 from cu_ray.plugins import names
 from cu_ray.selection import RULES
-from cu_ray.sweep import ledger, tables
+from cu_ray.sweep import ledger, remarks, tables
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known, Ledger
 from tests.sweep.simulator import SCRUB, SSD_GRID, agenda_of, fails, fails_sometimes, plan, play, record_of, run
@@ -109,6 +109,29 @@ def test_tables_of_the_ledger_on_the_disk_are_those_of_the_run(tmp_path):
     tables.write(tmp_path / "disk", made, ledger.read(tmp_path / "ledger"))
     for name in TABLES:
         assert pq.read_table(tmp_path / "run" / f"{name}.parquet").equals(pq.read_table(tmp_path / "disk" / f"{name}.parquet"))
+
+
+def test_a_seed_that_no_table_holds_costs_no_other_record_its_place(tmp_path):
+    made, (known, _) = small(), run(small())
+    trial, original = next(iter(known.trials.values())), next(iter(known.originals.values()))
+    before = written(tmp_path, made, known)
+    setting = original.spec["setting"] | {"seed": 2**63}
+    known.add(replace(original, key="large", spec=original.spec | {"setting": setting}))
+    of_trial = {"original": trial.spec["original"] | {"setting": setting}, "original_key": "large"}
+    known.add(replace(trial, key="large", spec=trial.spec | of_trial))
+    after = written(tmp_path, made, known)
+    for name in TABLES:
+        pd.testing.assert_frame_equal(getattr(before, name), getattr(after, name))
+    said = "trials and originals of seeds of 2^63 or more, which no table holds, so left out: 2"
+    assert remarks.left_out(known) == [said]
+    assert remarks.left_out(Known()) == []
+
+
+def test_an_integer_that_no_table_holds_is_null_and_stays_in_the_text_column(tmp_path):
+    made = plan({"scrub": {**SCRUB, "points": [{"alpha": 1}, {"alpha": 2}], "msteps": 2**63}})
+    trials = written(tmp_path, made, run(made)[0]).trials
+    assert trials["hp_msteps"].isna().all()
+    assert {json.loads(each)["msteps"] for each in trials["hyperparameters"]} == {2**63}
 
 
 # ------------------------------------------------------------------------------------------------------------- row counts
