@@ -178,6 +178,20 @@ def claimed(path: Path) -> Iterator[bool]:
         yield held
 
 
+def is_locked(path: Path) -> bool | None:
+    """Whether a process of any machine that sees the file holds its lock; None where that cannot be told."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # given back at once
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False
+
+
 def _lock_file(path: Path) -> contextlib.AbstractContextManager[IO[bytes] | None]:
     try:
         return open(path, "ab")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cu_ray.cli import main
+from cu_ray.cli import look, main
+from cu_ray.places import at
+from cu_ray.sweep.ledger import Ledger
 from tests import sweeps
 
 QUICKSTART = Path(__file__).parent.parent / "sweeps" / "quickstart.yaml"
@@ -110,6 +113,26 @@ def test_a_driver_on_another_machine_runs_as_long_as_it_says_so(tmp_path, silent
     facts = {"running": True, "process": 1, "host": "elsewhere", "updated_at": time.time() - silent_for}
     (tmp_path / "status.json").write_text(json.dumps(facts | counts | {"storage": "store", "device": "cpu"}))
     assert f"{tmp_path.name}: {state}; 1 of 1 trials done" in cu_ray("status", str(tmp_path)).output.replace("\n", "")
+
+
+def status_of(folder, **facts):
+    counts = dict.fromkeys(("trials", "trials_done", "trials_failed", "originals", "originals_done", "studies"), 1)
+    said = {"running": True, "host": platform.node(), "updated_at": time.time(), "storage": "store", "device": "cpu", **facts}
+    (folder / "status.json").write_text(json.dumps(said | counts))
+    return cu_ray("status", str(folder)).output.replace("\n", "")
+
+
+@pytest.mark.parametrize("process", [os.getpid(), -1, 10**30])
+def test_a_driver_on_this_machine_runs_as_long_as_it_holds_the_ledger(tmp_path, process):
+    assert "stopped before its end" in status_of(tmp_path, process=process), "a number is another process's after a while"
+    with Ledger(tmp_path / "ledger"):
+        assert f"{tmp_path.name}: running;" in status_of(tmp_path, process=process)
+    assert "stopped before its end" in status_of(tmp_path, process=process)
+
+
+@pytest.mark.parametrize(("process", "alive"), [(os.getpid(), True), (-1, False), (0, False), (10**30, False)])
+def test_a_driver_whose_results_are_at_a_uri_runs_as_long_as_its_process(process, alive):
+    assert look._alive(at("s3://bucket/results"), {"host": platform.node(), "process": process}) == alive
 
 
 def test_try_runs_one_trial_without_ray_and_replay_repeats_a_recorded_one(tmp_path):

@@ -17,7 +17,7 @@ from cu_ray import plugins
 from cu_ray.cli.group import PLACE, console, main
 from cu_ray.config import SAMPLERS
 from cu_ray.errors import UserError, did_you_mean
-from cu_ray.places import Folder, Place
+from cu_ray.places import Folder, Place, is_locked
 from cu_ray.selection import RULES
 
 WATCHED_EVERY = 30  # seconds
@@ -42,7 +42,7 @@ def status(folder: Place) -> None:
                 raise
             print(f"cu-ray: {error}. What is here, as it was brought home or run:", file=sys.stderr)
     facts = statuses.now(folder)
-    running = facts["running"] and _alive(facts)
+    running = facts["running"] and _alive(folder, facts)
     state = "running" if running else "stopped before its end" if facts["running"] else "not running"
     out = console()
     out.print(f"{folder.name}: {state}; {facts['trials_done']} of {facts['trials']} trials done, {facts['trials_failed']} failed")
@@ -60,22 +60,24 @@ def _is_running(folder: Place) -> bool:
         facts = statuses.read(folder)
     except UserError:  # tables alone can be reported
         return False
-    return bool(facts["running"]) and _alive(facts)
+    return bool(facts["running"]) and _alive(folder, facts)
 
 
-def _alive(facts: dict[str, Any]) -> bool:
+def _alive(folder: Place, facts: dict[str, Any]) -> bool:
     """Whether the driver of which status.json tells goes on: one on another machine, as long as it writes that anew."""
     import platform
 
     if facts["host"] != platform.node():
         return bool(time.time() - facts.get("updated_at", 0.0) < SILENT_AFTER)
+    if isinstance(folder, Folder) and (locked := is_locked(folder.path / "ledger" / "lock")) is not None:
+        return locked  # the number of its process may be another's by now
     try:
         os.kill(facts["process"], 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass
-    return True
+    return int(facts["process"]) > 0
 
 
 @main.command()

@@ -28,6 +28,8 @@ MOST_SEED = 2**63 - 1  # what tables can hold
 SEEDS = "integers, not negative, below 2^63"
 MOST_SEED = 2**63 - 1  # what tables can hold
 SEEDS = "integers, not negative, below 2^63"
+MOST_SEED = 2**63 - 1  # what tables can hold
+SEEDS = "integers, not negative, below 2^63"
 
 Value = Any
 
