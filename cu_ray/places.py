@@ -58,6 +58,10 @@ class Place(Protocol):
     def name(self) -> str:
         """Its own name, the last of its path."""
 
+    @property
+    def parent(self) -> Place:
+        """What it lies in."""
+
     def __truediv__(self, name: str) -> Place:
         """What lies in it under this name."""
 
@@ -93,6 +97,10 @@ class Folder:
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def parent(self) -> Folder:
+        return Folder(self.path.parent)
 
     def __truediv__(self, name: str) -> Folder:
         return Folder(self.path / name)
@@ -218,6 +226,10 @@ class Remote:
     @property
     def name(self) -> str:
         return self.path.rpartition("/")[2]
+
+    @property
+    def parent(self) -> Remote:
+        return Remote(self.scheme, self.path.rpartition("/")[0], self.query)
 
     def __truediv__(self, name: str) -> Remote:
         return Remote(self.scheme, f"{self.path}/{name}", self.query)

@@ -115,6 +115,17 @@ def test_a_driver_on_another_machine_runs_as_long_as_it_says_so(tmp_path, silent
     assert f"{tmp_path.name}: {state}; 1 of 1 trials done" in cu_ray("status", str(tmp_path)).output.replace("\n", "")
 
 
+@pytest.mark.parametrize("file", ["status.json", "ledger/000001.log"])
+@pytest.mark.parametrize("command", ["table", "report"])
+def test_a_sweep_that_was_killed_before_its_first_tables_is_no_folder_without_a_sweep(tmp_path, file, command):
+    (tmp_path / "ledger").mkdir()
+    (tmp_path / file).touch()
+    refused = cu_ray(command, str(tmp_path))
+    assert refused.exit_code == 2
+    said = f"there are no tables in {tmp_path}/tables yet: the same `cu-ray sweep` command goes on and writes them"
+    assert refused.output == f"cu-ray: {said}\n"
+
+
 def status_of(folder, **facts):
     counts = dict.fromkeys(("trials", "trials_done", "trials_failed", "originals", "originals_done", "studies"), 1)
     said = {"running": True, "host": platform.node(), "updated_at": time.time(), "storage": "store", "device": "cpu", **facts}

@@ -26,10 +26,6 @@ STORAGE_VARIABLE = "CU_RAY_STORAGE"
 SCRATCH = "~/.cache/cu-ray/scratch"
 MOST_SEED = 2**63 - 1  # what tables can hold
 SEEDS = "integers, not negative, below 2^63"
-MOST_SEED = 2**63 - 1  # what tables can hold
-SEEDS = "integers, not negative, below 2^63"
-MOST_SEED = 2**63 - 1  # what tables can hold
-SEEDS = "integers, not negative, below 2^63"
 
 Value = Any
 

@@ -32,6 +32,10 @@ def read_table(tables: Place | Path, name: str) -> pa.Table:
     try:
         content = place.read(file)
     except FileNotFoundError:
+        if place.parent.has("status.json") or (place.parent / "ledger").files():
+            raise UserError(
+                f"there are no tables in {place} yet: the same `cu-ray sweep` command goes on and writes them"
+            ) from None
         raise UserError(f"there is no {place / file}: is this in the folder of a sweep (results/NAME) that has run?") from None
     try:
         table = pq.ParquetFile(pa.BufferReader(owned_by_arrow(content))).read(use_threads=False)
