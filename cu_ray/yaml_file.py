@@ -1,7 +1,7 @@
 """Sweep files as plain values: strict YAML with line numbers.
 
-Stricter than YAML where that avoids surprises: a duplicate key is an error, and `1e-3` is a number. One addition: a file
-that says `extends: other.yaml` starts from that file.
+Stricter than YAML where that avoids surprises: a duplicate key is an error, and so is a number like `010`, `1:30` or `1_0`;
+`1e-3` is a number. One addition: a file that says `extends: other.yaml` starts from that file.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def parse(text: str, source: str) -> YamlFile:
         if loader is not None:
             loader.dispose()
     if faults:
-        raise Faults(source, faults)
+        raise Faults(source, dict.fromkeys(faults))  # a key may be given twice in one line
     return result
 
 
@@ -185,10 +185,14 @@ def _value(loader: _Loader, node: yaml.Node, path: str, lines: dict[str, int], f
         return [_value(loader, item, f"{path}[{index}]", lines, faults) for index, item in enumerate(node.value)]
     if not isinstance(node, yaml.MappingNode):
         try:
-            return _plain(loader.construct_object(node, deep=True))
+            value = _plain(loader.construct_object(node, deep=True))
         except (ValueError, LookupError, AttributeError, ArithmeticError) as error:  # so constructors refuse the date 2001-99-99
             faults.append(f"{path} (line {lines[path]}): {node.value[:40]!r} cannot be read: {error}")
             return None
+        if (instead := _meant(node, value)) is not None:
+            told = f"{node.value} would be read as {value!r}: write {instead}, or {node.value!r} in quotes for a text"
+            faults.append(f"{path or 'the value'} (line {lines[path]}): {told}")
+        return value
     written = Counter(str(key.value) for key, _ in node.value)
     loader.flatten_mapping(node)  # `<<` merges
     if len(written) == written.total():  # once each, and so again where an alias comes here
@@ -206,6 +210,15 @@ def _value(loader: _Loader, node: yaml.Node, path: str, lines: dict[str, int], f
         values[key] = _value(loader, item, place, lines, faults)
         lines[place] = line
     return values
+
+
+def _meant(node: yaml.Node, value: Any) -> str | None:
+    """What to write instead of a number that YAML reads in octal, by sixties or without its '_'; None where it is plain."""
+    if node.tag not in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+        return None
+    if re.fullmatch(r"[-+]?[0-9][0-9_]*", node.value) and (decimal := int(node.value.replace("_", ""))) != value:
+        return f"{decimal} or {value!r}"
+    return repr(value) if "_" in node.value or ":" in node.value else None
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cu_ray import config, plugins
+from cu_ray import config, plugins, yaml_file
 from cu_ray.config import Options, Span
 from cu_ray.config.methods import spaced
 from cu_ray.datasets import Dataset
@@ -112,7 +112,7 @@ def test_a_plain_file_is_read_with_its_defaults():
 
 
 @pytest.mark.parametrize(
-    ("written", "value"), [("1e-3", 1e-3), ("1E3", 1000.0), ("-1e-3", -1e-3), ("1_0e2", 1000.0), ("2.5e-3", 2.5e-3), ("1", 1.0)]
+    ("written", "value"), [("1e-3", 1e-3), ("1E3", 1000.0), ("-1e-3", -1e-3), ("2.5e-3", 2.5e-3), ("1", 1.0)]
 )
 def test_numbers_are_numbers_however_they_are_written(written, value):
     if value > 0:
@@ -356,6 +356,13 @@ ONE_FAULT = [
     ("seeds", "[0, 1.5]", ["seeds[1]", "1.5 is not allowed"]),
     ("seeds", "[0, -1]", ["seeds[1]", "-1 is not allowed", "Allowed: integers, not negative, below 2^63."]),
     ("seeds", f"[0, {2**63}]", ["seeds[1]", f"{2**63} is not allowed", "Allowed: integers, not negative, below 2^63."]),
+    ("seeds", "[010, 1]", [f"seeds[0] (line {NEXT_LINE}): 010 would be read as 8: write 10 or 8, or '010' in quotes for a text"]),
+    ("seeds", "[3, 0_10]", ["seeds[1]", "0_10 would be read as 8: write 10 or 8"]),
+    ("train", "{lr: 1:30}", ["train.lr", "1:30 would be read as 90: write 90, or '1:30' in quotes for a text"]),
+    ("train", "{lr: 1:30.5}", ["train.lr", "1:30.5 would be read as 90.5: write 90.5"]),
+    ("train", "{steps: 1_0}", ["train.steps", "1_0 would be read as 10: write 10"]),
+    ("train", "{lr: 1_0.5}", ["train.lr", "1_0.5 would be read as 10.5: write 10.5"]),
+    ("name", "yes", ["name", "True is not allowed", "A bare yes, no, on or off is no text in YAML: write it in quotes"]),
     ("seeds", "[true]", ["seeds[0]", "True is not allowed"]),
     ("seeds", "first", ["'first' is not allowed"]),
     ("seeds", "[3, 3]", ["seeds[1]", "3 is given twice"]),
@@ -557,6 +564,14 @@ def test_a_duplicate_key_is_a_fault_wherever_it_is():
         "methods.scrub.steps (line 7)",
     }
     assert all("this key is given more than once" in fault for fault in faults)
+    assert len(faults) == 3, "one is of two keys in one line"
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("0x10", 16), ("0", 0), ("07", 7), ("+7", 7), ("'1_0'", "1_0"), ("010.5", 10.5), ("1e3", 1e3)]
+)
+def test_numbers_that_are_what_they_look_like_are_read(written, read):
+    assert yaml_file.parse(f"value: {written}", "it").value == {"value": read}
 
 
 def test_a_key_that_overrules_a_merged_one_is_no_duplicate():

@@ -58,7 +58,9 @@ class Reader(Values):
         train = {} if top.get("train") is None else top["train"]
         name = top.get("name", "sweep")
         if not (isinstance(name, str) and re.fullmatch(NAME, name)):
-            self.fault("name", f"{name!r} is not allowed. Allowed: up to 100 letters, digits, '_', '-' and '.', no path")
+            allowed = "up to 100 letters, digits, '_', '-' and '.', no path"
+            hint = ". A bare yes, no, on or off is no text in YAML: write it in quotes" if isinstance(name, bool) else ""
+            self.fault("name", f"{name!r} is not allowed. Allowed: {allowed}{hint}")
         datasets = self._plugins("datasets", "dataset", top.get("dataset"))
         models = [each for each in self._plugins("models", "model", top.get("model")) if self._says_its_layers(*each)]
         manipulations = self._plugins("manipulations", "manipulation", top.get("manipulation"))
