@@ -18,6 +18,7 @@ from rich.console import Console
 from cu_ray import config
 from cu_ray.places import Place, at, lasting
 from cu_ray.report.frame import best_frame
+from cu_ray.report.printing import show
 from cu_ray.report.terminal import best_table, read_table
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class Results:
 
     def __repr__(self) -> str:
         text = io.StringIO()
-        _console(file=text, color_system=None).print(best_table(self.folder / "tables"))
+        show(best_table(self.folder / "tables"), _console(file=text, color_system=None))
         return "\n".join([text.getvalue().rstrip(), *([] if self.outcome is None else _notes(self.outcome))])
 
     def _repr_html_(self) -> str:

@@ -12,6 +12,7 @@ from cu_ray import config
 from cu_ray.cli.group import PLACE, console, main
 from cu_ray.errors import UserError
 from cu_ray.places import Place
+from cu_ray.report.printing import show
 
 
 @main.command()
@@ -82,7 +83,7 @@ def doctor(address: str | None, cluster: str | None, storage: str | None, nodes:
     log = Path("/tmp/ray/session_latest/logs")  # noqa: S108
     with connected(runtime, out, own_files={}, log=log, last_words=lambda said: print(f"cu-ray: {said}", file=sys.stderr)):
         found, faults = examine(storage or config.default_storage(), nodes, named)
-    out.print(table_of(found))
+    show(table_of(found), out)
     faults += [f"{node.host} ({node.address}) {fault}" for node in found for fault in node.faults]
     for fault in faults:
         out.print(f"Fault: {fault}.", soft_wrap=True)

@@ -18,6 +18,7 @@ from cu_ray.cli.group import PLACE, console, main
 from cu_ray.config import SAMPLERS
 from cu_ray.errors import UserError, did_you_mean
 from cu_ray.places import Folder, Place, is_locked
+from cu_ray.report.printing import show
 from cu_ray.selection import RULES
 
 WATCHED_EVERY = 30  # seconds
@@ -94,7 +95,7 @@ def table(folder: Place, rule: str | None, latex: str | None) -> None:
 
         print(table_of(folder, rule, latex), end="")
         return
-    console().print(best_table(folder / "tables", rule))
+    show(best_table(folder / "tables", rule), console())
     if (said := unfinished_in(folder)) is not None:
         console().print(f"Note: unfinished: {said}.")
 
@@ -162,7 +163,7 @@ def diff(one: Place, other: Place, rule: str | None) -> None:
             shown = [f"{row['fraction']:g}", row["metric"], str(row["n"]), f"{row['difference']:+.4f}", alone]
             shown.append(f"{p}{' *' if row['beyond'] else ''}")
             listing.add_row(row["cell"], row["method"], *shown)
-        out.print(listing)
+        show(listing, out)
     beyond = sum(row["beyond"] for row in rows)
     counts = f"{shared} scores in common; {len(rows)} means differ, {beyond} of them beyond the noise of seeds (*)."
     out.print(f"Chosen by {rule}: {counts}", soft_wrap=True)
@@ -192,7 +193,7 @@ def list_command(kind: str | None, name: str | None) -> None:
         listing = Table("name", "what it is", box=None)
         for each in _names(kind) if name is None else [name]:
             listing.add_row(each, _summary(kind, each))
-        out.print(listing)
+        show(listing, out)
         return
     cls = plugins.find(kind, name)
     out.print(f"{name} (version {cls.version}): {cls.summary}\n\n{(cls.__doc__ or '').strip()}\n")
@@ -201,7 +202,7 @@ def list_command(kind: str | None, name: str | None) -> None:
         search = fact.search and f"{fact.search.low:g} to {fact.search.high:g}{', log' if fact.search.log else ''}"
         default = "required" if fact.required else "null" if fact.default is None else str(fact.default)
         listing.add_row(fact.name, default, search or "", fact.describe())
-    out.print(listing)
+    show(listing, out)
 
 
 def _names(kind: str) -> list[str]:

@@ -20,6 +20,7 @@ from cu_ray import collector, config
 from cu_ray.cli.group import console, main
 from cu_ray.config import Sweep
 from cu_ray.errors import UserError
+from cu_ray.report.printing import show
 
 
 def sweep_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -131,7 +132,7 @@ def _run(wanted: Sweep, retry_failed: bool, deadline: float, out: Console) -> in
     outcome = runner.run(wanted, out, retry_failed=retry_failed, seconds=deadline - time.monotonic())
     counts = outcome.estimate
     if counts.trials_done:
-        out.print(best_table(outcome.tables))
+        show(best_table(outcome.tables), out)
     for remark in outcome.remarks:
         out.print(f"Note: {remark}.")
     out.print(f"Tables: {outcome.tables / '{trials,originals,best,curves}.parquet'}", soft_wrap=True)
