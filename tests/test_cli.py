@@ -63,6 +63,24 @@ assert not heavy, heavy
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("module", ["click", "numpy", "rich.table", "cu_ray.cli.run", "cu_ray.sweep.status"])
+def test_a_command_can_be_interrupted_while_its_modules_are_imported(module, tmp_path):
+    program = f"""
+import os, signal, sys
+class Interrupts:
+    def find_spec(self, name, *others):
+        if name == {module!r}:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupts())
+from cu_ray.cli import command
+sys.argv[1:] = ["status", "."]
+command()
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr == "cu-ray: interrupted. What a sweep has finished is kept; the same command goes on from there.\n"
+
+
 def test_a_wrong_command_gets_the_nearest_name():
     result = cu_ray("swep", "x.yaml")
     assert result.exit_code == 2

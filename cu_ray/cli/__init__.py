@@ -5,14 +5,34 @@ Exit codes: 0 all done, 1 some trials failed, 2 wrong use, 3 the time limit came
 
 from __future__ import annotations
 
-from cu_ray import collector
-from cu_ray.cli import elsewhere, look, make, run  # noqa: F401 (they add their commands)
-from cu_ray.cli.group import main
+import sys
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["command", "main"]
+if TYPE_CHECKING:
+    from cu_ray.cli.group import main
+
+__all__ = ["INTERRUPTED", "command", "main"]
+INTERRUPTED = "cu-ray: interrupted. What a sweep has finished is kept; the same command goes on from there."
 
 
 def command() -> None:
-    """`main` in a process of its own."""
-    collector.as_command()
-    main()
+    """`main` in a process of its own, which can be interrupted from its first moment on."""
+    try:
+        from cu_ray import collector
+        from cu_ray.cli import main
+
+        collector.as_command()
+        main()
+    except KeyboardInterrupt:
+        print(INTERRUPTED, file=sys.stderr)
+        sys.exit(130)
+
+
+def __getattr__(name: str) -> Any:
+    """The group of all commands, imported when it is first used: that takes a while, in which Ctrl-C may be pressed."""
+    if name != "main":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from cu_ray.cli import elsewhere, look, make, run  # noqa: F401 (they add their commands)
+    from cu_ray.cli.group import main
+
+    return main

@@ -10,6 +10,7 @@ import click
 from rich.console import Console
 
 from cu_ray import __version__
+from cu_ray.cli import INTERRUPTED
 from cu_ray.errors import CuRayError, UserError, did_you_mean
 from cu_ray.places import Place, at
 
@@ -59,7 +60,7 @@ class Commands(click.Group):
             print(f"cu-ray: {error}", file=sys.stderr)
             ctx.exit(1)
         except KeyboardInterrupt:
-            print("cu-ray: interrupted. What a sweep has finished is kept; the same command goes on from there.", file=sys.stderr)
+            print(INTERRUPTED, file=sys.stderr)
             ctx.exit(130)
         except BrokenPipeError:
             _to_nowhere(sys.stdout)
