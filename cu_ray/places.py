@@ -273,10 +273,13 @@ class Remote:
 
 
 def at(where: Place | Path | str) -> Place:
-    """The place that a path or a URI names. Raises UserError for a URI that cannot be one or holds credentials."""
+    """The place that a path or a URI names. Raises UserError for `~nobody`, and a URI that cannot be one or holds credentials."""
     if isinstance(where, str) and (found := re.match(rf"([A-Za-z][A-Za-z0-9+.-]+)://|({'|'.join(SCHEMES)}):", where)):
         return _at_uri(where, found[1] or found[2])
-    return Folder(Path(where).expanduser()) if isinstance(where, (str, Path)) else where
+    try:
+        return Folder(Path(where).expanduser()) if isinstance(where, (str, Path)) else where
+    except RuntimeError:
+        raise UserError(f"'{where}' is not allowed: there is no such home folder") from None
 
 
 def lasting(where: Place | Path | str) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -79,6 +80,43 @@ command()
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 130, done.stderr
     assert done.stderr == "cu-ray: interrupted. What a sweep has finished is kept; the same command goes on from there.\n"
+
+
+@pytest.mark.parametrize("command", ["status", "table", "report", "fetch", "merge", "bundle"])
+def test_the_home_folder_of_nobody_is_one_message(command):
+    refused = cu_ray(command, "~nobody-here/x", *(["other"] if command == "merge" else []))
+    assert refused.exit_code == 2
+    assert refused.output == "cu-ray: '~nobody-here/x' is not allowed: there is no such home folder\n"
+
+
+def test_a_storage_in_the_home_folder_of_nobody_is_a_fault(tmp_path, monkeypatch):
+    monkeypatch.setenv("CU_RAY_STORAGE", "~nobody-here/x")
+    file = sweeps.small(tmp_path)
+    file.write_text(file.read_text().replace("runtime: {storage: store}", ""))
+    refused = cu_ray("plan", str(file))
+    assert refused.exit_code == 2
+    assert "CU_RAY_STORAGE of the environment: '~nobody-here/x' is not allowed: there is no such home folder" in refused.output
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize(("arguments", "code"), [(["list"], 0), (["status", "."], 2)])
+def test_a_shell_may_close_streams(tmp_path, closed, arguments, code):
+    line = f"{shlex.join(sweeps.program(*arguments))} {closed}"
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("name", "shown"), [("säd", r"s\xe4d"), ("\udcff", r"\udcff")])
+@pytest.mark.parametrize("command", ["status", "table", "report"])
+def test_a_folder_whose_name_the_terminal_has_no_characters_for_is_shown_all_the_same(tmp_path, name, shown, command):
+    folder = tmp_path / name
+    folder.mkdir()
+    done = sweeps.command(folder.parent, command, name, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 2
+    assert done.stderr.startswith("cu-ray: there is no ")
+    assert shown in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_wrong_command_gets_the_nearest_name():

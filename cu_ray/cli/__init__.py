@@ -5,6 +5,8 @@ Exit codes: 0 all done, 1 some trials failed, 2 wrong use, 3 the time limit came
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ INTERRUPTED = "cu-ray: interrupted. What a sweep has finished is kept; the same 
 def command() -> None:
     """`main` in a process of its own, which can be interrupted from its first moment on."""
     try:
+        _set_up_streams()
         from cu_ray import collector
         from cu_ray.cli import main
 
@@ -26,6 +29,16 @@ def command() -> None:
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
         sys.exit(130)
+
+
+def _set_up_streams() -> None:
+    """See to it that all three are there, also where the shell has closed one (`>&-`), and print whatever a path may hold."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (open to the end)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,8 @@ from cu_ray.cli import INTERRUPTED
 from cu_ray.errors import CuRayError, UserError, did_you_mean
 from cu_ray.places import Place, at
 
+SHOWN = 40  # characters of a text, on both sides of what is wrong in it
+
 
 class Terminal(Console):
     """Where commands print. What is printed after the reader of a pipe has gone is lost: that ends no sweep."""
@@ -65,6 +67,10 @@ class Commands(click.Group):
         except BrokenPipeError:
             _to_nowhere(sys.stdout)
             ctx.exit(1)
+        except UnicodeEncodeError as error:
+            near = error.object[max(error.start - SHOWN, 0) : error.end + SHOWN]
+            print(f"cu-ray: {near!r} is not allowed. Allowed: texts and paths of characters only", file=sys.stderr)
+            ctx.exit(2)
         except OSError as error:  # a full disk, no permission
             where = f" ({error.filename})" if error.filename else ""
             print(f"cu-ray: {error.strerror or error}{where}", file=sys.stderr)

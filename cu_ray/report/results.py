@@ -71,7 +71,8 @@ def read(where: Place | Path | str, label: str | None = None) -> Results:
     num_not_rescored = 0
     if (folder / "tables").has(f"{RESCORED}.parquet"):
         tables["trials"], num_not_rescored = _with_rescored(tables["trials"], _table(folder / "tables", RESCORED))
-    return Results(folder, label or _name(folder), **tables, status=_status(folder), num_not_rescored=num_not_rescored)
+    shown = (label or _name(folder)).encode(errors="backslashreplace").decode()  # a path may hold what no text can
+    return Results(folder, shown, **tables, status=_status(folder), num_not_rescored=num_not_rescored)
 
 
 def read_all(given: Sequence[Place | Path | str]) -> list[Results]:

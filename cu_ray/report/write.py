@@ -36,7 +36,7 @@ def write(
     place = to or _beside(results)
     target = Folder(place)
     earlier = _earlier(target)
-    contents_of = {name: text.encode() for name, text in _texts(contents, refresh).items()}
+    contents_of = {name: text.encode(errors="replace") for name, text in _texts(contents, refresh).items()}
     try:
         for name, content in contents_of.items():
             target.write(name, content)

@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import re
+import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -29,7 +30,7 @@ from cu_ray.report.page import short
 from cu_ray.report.panels import Figure, Line, Panel, as_text, limits, shift_of, style_of, ticks
 from cu_ray.report.results import read
 from cu_ray.sweep import tables
-from cu_ray.sweep.ledger import Known
+from cu_ray.sweep.ledger import Known, Ledger
 from tests.report.made import METHODS, folder
 from tests.sweep.simulator import fails, plan, record_of
 
@@ -84,6 +85,14 @@ def test_it_writes_the_page_figures_and_tables(whole):
     figures = {f"{name}.{kind}" for name in FIGURES for kind in ("pdf", "png")}
     tables = {"results.csv", "by_seed.csv", "acc_corr.tex", "acc_retain.tex", "recovered.tex"}
     assert files == {"report.html", write.WRITTEN} | tables | figures
+
+
+def test_a_folder_whose_name_no_text_can_hold_has_a_page(whole, tmp_path):
+    where = tmp_path / "results-\udcff"
+    shutil.copytree(whole[0], where, ignore=shutil.ignore_patterns("report"))
+    page, _ = write.write([where], None, None)
+    assert page == where / "report" / "report.html"
+    assert "results-\\udcff" in page.read_text()
 
 
 def test_what_an_earlier_report_wrote_is_deleted_and_nothing_else(tmp_path):
@@ -341,7 +350,8 @@ def test_a_running_sweep_is_watched_to_its_end(tmp_path, monkeypatch):
 
     say(where, running=True)
     monkeypatch.setattr("cu_ray.cli.look.time.sleep", sleep)
-    done = report(str(where), "--watch")
+    with Ledger(where / "ledger"):
+        done = report(str(where), "--watch")
     assert done.exit_code == 0, done.output
     assert len(looks) == 2
     assert all('<meta http-equiv="refresh" content="30">' in page for page in looks)
@@ -361,12 +371,13 @@ def test_the_first_tables_of_a_sweep_that_runs_are_waited_for(tmp_path, monkeypa
             say(where, running=False)
 
     monkeypatch.setattr("cu_ray.cli.look.time.sleep", sleep)
-    done = report(str(where), "--watch")
+    with Ledger(where / "ledger"):
+        done = report(str(where), "--watch")
     assert done.exit_code == 0, done.output
     assert done.output.startswith(f"Waiting for the first tables ...\n{where / 'report' / 'report.html'} as of ")
     (where / "tables" / "best.parquet").unlink()
     ended = report(str(where), "--watch")  # nothing more is to come
-    assert ended.exit_code == 2 and "the folder of a sweep" in ended.output
+    assert ended.exit_code == 2 and "there are no tables in" in ended.output
 
 
 def test_tables_from_before_the_first_trial_are_a_page(tmp_path):
