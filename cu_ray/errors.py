@@ -83,8 +83,8 @@ class TimeIsUp(BaseException):
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an error of another library says, the beginning of it where that is long."""
-    text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    """What an error of another library says, without a full stop, and the beginning of it where that is long."""
+    text = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
     return text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}..."
 
 

@@ -119,6 +119,40 @@ def test_a_folder_whose_name_the_terminal_has_no_characters_for_is_shown_all_the
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("command", ["attach", "fetch", "stop", "status", "table", "report", "merge"])
+def test_a_file_in_the_place_of_a_folder_is_one_message(tmp_path, command):
+    file = sweeps.small(tmp_path)
+    refused = cu_ray(command, str(file), *([str(tmp_path)] if command == "merge" else []))
+    assert refused.exit_code == 2
+    assert refused.output == f"cu-ray: {file} is a file: the folder of a sweep (results/NAME) is needed\n"
+
+
+@pytest.mark.parametrize("price", ["nan", "inf"])
+def test_a_price_is_a_number(price):
+    refused = cu_ray("plan", str(QUICKSTART), "--price", price)
+    assert refused.exit_code == 2
+    assert f"--price {price} is not allowed. Allowed: a number, at least 0." in refused.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["sweep", str(QUICKSTART), "--address", ""], "runtime.address: '' is not allowed. Allowed: the address of a Ray"),
+        (["doctor", "--address", ""], "'' is not allowed. Allowed: the address of a Ray"),
+        (["sweep", str(QUICKSTART), "--cluster", ""], "--cluster '' is not allowed. Allowed: the file that `ray up` was given"),
+        (["doctor", "--cluster", ""], "--cluster '' is not allowed. Allowed: the file that `ray up` was given"),
+        (["doctor", "--storage", "s4://bucket/x"], "s4:// is no place that can be written to."),
+        (["clean", "--storage", "nowhere-at-all"], "--storage nowhere-at-all: there is no such folder"),
+    ],
+)
+def test_a_place_that_is_none_is_said_before_anything_starts(monkeypatch, arguments, said):
+    monkeypatch.setattr("cu_ray.sweep.cluster.connected", None)
+    monkeypatch.setattr("cu_ray.sweep.runner.run", None)
+    refused = cu_ray(*arguments)
+    assert refused.exit_code == 2, repr(refused.exception)
+    assert said in refused.output
+
+
 def test_a_wrong_command_gets_the_nearest_name():
     result = cu_ray("swep", "x.yaml")
     assert result.exit_code == 2

@@ -363,6 +363,8 @@ ONE_FAULT = [
     ("train", "{steps: 1_0}", ["train.steps", "1_0 would be read as 10: write 10"]),
     ("train", "{lr: 1_0.5}", ["train.lr", "1_0.5 would be read as 10.5: write 10.5"]),
     ("name", "yes", ["name", "True is not allowed", "A bare yes, no, on or off is no text in YAML: write it in quotes"]),
+    ("controls", "{unlearning_seeds: 1001}", ["controls.unlearning_seeds", "1001 is not allowed", "at most 1000"]),
+    ("runtime", "{address: ''}", ["runtime.address", "'' is not allowed", "the address of a Ray"]),
     ("seeds", "[true]", ["seeds[0]", "True is not allowed"]),
     ("seeds", "first", ["'first' is not allowed"]),
     ("seeds", "[3, 3]", ["seeds[1]", "3 is given twice"]),
@@ -806,6 +808,13 @@ def test_a_further_seed_that_no_table_holds_is_refused(file, seed):
 def test_further_seeds_are_added_once(file):
     assert restricted(file, seeds=(7, 1, 7))[2] == (0, 1, 7)
     assert restricted(file, ["seed=0"], seeds=(7,))[2] == (0, 7)
+
+
+def test_a_further_seed_can_be_the_only_one(file):
+    file.write_text(f"{file.read_text()}\nsearch: {{seeds: all}}\n")
+    assert restricted(file, ["seed=7"], seeds=(7,))[2] == (7,)
+    with pytest.raises(UserError, match=r"--only seed=8: '8' is no seed of .*Allowed: 0, 1, 7"):
+        restricted(file, ["seed=8"], seeds=(7,))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import click
 from cu_ray import config
 from cu_ray.cli.group import PLACE, console, main
 from cu_ray.errors import UserError
-from cu_ray.places import Place
+from cu_ray.places import Place, at
 from cu_ray.report.printing import show
 
 
@@ -77,6 +77,7 @@ def doctor(address: str | None, cluster: str | None, storage: str | None, nodes:
     from cu_ray.sweep.doctor import examine, table_of
 
     out = console()
+    at(storage or config.default_storage())  # is said before a Ray is started
     if cluster is not None:
         sys.exit(_doctor_there(cluster, storage, nodes))
     runtime = config.RuntimeSection(address=address)

@@ -12,7 +12,7 @@ from rich.console import Console
 from cu_ray import __version__
 from cu_ray.cli import INTERRUPTED
 from cu_ray.errors import CuRayError, UserError, did_you_mean
-from cu_ray.places import Place, at
+from cu_ray.places import Folder, Place, at
 
 SHOWN = 40  # characters of a text, on both sides of what is wrong in it
 
@@ -41,7 +41,10 @@ class PlaceParameter(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Place:
         """The place."""
-        return at(value)
+        place = at(value)
+        if isinstance(place, Folder) and place.path.is_file():
+            raise UserError(f"{place} is a file: the folder of a sweep (results/NAME) is needed")
+        return place
 
 
 PLACE = PlaceParameter()

@@ -14,7 +14,7 @@ from rich.table import Table
 from cu_ray import config, yaml_file
 from cu_ray.cli.group import PLACE, console, main
 from cu_ray.errors import CuRayError, UserError
-from cu_ray.places import Place, at, lasting
+from cu_ray.places import Folder, Place, at, lasting
 from cu_ray.selection import RULES
 
 QUICKSTART = """
@@ -188,6 +188,8 @@ def clean(storage: str | None, days: int, yes: bool) -> None:
     from cu_ray.store import unused
 
     where, out = storage or config.default_storage(), console()
+    if storage is not None and isinstance(place := at(where), Folder) and not place.path.is_dir():
+        raise UserError(f"--storage {storage}: there is no such folder")
     found = unused(where, days)
     if not found:
         out.print(f"{where}: everything was used within {days} days.", soft_wrap=True)

@@ -211,6 +211,8 @@ def plan(
     measure: bool,
 ) -> None:
     """Say what the sweep of FILE comes to and what of it is done; of several files each. Starts nothing."""
+    if price is not None and not math.isfinite(price):
+        raise UserError(f"--price {price} is not allowed. Allowed: a number, at least 0.")
     for sweep in load_sweeps(files, only, seeds, shard, output=output):
         if len(files) > 1 and not as_json:
             console().print(f"{sweep.source}:", soft_wrap=True)

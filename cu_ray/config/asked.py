@@ -43,10 +43,11 @@ def sharded(sweep: Sweep, given: str) -> Sweep:
 
 def restricted(sweep: Sweep, only: Sequence[str], seeds: Iterable[int]) -> Sweep:
     """The sweep with only the named methods, fractions and seeds, and with further seeds."""
+    further = [as_seed(seed) for seed in seeds]
     named: dict[str, dict[str, Any]] = {
         "method": {plugins.name_of(plan.cls): plan for plan in sweep.methods},
         "fraction": {f"{fraction:g}": fraction for fraction in sweep.fractions},
-        "seed": {str(seed): seed for seed in sweep.seeds},
+        "seed": {str(seed): seed for seed in (*sweep.seeds, *further)},
     }
     chosen: dict[str, list[Any]] = {}
     for wish in (part for each in only for part in each.split(",")):
@@ -68,7 +69,7 @@ def restricted(sweep: Sweep, only: Sequence[str], seeds: Iterable[int]) -> Sweep
         controls=replace(sweep.controls, never_manipulated=False, trigger_only=False) if "method" in chosen else sweep.controls,
         methods=tuple(chosen.get("method", sweep.methods)),
         fractions=tuple(dict.fromkeys(chosen.get("fraction", sweep.fractions))),
-        seeds=tuple(dict.fromkeys([*chosen.get("seed", sweep.seeds), *map(as_seed, seeds)])),
+        seeds=tuple(dict.fromkeys([*chosen.get("seed", sweep.seeds), *further])),
     )
     return replace(asked, text=_text_of(asked, sweep)) if asked != sweep else sweep
 

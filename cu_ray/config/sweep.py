@@ -136,6 +136,8 @@ class RuntimeSection:
             seconds_of(self.trial_time_limit, "a time limit")
         except UserError as error:
             raise FieldFault("trial_time_limit", f"{error}, or null for none") from error
+        if self.address == "":
+            raise FieldFault("address", "'' is not allowed. Allowed: the address of a Ray, like auto or 10.0.0.1:6379")
         for name in ("output", "storage"):
             if not getattr(self, name):
                 raise FieldFault(name, "'' is not allowed. Allowed: a folder or a URI")
@@ -161,7 +163,7 @@ class ControlsSection:
 
     never_manipulated: bool = False  # the original trained on the same data, not manipulated: the ceiling
     trigger_only: bool = False  # the original trained on images with the trigger and their true labels
-    unlearning_seeds: Annotated[int, Bound(low=1)] = 1  # each study's best trial is run under so many: the noise floor
+    unlearning_seeds: Annotated[int, Bound(low=1, high=1000)] = 1  # each study's best trial is run under so many: the noise floor
 
     @property
     def originals(self) -> tuple[str, ...]:

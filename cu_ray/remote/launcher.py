@@ -48,6 +48,8 @@ class Cluster:
     @classmethod
     def of(cls, path: Path | str) -> Cluster:
         """The cluster of a file. Raises UserError where there is none, or it is no file for `ray up`."""
+        if not str(path):
+            raise UserError("--cluster '' is not allowed. Allowed: the file that `ray up` was given")
         path = Path(path).expanduser().resolve()
         try:
             value = yaml.safe_load(path.read_text(encoding="utf-8"))

@@ -30,7 +30,7 @@ def test_a_folder_that_is_no_result_is_said(tmp_path):
 def test_a_damaged_table_is_said(tmp_path):
     path = folder(tmp_path / "one") / "tables" / "best.parquet"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"best\.parquet cannot be read"):
+    with pytest.raises(UserError, match=r"best\.parquet cannot be read: .*[^.]\. `cu-ray sweep`"):
         read(tmp_path / "one")
 
 
