@@ -6,15 +6,19 @@ SHA256SUMS
 
 from __future__ import annotations
 
+import contextlib
 import datetime
+import errno
 import hashlib
 import inspect
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +34,7 @@ from cu_ray.report.terminal import RESCORED, metrics_in, read_table, rows_of
 from cu_ray.stages.pipeline import Workbench
 from cu_ray.store import open_store
 from cu_ray.sweep import doctor, foreground, ledger, status, tables
+from cu_ray.sweep.ledger.folder import Lock
 from cu_ray.types import Dataset, Indices, OriginalSpec, Setting, Store, TrialSpec
 
 SUMS = "SHA256SUMS"
@@ -78,54 +83,72 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
     known, facts = ledger.read(folder / "ledger"), status.read(folder)
     unfinished, chosen = results.read(folder).unfinished, _chosen(folder) if models else []
     name = at(lasting(folder)).name
-    target = _Target(Folder(to or Path(f"{name}-bundle")))
     rescored = [RESCORED] if (folder / "tables").has(f"{RESCORED}.parquet") else []
-    for table in ("trials", "originals", "best", "curves", *rescored):
-        target.write(f"tables/{table}.parquet", _read(folder / "tables", f"{table}.parquet"))
-    target.write("sweep.yaml", _read(folder, "sweep.yaml"))
-    described = [record.spec for record in known.trials.values()]
-    store, datasets = open_store(facts["storage"]), _Datasets()
-    trials = [each for each in map(_without_method, described) if each is not None and datasets.has(each.original.setting)]
-    target.write("sets.parquet", _as_parquet(_sets(trials, datasets, store)))
-    num_untold = len(described) - len(trials)
-    kept = ledger.evidence.keys(folder / "ledger")
-    for key in sorted(kept & (known.originals.keys() | known.trials.keys())):
-        target.write(f"evidence/{key}.parquet", ledger.evidence.read(folder / "ledger", key))
-    missing = [key for key in known.originals if known.originals[key].ok and not _copied(key, store, target)]
-    metrics = metrics_in(read_table(folder / "tables", RESCORED).column_names) if rescored else []
-    files, lost = _own_files(described, metrics)
-    for path, file in files.items():
-        target.write(f"code/{path}", file.read_bytes())
-    target.write("code.json", json.dumps(known.code, indent=1, sort_keys=True).encode())
-    target.write("versions.json", json.dumps(doctor.versions(), indent=1).encode())
-    for key in chosen:
-        made = foreground.export(folder, key, target.place / "models" / key[:16])
-        target.take_in(f"models/{key[:16]}", made.files)
-    target.write("CITATION.cff", _citation(name).encode())
-    target.write("README.txt", _readme(name, missing, unfinished, num_untold, lost).encode())
-    target.place.write(SUMS, "".join(f"{digest}  {path}\n" for path, digest in sorted(target.digests.items())).encode())
-    return Bundle(target.finish(), len(target.digests) + 1, missing, unfinished, num_untold, lost)
+    with _Target(Folder(to or Path(f"{name}-bundle"))) as target:
+        for table in ("trials", "originals", "best", "curves", *rescored):
+            target.write(f"tables/{table}.parquet", _read(folder / "tables", f"{table}.parquet"))
+        target.write("sweep.yaml", _read(folder, "sweep.yaml"))
+        described = [record.spec for record in known.trials.values()]
+        store, datasets = open_store(facts["storage"]), _Datasets()
+        trials = [each for each in map(_without_method, described) if each is not None and datasets.has(each.original.setting)]
+        target.write("sets.parquet", _as_parquet(_sets(trials, datasets, store)))
+        num_untold = len(described) - len(trials)
+        kept = ledger.evidence.keys(folder / "ledger")
+        for key in sorted(kept & (known.originals.keys() | known.trials.keys())):
+            target.write(f"evidence/{key}.parquet", ledger.evidence.read(folder / "ledger", key))
+        missing = [key for key in known.originals if known.originals[key].ok and not _copied(key, store, target)]
+        metrics = metrics_in(read_table(folder / "tables", RESCORED).column_names) if rescored else []
+        files, lost = _own_files(described, metrics)
+        for path, file in files.items():
+            target.write(f"code/{path}", file.read_bytes())
+        target.write("code.json", json.dumps(known.code, indent=1, sort_keys=True).encode())
+        target.write("versions.json", json.dumps(doctor.versions(), indent=1).encode())
+        for key in chosen:
+            made = foreground.export(folder, key, target.place / "models" / key[:16])
+            target.take_in(f"models/{key[:16]}", made.files)
+        target.write("CITATION.cff", _citation(name).encode())
+        target.write("README.txt", _readme(name, missing, unfinished, num_untold, lost).encode())
+        target.write(SUMS, "".join(f"{digest}  {path}\n" for path, digest in sorted(target.digests.items())).encode())
+        return Bundle(target.finish(), len(target.digests), missing, unfinished, num_untold, lost)
 
 
 class _Target:
     """The folder that is written, which has to be new or empty; the SHA-256 of each file in it.
 
-    A new one has another name until it is whole: where the program is killed, the same command begins anew.
+    It is made in a hidden one beside it, by one process at a time, and has its name when it is whole: where the program is
+    killed, the same command begins anew.
     """
 
-    def __init__(self, place: Folder) -> None:
-        there = place.path.exists()
-        if there and (not place.path.is_dir() or any(place.path.iterdir())):
-            raise UserError(f"{place} is there already: give another folder with --to")
-        self._whole, self.place = place, place if there else Folder(place.path.with_name(f".{place.path.name}.unfinished"))
-        if not there:
-            shutil.rmtree(self.place.path, ignore_errors=True)
+    def __init__(self, whole: Folder) -> None:
+        self._whole, self._path = whole, Path(os.path.realpath(whole))
+        if os.path.lexists(whole) and (not self._path.is_dir() or any(self._path.iterdir())):
+            raise self._there_already()
+        if self._path.is_mount():  # nothing can be moved to its name
+            raise UserError(f"{whole} is where a file system is mounted: give a folder in it with --to")
+        self._hidden = Folder(self._path.with_name(f".{self._path.name}.unfinished"))
+        self._lock = Lock(self._hidden, whole, "--to")
+        self.place = self._hidden / "bundle"
         self.digests: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        self._take_away()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._take_away()
+        self._hidden.delete("lock")
+        with contextlib.suppress(OSError):  # another process is in it already
+            self._hidden.path.rmdir()
+        self._lock.close()
 
     def finish(self) -> Folder:
         """The folder, with its name."""
-        if self.place != self._whole:
-            self.place.path.rename(self._whole.path)
+        try:
+            self.place.path.rename(self._path)  # in the place of an empty one
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise self._there_already() from error
+            raise
         return self._whole
 
     def write(self, path: str, content: bytes) -> None:
@@ -138,6 +161,17 @@ class _Target:
         for file in files:
             content = (self.place.path / path / file).read_bytes()
             self.digests[f"{path}/{file}"] = hashlib.sha256(content).hexdigest()
+
+    def _there_already(self) -> UserError:
+        return UserError(f"{self._whole} is there already: give another folder with --to")
+
+    def _take_away(self) -> None:
+        """What is not whole, also of a process that was killed."""
+        for path in self._hidden.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            elif path.name != "lock":
+                path.unlink()
 
 
 def _readme(name: str, missing: list[str], unfinished: str | None, num_untold: int, code: list[str]) -> str:

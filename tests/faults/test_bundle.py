@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -213,20 +214,80 @@ def test_an_original_that_is_gone_is_said_and_corrected_models_are_written_where
     assert f"models/{models[0].name}/model.safetensors" in (tmp_path / "with" / "SHA256SUMS").read_text()
 
 
-def test_after_a_kill_in_the_middle_the_same_command_makes_the_same_bundle(finished, tmp_path):
-    """Killed with -9 by itself, where it has written most of it."""
+@pytest.fixture
+def here(tmp_path):
+    """An empty folder."""
+    (tmp_path / "here").mkdir()
+    return tmp_path / "here"
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_after_a_kill_in_the_middle_the_same_command_makes_the_same_bundle(finished, here, there):
+    """Killed with -9 by itself, where it has written most of it; in a folder that is empty or not there."""
+    if there:
+        (here / "whole").mkdir()
     half = (
         "import os, signal; from cu_ray.sweep import bundle; from cu_ray import cli;"
         "bundle._citation = lambda name: os.kill(os.getpid(), signal.SIGKILL); cli.main()"
     )
     command = ["bundle", str(finished / "results" / "small"), "--to", "whole"]
-    killed = subprocess.run([sys.executable, "-c", half, *command], cwd=tmp_path, capture_output=True, text=True)
+    killed = subprocess.run([sys.executable, "-c", half, *command], cwd=here, capture_output=True, text=True)
     assert killed.returncode == -9, killed.stderr
-    (left,) = tmp_path.glob("*whole*")
-    assert left.name == ".whole.unfinished"
+    left = here / ".whole.unfinished"
+    assert {path.name for path in here.iterdir()} - {"whole"} == {left.name}
     assert len([path for path in left.rglob("*") if path.is_file()]) > 5
-    done = sweeps.command(tmp_path, *command)
+    (left / "of an earlier version").touch()
+    done = sweeps.command(here, *command)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert [path.name for path in tmp_path.glob("*whole*")] == ["whole"]
-    sums = [(folder / "SHA256SUMS").read_text().splitlines() for folder in (tmp_path / "whole", finished / "small-bundle")]
+    assert [path.name for path in here.iterdir()] == ["whole"]
+    sums = [(folder / "SHA256SUMS").read_text().splitlines() for folder in (here / "whole", finished / "small-bundle")]
     assert set(sums[0]) == set(sums[1])
+
+
+@pytest.fixture
+def disturbed(finished, here, monkeypatch):
+    """`cu-ray bundle --to whole` in an folder of its own, during which something else happens."""
+    monkeypatch.chdir(here)
+    citation = bundles._citation
+
+    def run(disturb):
+        def cited(name: str) -> str:
+            monkeypatch.setattr(bundles, "_citation", citation)
+            disturb()
+            return citation(name)
+
+        monkeypatch.setattr(bundles, "_citation", cited)
+        return bundle_of(finished, "whole")
+
+    return run
+
+
+def bundle_of(finished: Path, target: str):
+    return CliRunner().invoke(main, ["bundle", str(finished / "results" / "small"), "--to", target])
+
+
+def test_of_two_at_once_one_makes_it_and_the_other_is_told_so(finished, disturbed, here):
+    others = []
+    done = disturbed(lambda: others.append(bundle_of(finished, "whole")))
+    assert done.exit_code == 0, done.output
+    (refused,) = others
+    assert refused.exit_code == 2
+    process = f"process {os.getpid()} on {platform.node()}"
+    assert refused.output == f"cu-ray: whole is being written by {process}: wait for it or stop it\n"
+    assert [path.name for path in here.iterdir()] == ["whole"]
+    subprocess.run(["sha256sum", "--quiet", "--strict", "-c", "SHA256SUMS"], cwd="whole", check=True)
+
+
+def test_what_came_into_its_place_meanwhile_stays_as_it_is(disturbed, here):
+    refused = disturbed(lambda: (Path("whole").mkdir(), Path("whole/mine").write_text("mine")))
+    assert refused.exit_code == 2
+    assert refused.output == "cu-ray: whole is there already: give another folder with --to\n"
+    assert [path.name for path in here.rglob("*")] == ["whole", "mine"]
+
+
+def test_after_an_interrupt_there_is_nothing(disturbed, here):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    assert disturbed(interrupt).exit_code == 130
+    assert list(here.iterdir()) == []

@@ -21,21 +21,27 @@ SEGMENT_BYTES = 1 << 20  # of lines: some 400 trials
 
 
 class Lock:
-    """The right to write to a folder, which ends with its process at the latest. Raises UserError where another has it."""
+    """The right to write to a folder, which ends with its process at the latest. Raises UserError where another has it.
 
-    def __init__(self, place: Folder) -> None:
+    named: what the folder is to a user, who may give another one with the option.
+    """
+
+    def __init__(self, place: Folder, named: Folder | None = None, option: str = "--output") -> None:
+        named = named or place
         place.path.mkdir(parents=True, exist_ok=True)
         self._file = open(place.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until close)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(self._file.fileno()).st_nlink:  # who had it took it away just now
+                raise BlockingIOError
         except (BlockingIOError, PermissionError) as error:  # the latter over CIFS
             self._file.seek(0)
             owner = self._file.read().strip() or "another process"
             self._file.close()
-            raise UserError(f"{place} is being written by {owner}: wait for it or stop it") from error
+            raise UserError(f"{named} is being written by {owner}: wait for it or stop it") from error
         except OSError as error:
             self._file.close()
-            told = f"{place} lies on a file system without locks ({error.strerror}): give another place with --output"
+            told = f"{named} lies on a file system without locks ({error.strerror}): give another place with {option}"
             raise UserError(told) from error
         self._file.truncate(0)
         self._file.write(f"process {os.getpid()} on {platform.node()}")
