@@ -27,7 +27,7 @@ import yaml
 from safetensors.numpy import save
 
 from cu_ray import __version__, checks, plugins
-from cu_ray.errors import UserError
+from cu_ray.errors import UserError, in_one_line
 from cu_ray.places import Folder, Place, at, lasting
 from cu_ray.report import results
 from cu_ray.report.terminal import RESCORED, metrics_in, read_table, rows_of
@@ -121,12 +121,13 @@ class _Target:
 
     def __init__(self, whole: Folder) -> None:
         self._whole, self._path = whole, Path(os.path.realpath(whole))
-        if os.path.lexists(whole) and (not self._path.is_dir() or any(self._path.iterdir())):
-            raise self._there_already()
-        if self._path.is_mount():  # nothing can be moved to its name
-            raise UserError(f"{whole} is where a file system is mounted: give a folder in it with --to")
         self._hidden = Folder(self._path.with_name(f".{self._path.name}.unfinished"))
-        self._lock = Lock(self._hidden, whole, "--to")
+        with self._failing():
+            if os.path.lexists(whole) and (not self._path.is_dir() or any(self._path.iterdir())):
+                raise self._there_already()
+            if self._path.is_mount():  # nothing can be moved to its name
+                raise UserError(f"{whole} is where a file system is mounted: give a folder in it with --to")
+            self._lock = Lock(self._hidden, whole, "--to")
         self.place = self._hidden / "bundle"
         self.digests: dict[str, str] = {}
 
@@ -143,17 +144,14 @@ class _Target:
 
     def finish(self) -> Folder:
         """The folder, with its name."""
-        try:
+        with self._failing():
             self.place.path.rename(self._path)  # in the place of an empty one
-        except OSError as error:
-            if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                raise self._there_already() from error
-            raise
         return self._whole
 
     def write(self, path: str, content: bytes) -> None:
         folder, _, name = path.rpartition("/")
-        (self.place / folder if folder else self.place).write(name, content)
+        with self._failing():
+            (self.place / folder if folder else self.place).write(name, content)
         self.digests[path] = hashlib.sha256(content).hexdigest()
 
     def take_in(self, path: str, files: Iterable[str]) -> None:
@@ -161,6 +159,17 @@ class _Target:
         for file in files:
             content = (self.place.path / path / file).read_bytes()
             self.digests[f"{path}/{file}"] = hashlib.sha256(content).hexdigest()
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """A context in which UserError takes the place of what the file system says."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                raise self._there_already() from error
+            told = f"{self._whole} cannot be written: {in_one_line(error)}. Give another folder with --to"
+            raise UserError(told) from error
 
     def _there_already(self) -> UserError:
         return UserError(f"{self._whole} is there already: give another folder with --to")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -291,3 +292,36 @@ def test_after_an_interrupt_there_is_nothing(disturbed, here):
 
     assert disturbed(interrupt).exit_code == 130
     assert list(here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        ("/proc/x", "cannot be written: "),
+        ("file/below", "cannot be written: "),
+        ("shut/x", "cannot be written: Permission denied"),
+        ("dangling", "is there already"),
+        ("round", "is there already"),
+        ("x" * 250, "cannot be written: File name too long"),
+        ("/proc", "is there already"),
+    ],
+)
+def test_where_nothing_can_be_written_there_is_one_message_and_nothing_left(finished, here, monkeypatch, target, said):
+    monkeypatch.chdir(here)
+    (here / "file").touch()
+    (here / "dangling").symlink_to("nothing")
+    (here / "round").symlink_to("round")
+    (here / "shut").mkdir()
+    make = Path.mkdir
+
+    def mkdir(path, *arguments, **options):  # a mode would not stop root
+        if path.parent == here / "shut":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        make(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    refused = bundle_of(finished, target)
+    assert refused.exit_code == 2, refused.output
+    assert refused.output.startswith(f"cu-ray: {target} {said}"), refused.output
+    assert refused.output.endswith("ive another folder with --to\n") and refused.output.count("\n") == 1
+    assert {path.name for path in here.rglob("*")} == {"file", "dangling", "round", "shut"}
