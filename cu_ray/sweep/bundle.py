@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 import yaml
 from safetensors.numpy import save
 
-from cu_ray import __version__, checks, plugins
+from cu_ray import __version__, checks, config, plugins, yaml_file
+from cu_ray.config.reader import REQUIRED
 from cu_ray.errors import UserError, in_one_line
 from cu_ray.places import Folder, Place, at, lasting
 from cu_ray.report import results
@@ -35,7 +36,7 @@ from cu_ray.stages.pipeline import Workbench
 from cu_ray.store import open_store
 from cu_ray.sweep import doctor, foreground, ledger, status, tables
 from cu_ray.sweep.ledger.folder import Lock
-from cu_ray.types import Dataset, Indices, OriginalSpec, Setting, Store, TrialSpec
+from cu_ray.types import Dataset, Indices, OriginalSpec, Record, Setting, Store, TrialSpec
 
 SUMS = "SHA256SUMS"
 SETS = pa.schema(
@@ -77,16 +78,20 @@ class Bundle:
 def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) -> Bundle:
     """The bundle of the sweep in a folder; with `models` also the corrected models that the search's rule chose, made again.
 
-    Raises UserError where there are no tables, or where something is in the way.
+    Raises UserError where there are no tables, where what is there is damaged or not in the ledger, or something is in the way.
     """
     folder = at(where)
-    known, facts = ledger.read(folder / "ledger"), status.read(folder)
-    unfinished, chosen = results.read(folder).unfinished, _chosen(folder) if models else []
+    found, facts = results.read(folder), status.read(folder)
+    known = ledger.read(folder / "ledger")  # after the tables, which come from it
+    _require_known(found, known)
+    _require_whole(folder, known.trials.values())
+    unfinished, chosen = found.unfinished, _chosen(folder) if models else []
     name = at(lasting(folder)).name
     rescored = [RESCORED] if (folder / "tables").has(f"{RESCORED}.parquet") else []
     with _Target(Folder(to or Path(f"{name}-bundle"))) as target:
         for table in ("trials", "originals", "best", "curves", *rescored):
             target.write(f"tables/{table}.parquet", _read(folder / "tables", f"{table}.parquet"))
+            read_table(folder / "tables", table)
         target.write("sweep.yaml", _read(folder, "sweep.yaml"))
         described = [record.spec for record in known.trials.values()]
         store, datasets = open_store(facts["storage"]), _Datasets()
@@ -196,6 +201,46 @@ def _read(folder: Place, name: str) -> bytes:
         return folder.read(name)
     except FileNotFoundError:
         raise UserError(f"there is no {folder / name}: the same `cu-ray sweep` command writes it again") from None
+
+
+def _require_known(found: results.Results, known: ledger.Known) -> None:
+    """Raise UserError where tables have what the ledger lacks. Rows of published logs, which have a source, are in no ledger."""
+    for what, table, records in (("trial", found.trials, known.trials), ("original", found.originals, known.originals)):
+        own = table[table["source"].isna()] if "source" in table else table
+        lacking = len(set(own[f"{what}_key"]) - records.keys())
+        if lacking:
+            raise UserError(
+                f"the ledger lacks {lacking} of {len(own)} {what}s that are in {found.folder / 'tables' / f'{what}s.parquet'}: "
+                f"files in {found.folder / 'ledger'} are gone or damaged. The same `cu-ray sweep` command makes them again; "
+                f"`cu-ray merge {found.folder} OTHER` takes them from a copy"
+            )
+
+
+def _require_whole(folder: Place, trials: Iterable[Record]) -> None:
+    """Raise UserError where the sweep file is damaged. Where plug-ins or given weights are others here, it may not fit these."""
+    text, source = _read(folder, "sweep.yaml").decode(errors="replace"), str(folder / "sweep.yaml")
+    try:
+        config.parse(text, source)
+    except UserError as error:
+        sections = _sections(text, source)
+        if not sections >= set(REQUIRED) or ("original" not in sections and all(map(_is_as_recorded, trials))):
+            raise UserError(f"{error}\n  It is damaged: the same `cu-ray sweep` command writes it again") from error
+
+
+def _sections(text: str, source: str) -> set[str]:
+    """The names of a sweep file's sections; none where it is no YAML."""
+    with contextlib.suppress(UserError):
+        value = yaml_file.parse(text, source).value
+        return set(value) if isinstance(value, dict) else set()
+    return set()
+
+
+def _is_as_recorded(trial: Record) -> bool:
+    """Whether the plug-ins of a trial are the same here."""
+    try:
+        return TrialSpec.build(trial.spec).key == trial.key
+    except (TypeError, ValueError, LookupError, AttributeError, UserError):
+        return False
 
 
 def _without_method(described: Mapping[str, Any]) -> TrialSpec | None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -325,3 +328,45 @@ def test_where_nothing_can_be_written_there_is_one_message_and_nothing_left(fini
     assert refused.output.startswith(f"cu-ray: {target} {said}"), refused.output
     assert refused.output.endswith("ive another folder with --to\n") and refused.output.count("\n") == 1
     assert {path.name for path in here.rglob("*")} == {"file", "dangling", "round", "shut"}
+
+
+@pytest.fixture
+def copied(finished, here):
+    """A copy of the results in a folder of its own, to be damaged."""
+    return Path(shutil.copytree(finished / "results" / "small", here / "small"))
+
+
+def halve(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(ledger: Path) -> None:
+    for file in ledger.glob("*.log"):
+        file.write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("damage", "what", "said"),
+    [
+        (halve, "tables/curves.parquet", r"tables/curves.parquet cannot be read: .*`cu-ray sweep` writes it anew"),
+        (halve, "sweep.yaml", "small/sweep.yaml: .*It is damaged: the same `cu-ray sweep` command writes it again"),
+        (lambda file: file.write_text("name: small\n"), "sweep.yaml", "the section 'methods' is missing.*writes it again"),
+        (shutil.rmtree, "ledger", r"the ledger lacks 36 of 36 trials .*`cu-ray sweep` command makes them again; `cu-ray merge "),
+        (empty, "ledger", "the ledger lacks 36 of 36 trials "),
+    ],
+)
+def test_damaged_or_contradicting_results_are_refused(copied, here, damage, what, said):
+    damage(copied / what)
+    refused = CliRunner().invoke(main, ["bundle", str(copied), "--to", str(here / "bundle")])
+    assert refused.exit_code == 2, refused.output
+    assert re.search(said, refused.output, re.DOTALL), refused.output
+    assert [path.name for path in here.iterdir()] == ["small"]
+
+
+def test_rows_of_published_logs_are_in_no_ledger(copied, here):
+    file = copied / "tables" / "trials.parquet"
+    trials = pq.read_table(file)
+    rows = [{**trials.slice(0, 1).to_pylist()[0], "trial_key": "f" * 64, "source": "logs/run"}]
+    pq.write_table(pa.concat_tables([trials, pa.Table.from_pylist(rows, trials.schema)]), file)
+    bundles.bundle(copied, here / "bundle")
+    assert len(pd.read_parquet(here / "bundle" / "tables" / "trials.parquet")) == len(trials) + 1
