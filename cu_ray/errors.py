@@ -13,6 +13,7 @@ CuRayError
 └── AssumptionFailed what a method takes for granted is not so here: the trial's row says what
 
 TimeIsUp             a trial took longer than allowed; no Exception, so that a method's own `except Exception` does not stop it
+LedgerDamaged        a warning: files of a ledger hold what is no record; all else in them is read
 """
 
 from __future__ import annotations
@@ -80,6 +81,10 @@ class AssumptionFailed(CuRayError):
 
 class TimeIsUp(BaseException):
     """A trial took longer than runtime.trial_time_limit; the message is the whole reason. Raised at any place in the trial."""
+
+
+class LedgerDamaged(UserWarning):
+    """Files of a ledger hold what is no record: all else in them is read. On the terminal it is one line."""
 
 
 def in_one_line(error: BaseException) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+import warnings
+from collections.abc import Callable
 from typing import IO, Any
 
 import click
@@ -11,7 +14,7 @@ from rich.console import Console
 
 from cu_ray import __version__
 from cu_ray.cli import INTERRUPTED
-from cu_ray.errors import CuRayError, UserError, did_you_mean
+from cu_ray.errors import CuRayError, LedgerDamaged, UserError, did_you_mean
 from cu_ray.places import Folder, Place, at
 
 SHOWN = 40  # characters of a text, on both sides of what is wrong in it
@@ -27,6 +30,14 @@ class Terminal(Console):
 
 def _to_nowhere(stream: IO[str]) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _show(others: Callable[..., None], message: Warning | str, category: type[Warning], *where: Any, **how: Any) -> None:
+    """Print a warning about a ledger as one line, and others as ever."""
+    if issubclass(category, LedgerDamaged):
+        print(f"cu-ray: {message}", file=sys.stderr)
+    else:
+        others(message, category, *where, **how)
 
 
 def console() -> Console:
@@ -57,7 +68,9 @@ class Commands(click.Group):
         """Run the command."""
         sys.path.insert(0, "")  # plug-ins in the current folder
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = functools.partial(_show, warnings.showwarning)
+                return super().invoke(ctx)
         except UserError as error:
             print(f"cu-ray: {error}", file=sys.stderr)
             ctx.exit(2)

@@ -6,12 +6,14 @@ between intact lines is passed over, and set aside when the ledger is next opene
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from cu_ray.errors import LedgerDamaged
 from cu_ray.lease import Lease
 from cu_ray.places import Folder, Place, at
 from cu_ray.sweep.ledger import evidence
@@ -27,8 +29,13 @@ from cu_ray.types import Record
 
 
 def read(where: Place | Path | str) -> Known:
-    """What a ledger holds; also while another process writes to it. Empty where there is none."""
-    return load(at(where))[0]
+    """What a ledger holds; also while another process writes to it. Empty where there is none. Warns of damaged files."""
+    place = at(where)
+    known, segments = load(place)
+    for segment in segments:
+        is_written = isinstance(place, Folder) and segment is segments[-1] and segment.found.is_begun
+        _warn(place, segment, "are passed over", 0 if is_written else len(segment.garbage))
+    return known
 
 
 class Ledger:
@@ -37,14 +44,16 @@ class Ledger:
     def __init__(self, where: Place | Path | str) -> None:
         self.place = at(where)
         self._lock = Lock(self.place) if isinstance(self.place, Folder) else Lease(self.place)
-        try:
+        with contextlib.ExitStack() as until_open:
+            until_open.callback(self._lock.close)
             self.known, segments = load(self.place)
             self._writer = _writer(self.place, segments, self._lock)
-        except BaseException:
-            self._lock.close()
-            raise
-        for segment in segments:
-            _warn(self.place, segment)
+            until_open.callback(self._writer.close)
+            for segment in segments:
+                aside = f"were set aside in {segment.set_aside_in}"
+                fate = aside if isinstance(self.place, Folder) else "are passed over"
+                _warn(self.place, segment, fate, len(segment.garbage))
+            until_open.pop_all()
 
     def append(self, record: Record | PointRecord, file: evidence.File | None = None) -> None:
         """Write a record, then take it in. In a folder it lasts when this returns.
@@ -112,13 +121,10 @@ def _writer(place: Place, segments: list[Segment], lock: Lock | Lease) -> Append
     return Batcher(place, segments, lock)
 
 
-def _warn(place: Place, segment: Segment) -> None:
-    """One line of warning for a damaged segment."""
-    faults = []
-    if segment.garbage:
-        fate = f"were set aside in {segment.set_aside_in}" if isinstance(place, Folder) else "are passed over"
-        faults.append(f"{len(segment.garbage)} bytes are no whole record and {fate}")
+def _warn(place: Place, segment: Segment, fate: str, num_bytes: int) -> None:
+    """One line of warning for a damaged segment, of which so many bytes are no line."""
+    faults = [f"{num_bytes} bytes are no whole record and {fate}"] if num_bytes else []
     if segment.num_unknown:
         faults.append(f"{segment.num_unknown} lines are no records that this version knows and are passed over")
     if faults:
-        warnings.warn(f"{place / segment.name}: {'; '.join(faults)}", stacklevel=3)
+        warnings.warn(f"{place / segment.name}: {'; '.join(faults)}", LedgerDamaged, stacklevel=3)

@@ -14,6 +14,7 @@ BATCH_BYTES = 64 << 10  # of lines, before compression: what a damaged byte can 
 MOST_BYTES = 64 << 20  # taken out of a batch: nobody wrote more into one
 
 _HEAD = re.compile(rb"([1-9]\d{0,8}) ([0-9a-f]{8}) ")
+_BEGUN = re.compile(rb"[1-9]\d{0,8}( [0-9a-f]{0,8}| [0-9a-f]{8} (\{[^\n]*)?)?")
 
 
 def line(payload: bytes) -> bytes:
@@ -40,6 +41,7 @@ class Scan:
     intact: bytes
     garbage: bytes
     has_batches: bool
+    is_begun: bool  # whether the garbage may be a line of which the writer has not written all yet
 
     @property
     def lines(self) -> bytes:
@@ -57,7 +59,9 @@ def scan(content: bytes) -> Scan:
         inner = _unpacked(content[begin:end])
         has_batches |= inner is not None
         payloads += [content[begin:end]] if inner is None else [inner[begin:end] for _, begin, end in _intact(inner)]
-    return Scan(payloads, b"".join(intact), b"".join([*garbage, content[position:]]), has_batches)
+    rest = content[position:]
+    is_begun = not has_batches and not any(garbage) and _BEGUN.fullmatch(rest) is not None
+    return Scan(payloads, b"".join(intact), b"".join([*garbage, rest]), has_batches, is_begun)
 
 
 def _intact(content: bytes) -> Iterator[tuple[int, int, int]]:
