@@ -16,10 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors import safe_open
 
+from cu_ray.cli import main
 from cu_ray.datasets.fashion_mnist_small import FashionMnistSmall
 from cu_ray.errors import UserError
+from cu_ray.places import Folder
 from cu_ray.sweep import foreground, tables
 from cu_ray.sweep.foreground import chosen
 from cu_ray.types import Record
@@ -211,7 +214,7 @@ def test_without_a_key_the_best_is_written_to_the_folder_that_is_given(done, tmp
 
 def test_the_loader_works_anywhere_for_it_brings_the_users_own_files(done, tmp_path):
     exported = sweeps.command(done.folder, "export", "results/own", "--to", str(tmp_path / "model"))
-    assert "load.py, trial.json, code/own_net.py" in exported.stdout, exported.stderr
+    assert "trial.json, model.safetensors, load.py, code/own_net.py" in exported.stdout, exported.stderr
     (tmp_path / "elsewhere").mkdir()
     check = "import runpy; print(type(runpy.run_path('../model/load.py')['model']).__name__)"
     run = subprocess.run([sys.executable, "-c", check], cwd=tmp_path / "elsewhere", capture_output=True, text=True)
@@ -222,7 +225,7 @@ def test_the_loader_of_a_model_of_the_package_is_alone(done, tmp_path):
     file = sweeps.small(tmp_path, fractions="[1.0]", seeds="[0]", trials=2)
     assert sweeps.command(tmp_path, "sweep", str(file), "--only", "method=no_unlearning").returncode == 0
     exported = sweeps.command(tmp_path, "export", "results/small", "--to", "x[/y]z :fire:")
-    assert exported.stdout.startswith("x[/y]z :fire:: model.safetensors, load.py, trial.json of trial "), exported.stderr
+    assert exported.stdout.startswith("x[/y]z :fire:: trial.json, model.safetensors, load.py of trial "), exported.stderr
     assert "sys.path" not in (tmp_path / "x[/y]z :fire:" / "load.py").read_text()
 
 
@@ -230,6 +233,42 @@ def test_a_folder_that_cannot_be_written_is_named_with_what_was_to_be_there(done
     refused = sweeps.command(done.folder, "export", "results/own", "--to", "/proc/zz")
     assert refused.returncode == 2
     assert refused.stderr.startswith("cu-ray: the model cannot be written to /proc/zz: No such file or directory. Give another ")
+
+
+def test_what_is_in_a_folder_is_not_overwritten_unless_it_is_this_trial(done, tmp_path, monkeypatch):
+    monkeypatch.chdir(done.folder)
+    key, other = done.trials[done.trials["method"] == "catastrophic_forgetting"]["trial_key"].iloc[:2]
+    for name, text in (("model.safetensors", "mine"), ("trial.json", '{"trial_key": "another"}'), ("trial.json", "[")):
+        folder = tmp_path / "full"
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+        refused = CliRunner().invoke(main, ["export", "results/own", key, "--to", str(folder)])
+        assert refused.exit_code == 2, refused.output
+        assert refused.output == f"cu-ray: {folder} is not empty: give another folder with --to\n"
+        assert {path.name for path in folder.iterdir()} <= {"model.safetensors", "trial.json"}
+        assert (folder / name).read_text() == text
+    (tmp_path / "empty").mkdir()
+    for trial, code in ((key, 0), (key, 0), (other, 2)):
+        ended = CliRunner().invoke(main, ["export", "results/own", trial, "--to", str(tmp_path / "empty")])
+        assert ended.exit_code == code, ended.output
+    assert json.loads((tmp_path / "empty" / "trial.json").read_text())["trial_key"] == key
+
+
+def test_an_interrupted_export_is_made_again_by_the_same_command(done, tmp_path, monkeypatch):
+    monkeypatch.chdir(done.folder)
+    write, folder = Folder.write, tmp_path / "model"
+
+    def interrupted(place, name, content):
+        if name == "load.py":
+            raise KeyboardInterrupt
+        write(place, name, content)
+
+    command = ["export", "results/own", key_of(done, "catastrophic_forgetting"), "--to", str(folder)]
+    with monkeypatch.context() as during:
+        during.setattr(Folder, "write", interrupted)
+        assert CliRunner().invoke(main, command).exit_code == 130
+    assert CliRunner().invoke(main, command).exit_code == 0
+    assert (folder / "load.py").exists()
 
 
 def test_a_failed_trial_and_an_unknown_key_are_refused(done):

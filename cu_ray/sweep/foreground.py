@@ -92,18 +92,19 @@ def export(folder: Place | Path, key: str, target: Place | Path | None) -> Expor
     recorded, spec, bench = trial.record, trial.spec, trial.bench
     if not recorded.ok:
         raise UserError(f"trial {recorded.key[:16]} {recorded.status} ({recorded.error}): there is no model to export")
+    place = at(target or at(folder) / "export" / recorded.key[:16])
+    _require_free(place, recorded.key)
     try:
         model = bench.unlearned(spec).model
     except CuRayError as error:
         raise UserError(f"trial {recorded.key[:16]} cannot be made again: {error}") from error
     same = recorded.scores.items() <= bench.scores(spec, model).items()  # newer versions measure more
-    place = at(target or at(folder) / "export" / recorded.key[:16])
     own = {f"{CODE}/{path}": file.read_bytes() for path, file in _files_of(type(spec.original.setting.model)).items()}
     made_by = {"trial_key": recorded.key, "cu_ray_version": __version__}
     files = {
+        "trial.json": json.dumps({"trial_key": recorded.key, **recorded.to_json()}, indent=2).encode(),  # first: whose it is
         "model.safetensors": save(arrays_of(model), metadata=made_by),
         "load.py": _loader(spec, bench.dataset, brings_code=bool(own)).encode(),
-        "trial.json": json.dumps({"trial_key": recorded.key, **recorded.to_json()}, indent=2).encode(),
         **own,
     }
     try:
@@ -113,6 +114,24 @@ def export(folder: Place | Path, key: str, target: Place | Path | None) -> Expor
     except OSError as error:
         raise UserError(f"the model cannot be written to {place}: {in_one_line(error)}. Give another folder with --to") from error
     return Export(place, recorded.key, list(files), same, trial.cause())
+
+
+def _require_free(place: Place, key: str) -> None:
+    """Raise UserError where a folder holds anything but an export of that trial."""
+    try:
+        content = any(place.path.glob("[!.]*")) if isinstance(place, Folder) else place.files()
+        if content and not _is_export_of(place, key):
+            raise UserError(f"{place} is not empty: give another folder with --to")
+    except OSError as error:
+        raise UserError(f"{place} cannot be read: {in_one_line(error)}. Give another folder with --to") from error
+
+
+def _is_export_of(place: Place, key: str) -> bool:
+    try:
+        said = json.loads(place.read("trial.json"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return False
+    return isinstance(said, dict) and said.get("trial_key") == key
 
 
 def _files_of(cls: type) -> dict[Path, Path]:
