@@ -173,8 +173,17 @@ def _failing(place: Path | Remote, but: type[OSError] | tuple[type[OSError], ...
 
 def _packed(tensors: Tensors, metadata: dict[str, str]) -> bytes:
     tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    content: bytes = save(tensors, metadata={**metadata, "checksum": checksum(tensors, metadata)})
-    return content
+    return as_safetensors(tensors, {**metadata, "checksum": checksum(tensors, metadata)})
+
+
+def as_safetensors(tensors: Tensors, metadata: dict[str, str]) -> bytes:
+    """A safetensors file, the same bytes for the same content: the library puts metadata in another order each time."""
+    content: bytes = save(tensors, metadata=metadata)
+    end = 8 + int.from_bytes(content[:8], "little")
+    head = json.loads(content[8:end]) | {"__metadata__": dict(sorted(metadata.items()))}
+    written = json.dumps(head, ensure_ascii=False, separators=(",", ":")).encode()
+    written += b" " * (-len(written) % 8)  # the arrays that follow are aligned
+    return len(written).to_bytes(8, "little") + written + content[end:]
 
 
 def _parsed(content: bytes) -> tuple[Tensors, dict[str, str]] | None:

@@ -23,7 +23,8 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from cu_ray import store
 from cu_ray.cli import main
@@ -91,6 +92,23 @@ def test_any_arrays_and_metadata_are_given_back_to_the_bit(tmp_path_factory, ten
 def test_arrays_that_lie_scattered_in_memory_are_given_back(local, array):
     local.save("memos", "abc", {"importance": array}, {})
     assert_same(local.load("memos", "abc")[0], {"importance": array})
+
+
+def test_the_same_content_is_the_same_bytes_which_the_library_reads(tmp_path):
+    facts = {**FACTS, **{name: name for name in "abcdefgh"}}
+    (content,) = {store.as_safetensors(WEIGHTS, dict(sorted(facts.items(), reverse=turn))) for turn in (False, True) * 10}
+    (tmp_path / "x").write_bytes(content)
+    with safe_open(tmp_path / "x", framework="numpy") as file:
+        assert file.metadata() == facts
+        assert_same({name: file.get_tensor(name) for name in file.keys()}, WEIGHTS)  # noqa: SIM118 (it is no mapping)
+
+
+def test_an_entry_as_earlier_versions_wrote_it_is_read(local):
+    path_of(local).parent.mkdir(parents=True)
+    path_of(local).write_bytes(save(WEIGHTS, metadata={**FACTS, "checksum": store.checksum(WEIGHTS, FACTS)}))
+    tensors, facts = local.load("originals", "abc")
+    assert_same(tensors, WEIGHTS)
+    assert facts == FACTS
 
 
 def test_an_entry_that_was_never_kept_is_none(local):

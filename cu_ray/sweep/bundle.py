@@ -24,7 +24,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from safetensors.numpy import save
 
 from cu_ray import __version__, checks, config, plugins, yaml_file
 from cu_ray.config.reader import REQUIRED
@@ -33,7 +32,7 @@ from cu_ray.places import Folder, Place, at, lasting
 from cu_ray.report import results
 from cu_ray.report.terminal import RESCORED, metrics_in, read_table, rows_of
 from cu_ray.stages.pipeline import Workbench
-from cu_ray.store import open_store
+from cu_ray.store import as_safetensors, open_store
 from cu_ray.sweep import doctor, foreground, ledger, status, tables
 from cu_ray.sweep.ledger.folder import Lock
 from cu_ray.types import Dataset, Indices, OriginalSpec, Record, Setting, Store, TrialSpec
@@ -275,7 +274,7 @@ class _Datasets:
 def _copied(key: str, store: Store, target: _Target) -> bool:
     entry = store.load("originals", key)
     if entry is not None:
-        target.write(f"originals/{key}.safetensors", save(entry[0], metadata=entry[1]))
+        target.write(f"originals/{key}.safetensors", as_safetensors(*entry))
     return entry is not None
 
 

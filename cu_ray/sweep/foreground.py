@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors.numpy import save
-
 from cu_ray import __version__, checks, plugins
 from cu_ray.config import MethodPlan, Sweep
 from cu_ray.errors import CuRayError, FieldFault, UserError, did_you_mean, in_one_line
@@ -22,7 +20,7 @@ from cu_ray.lazy import torch
 from cu_ray.places import Folder, Place, at
 from cu_ray.report.terminal import cells_of, rows_of
 from cu_ray.stages.pipeline import Workbench, arrays_of
-from cu_ray.store import open_store
+from cu_ray.store import as_safetensors, open_store
 from cu_ray.sweep import hardware, ledger, status, weights
 from cu_ray.sweep.breaker import without_place
 from cu_ray.sweep.plan import typical_point
@@ -103,7 +101,7 @@ def export(folder: Place | Path, key: str, target: Place | Path | None) -> Expor
     made_by = {"trial_key": recorded.key, "cu_ray_version": __version__}
     files = {
         "trial.json": json.dumps({"trial_key": recorded.key, **recorded.to_json()}, indent=2).encode(),  # first: whose it is
-        "model.safetensors": save(arrays_of(model), metadata=made_by),
+        "model.safetensors": as_safetensors(arrays_of(model), made_by),
         "load.py": _loader(spec, bench.dataset, brings_code=bool(own)).encode(),
         **own,
     }

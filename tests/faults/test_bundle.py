@@ -182,6 +182,9 @@ def test_a_row_has_a_model_a_seed(tmp_path, monkeypatch):
     (keys,) = best.loc[best["rule"] == best["search_objective"], "trial_keys"]
     assert len(keys) == 2
     assert {path.name for path in Path("small-bundle/models").iterdir()} == {key[:16] for key in keys}
+    bundles.bundle("results/small", Path("again"), models=True)
+    same = [line for line in Path("again/SHA256SUMS").read_text().splitlines() if "CITATION" not in line]  # it has a date
+    assert set(same) < set(Path("small-bundle/SHA256SUMS").read_text().splitlines())
 
 
 def test_what_is_unfinished_says_so(finished, tmp_path, monkeypatch):
