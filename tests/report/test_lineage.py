@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pyarrow as pa
@@ -10,8 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from cu_ray.cli import main
+from cu_ray.places import at
 from cu_ray.plugins import name_of
 from cu_ray.report.difference import facts, scores
+from cu_ray.report.frame import best_frame
 from cu_ray.report.lineage import explain
 from cu_ray.report.results import read
 from cu_ray.sweep.ledger import Ledger
@@ -88,6 +91,39 @@ def test_a_trial_without_a_deletion_set_and_one_that_no_rule_chose(one):
     chosen = {key for keys in made.best["trial_keys"] for key in keys}
     passed_over = next(key for key in made.trials["trial_key"] if key not in chosen)
     assert explain(made, passed_over)["reported by"] == "no rule"
+
+
+def test_a_point_is_chosen_by_one_seed_and_reported_on_others(tmp_path):
+    made = read(folder(tmp_path / "one", search={"seeds": "first"}))
+    row = made.best[
+        (made.best["method"] == "ssd") & (made.best["rule"] == "oracle") & (made.best["deletion_fraction"] == 0.5)
+    ].iloc[0]
+    trials = made.trials[(made.trials["study_key"] == row["study_keys"][0]) & ~made.trials["held_out"]]
+    of_point = trials[
+        trials["hyperparameters"].map(lambda text: json.loads(row["hyperparameters"][0]).items() <= json.loads(text).items())
+    ]
+    assert sorted(of_point["seed"]) == [0, 1, 2]
+    for key, seed in zip(of_point["trial_key"], of_point["seed"], strict=True):
+        known = explain(made, key)
+        assert "oracle at 0.5" in known["chosen by"]
+        assert ("oracle at 0.5" in known["reported by"]) == (seed != 0)
+
+
+def test_a_repetition_is_told_from_the_trial_that_it_repeats(tmp_path):
+    made = read(folder(tmp_path / "one", controls={"unlearning_seeds": 2}))
+    repeated = made.trials[made.trials["unlearning_seed"] == 1].iloc[0]["trial_key"]
+    assert explain(made, repeated)["repetition"] == "unlearning seed 1, all else the same"
+
+
+def test_tables_name_the_detection_and_the_recipe_where_there_are_several(tmp_path):
+    where = folder(tmp_path / "one", detection=["uniform", "single_sample"], train=[{"steps": 20}, {"steps": 30}])
+    frame = best_frame(at(where / "tables"))
+    assert frame.index.names == ["setting", "method", "fraction"]
+    assert not frame.index.has_duplicates
+    settings = set(frame.index.get_level_values("setting"))
+    assert len(settings) == 4
+    assert all("detection=" in each and "train.steps=" in each for each in settings)
+    assert "detection=single_sample" in cu_ray("table", where).output.replace("\n", "")
 
 
 @pytest.mark.parametrize(("key", "message"), [("xyz", "no trial of"), ("", "trials of")])

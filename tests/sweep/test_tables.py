@@ -19,7 +19,7 @@ import scipy.stats
 from cu_ray.errors import UserError
 from cu_ray.plugins import names
 from cu_ray.selection import RULES
-from cu_ray.sweep import ledger, remarks, tables
+from cu_ray.sweep import judging, ledger, remarks, tables
 from cu_ray.sweep.estimate import ReadOnlyJournal
 from cu_ray.sweep.ledger import Known, Ledger
 from tests.sweep.simulator import SCRUB, SSD_GRID, agenda_of, fails, fails_sometimes, plan, play, record_of, run
@@ -514,3 +514,27 @@ def test_a_setting_that_came_later_is_named_only_where_it_is_used():
     described = {"name": "backdoor", "version": 1, "size": 5, "patch": 3, "target": 0}  # as keys have it
     assert tables._compact("manipulations", described) == "backdoor(size=5)"
     assert tables._compact("manipulations", {**described, "value": 0.5}) == "backdoor(size=5, value=0.5)"
+
+
+@pytest.mark.parametrize(
+    "search", [{"seeds": "each"}, {"seeds": "first"}, {"scope": "across_fractions"}, {"warm_start": "neighbour"}]
+)
+def test_a_detection_that_finds_the_same_at_every_fraction_has_rows_at_all_of_them(tmp_path, search):
+    made = everything(manipulation=BOTH[0], detection=["single_sample", "uniform"], seeds=[0, 1], search=search)
+    known, _ = run(made, workers=2)
+    tables.write(tmp_path, made, known)
+    best = pd.read_parquet(tmp_path / "best.parquet")
+    counts = best.groupby(["detection", "method", "rule"])["deletion_fraction"].agg(["count", "nunique"])
+    assert len(counts) == 2 * len(METHODS) * len(RULES)
+    assert set(counts["count"]) == set(counts["nunique"]) == {len(FRACTIONS)}
+    alone = best[(best["detection"] == "single_sample") & (best["method"] != "no_unlearning")]
+    assert set(alone["deletion_size"]) == {1}
+    if "warm_start" not in search:  # there each fraction has a study of its own, which begins from the next
+        assert (alone.groupby(["method", "rule"])["acc_corr_mean"].nunique(dropna=False) == 1).all()
+
+
+def test_of_equal_scores_the_first_is_the_best_whatever_their_last_bits(monkeypatch):
+    made = plan({"scrub": {**SCRUB, "points": [{"alpha": 1}, {"alpha": 2}, {"alpha": 3}]}})
+    scores = iter([0.4645, 0.46449999999999997 + 1e-13, 0.4])
+    monkeypatch.setattr(judging, "point_score", lambda *_: next(scores))
+    assert judging.best_point(made.studies[0], [{}, {}, {}], {}, "oracle") == 0
