@@ -89,7 +89,8 @@ class LedgerDamaged(UserWarning):
 
 def in_one_line(error: BaseException) -> str:
     """What an error of another library says, without a full stop, and the beginning of it where that is long."""
-    text = " ".join(str(getattr(error, "strerror", None) or error).split()).rstrip(".")
+    text = " ".join(str(getattr(error, "strerror", None) or error).split())
+    text = text if text.endswith("..") else text.removesuffix(".")
     return text if len(text) <= MOST_QUOTED else f"{text[:MOST_QUOTED]}..."
 
 

@@ -223,7 +223,7 @@ def status_of(folder, **facts):
     return cu_ray("status", str(folder)).output.replace("\n", "")
 
 
-@pytest.mark.parametrize("process", [os.getpid(), -1, 10**30])
+@pytest.mark.parametrize("process", [os.getpid(), -1, 10**30], ids=["this one", "none", "too large"])
 def test_a_driver_on_this_machine_runs_as_long_as_it_holds_the_ledger(tmp_path, process):
     assert "stopped before its end" in status_of(tmp_path, process=process), "a number is another process's after a while"
     with Ledger(tmp_path / "ledger"):
@@ -231,9 +231,23 @@ def test_a_driver_on_this_machine_runs_as_long_as_it_holds_the_ledger(tmp_path, 
     assert "stopped before its end" in status_of(tmp_path, process=process)
 
 
-@pytest.mark.parametrize(("process", "alive"), [(os.getpid(), True), (-1, False), (0, False), (10**30, False)])
+@pytest.mark.parametrize(
+    ("process", "alive"),
+    [(os.getpid(), True), (-1, False), (0, False), (10**30, False)],
+    ids=["this one", "none", "all", "too large"],
+)
 def test_a_driver_whose_results_are_at_a_uri_runs_as_long_as_its_process(process, alive):
     assert look._alive(at("s3://bucket/results"), {"host": platform.node(), "process": process}) == alive
+
+
+def test_records_of_others_that_came_in_are_not_counted_as_the_sweeps_own(tmp_path):
+    counts = {"trials": 4, "trials_done": 4, "trials_failed": 0, "originals": 1, "originals_done": 1, "studies": 1}
+    facts = {"running": False, "process": 1, "host": "here", "storage": "store", "device": "cpu"}
+    then = {"in_ledger": {"trials_done": -2, "trials_failed": 0, "originals_done": 0}}  # two more have come in since
+    (tmp_path / "status.json").write_text(json.dumps(facts | counts | then))
+    assert "4 of 4 trials done" in cu_ray("status", str(tmp_path)).output
+    (tmp_path / "status.json").write_text(json.dumps(facts | counts | then | {"running": True, "trials_done": 3}))
+    assert "4 of 4 trials done" in cu_ray("status", str(tmp_path)).output
 
 
 def test_try_runs_one_trial_without_ray_and_replay_repeats_a_recorded_one(tmp_path):

@@ -84,6 +84,8 @@ class Commands(click.Group):
             _to_nowhere(sys.stdout)
             ctx.exit(1)
         except UnicodeEncodeError as error:
+            if not any("\ud800" <= each <= "\udfff" for each in error.object):  # what bytes of a path that are no text become
+                raise
             near = error.object[max(error.start - SHOWN, 0) : error.end + SHOWN]
             print(f"cu-ray: {near!r} is not allowed. Allowed: texts and paths of characters only", file=sys.stderr)
             ctx.exit(2)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LEVEL = 0.05
-NUM_RESAMPLES = 20_000  # of five cells the outermost .001 is 19 draws
+NUM_RESAMPLES = 2000
+MORE_RESAMPLES = 20_000  # of few cells: of five the outermost .001 is 19 draws
+MANY = 20  # cells
 FEW = 5  # cells: the mean of fewer may well lie outside all resamples of them
 
 
@@ -149,19 +151,20 @@ def mean_over(cells: Sequence[Sequence[float]]) -> float:
 
 
 def resamples(num_seeds: Sequence[int], purpose: str) -> npt.NDArray[np.float64]:
-    """[NUM_RESAMPLES, all seeds of all cells]: what each value weighs in a mean over cells drawn anew, with seeds drawn anew.
+    """[resamples, all seeds of all cells]: what each value weighs in a mean over cells drawn anew, with seeds drawn anew.
 
     num_seeds: of each cell.
     """
     rng, sizes = generator_for("bootstrap", purpose), np.asarray(num_seeds)
     cells, total = len(sizes), int(sizes.sum())
-    drawn = rng.integers(cells, size=(NUM_RESAMPLES, cells))[:, :, None]
+    count = MORE_RESAMPLES if cells < MANY else NUM_RESAMPLES
+    drawn = rng.integers(cells, size=(count, cells))[:, :, None]
     place = np.arange(sizes.max())[None, None, :]
-    seeds = (rng.random((NUM_RESAMPLES, cells, int(sizes.max()))) * sizes[drawn]).astype(int)
-    at = np.arange(NUM_RESAMPLES)[:, None, None] * total + (np.cumsum(sizes) - sizes)[drawn] + seeds
+    seeds = (rng.random((count, cells, int(sizes.max()))) * sizes[drawn]).astype(int)
+    at = np.arange(count)[:, None, None] * total + (np.cumsum(sizes) - sizes)[drawn] + seeds
     weights = np.where(place < sizes[drawn], 1 / (cells * sizes[drawn]), 0.0)
-    summed = np.bincount(at.ravel(), weights.ravel(), minlength=NUM_RESAMPLES * total)
-    return np.asarray(summed, dtype=np.float64).reshape(NUM_RESAMPLES, total)
+    summed = np.bincount(at.ravel(), weights.ravel(), minlength=count * total)
+    return np.asarray(summed, dtype=np.float64).reshape(count, total)
 
 
 def tails(count: int) -> tuple[float, float]:

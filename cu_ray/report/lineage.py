@@ -98,8 +98,10 @@ def _cost(trial: dict[str, Any]) -> str:
 
 def _chose(row: pd.Series, trial: dict[str, Any]) -> bool:
     """Whether the point of a trial is what a row of `best` reports on, be it by other seeds than the trial's."""
+    if trial["trial_key"] in list(row["trial_keys"]):
+        return True
     if len(studies := list(row["study_keys"])) != 1:  # each seed has its choice, and reports it
-        return trial["trial_key"] in list(row["trial_keys"])
+        return False
     of_study = studies[0] == trial["study_key"] and (not trial["deletion_size"] or row["deletion_size"] == trial["deletion_size"])
     own = json.loads(trial["hyperparameters"])
     chosen = [json.loads(point) for point in row["hyperparameters"]]

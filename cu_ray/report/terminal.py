@@ -32,7 +32,7 @@ def read_table(tables: Place | Path, name: str) -> pa.Table:
     try:
         content = place.read(file)
     except FileNotFoundError:
-        if place.parent.has("status.json") or (place.parent / "ledger").files():
+        if not place.files() and (place.parent.has("status.json") or (place.parent / "ledger").files()):
             raise UserError(
                 f"there are no tables in {place} yet: the same `cu-ray sweep` command goes on and writes them"
             ) from None
@@ -139,10 +139,13 @@ def cells_of(rows: list[dict[str, Any]]) -> list[str]:
         }
         for row in rows
     ]
+    values: dict[tuple[str, str], set[str]] = {}  # by cell and name
+    for cell, own in zip(plain, settings, strict=True):
+        for name in own:
+            values.setdefault((cell, name), set()).add(repr(own[name]))
     cells = []
     for cell, own in zip(plain, settings, strict=True):
-        others = [each for each, other in zip(settings, plain, strict=True) if other == cell]
-        differing = [f"{name}={own[name]}" for name in own if any(each.get(name) != own[name] for each in others)]
+        differing = [f"{name}={own[name]}" for name in own if len(values[cell, name]) > 1]
         cells.append(f"{cell} {', '.join(differing)}".rstrip())
     return cells
 

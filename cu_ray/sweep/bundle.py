@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from cu_ray import __version__, checks, config, plugins, yaml_file
+from cu_ray import __version__, checks, plugins
 from cu_ray.config.reader import REQUIRED
 from cu_ray.errors import UserError, in_one_line
 from cu_ray.places import Folder, Place, at, lasting
@@ -35,9 +35,10 @@ from cu_ray.stages.pipeline import Workbench
 from cu_ray.store import as_safetensors, open_store
 from cu_ray.sweep import doctor, foreground, ledger, status, tables
 from cu_ray.sweep.ledger.folder import Lock
-from cu_ray.types import Dataset, Indices, OriginalSpec, Record, Setting, Store, TrialSpec
+from cu_ray.types import Dataset, Indices, OriginalSpec, Setting, Store, TrialSpec
 
 SUMS = "SHA256SUMS"
+HIDDEN = ".unfinished"  # where a bundle is made
 SETS = pa.schema(
     {
         "original_key": pa.string(),
@@ -83,7 +84,7 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
     found, facts = results.read(folder), status.read(folder)
     known = ledger.read(folder / "ledger")  # after the tables, which come from it
     _require_known(found, known)
-    _require_whole(folder, known.trials.values())
+    _require_whole(folder)
     unfinished, chosen = found.unfinished, _chosen(folder) if models else []
     name = at(lasting(folder)).name
     rescored = [RESCORED] if (folder / "tables").has(f"{RESCORED}.parquet") else []
@@ -119,18 +120,18 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
 class _Target:
     """The folder that is written, which has to be new or empty; the SHA-256 of each file in it.
 
-    It is made in a hidden one beside it, by one process at a time, and has its name when it is whole: where the program is
-    killed, the same command begins anew.
+    It is made in a hidden one, by one process at a time, and is in its place when it is whole: where the program is killed, the
+    same command begins anew. The hidden one is in a folder that is there already, which stays the same one, else beside it.
     """
 
     def __init__(self, whole: Folder) -> None:
         self._whole, self._path = whole, Path(os.path.realpath(whole))
-        self._hidden = Folder(self._path.with_name(f".{self._path.name}.unfinished"))
         with self._failing():
-            if os.path.lexists(whole) and (not self._path.is_dir() or any(self._path.iterdir())):
+            self._is_there = self._path.is_dir()
+            place = self._path / HIDDEN if self._is_there else self._path.with_name(f".{self._path.name}{HIDDEN}")
+            self._hidden = Folder(place)
+            if not self._is_free():
                 raise self._there_already()
-            if self._path.is_mount():  # nothing can be moved to its name
-                raise UserError(f"{whole} is where a file system is mounted: give a folder in it with --to")
             self._lock = Lock(self._hidden, whole, "--to")
         self.place = self._hidden / "bundle"
         self.digests: dict[str, str] = {}
@@ -149,8 +150,19 @@ class _Target:
     def finish(self) -> Folder:
         """The folder, with its name."""
         with self._failing():
-            self.place.path.rename(self._path)  # in the place of an empty one
+            if not self._is_free():
+                raise self._there_already()
+            if self._is_there:
+                for each in sorted(self.place.path.iterdir(), key=lambda path: path.name == SUMS):  # the sums last
+                    each.rename(self._path / each.name)
+            else:
+                self.place.path.rename(self._path)
         return self._whole
+
+    def _is_free(self) -> bool:
+        if not self._is_there:
+            return not os.path.lexists(self._whole)
+        return all(each.name == HIDDEN for each in self._path.iterdir())
 
     def write(self, path: str, content: bytes) -> None:
         folder, _, name = path.rpartition("/")
@@ -215,31 +227,14 @@ def _require_known(found: results.Results, known: ledger.Known) -> None:
             )
 
 
-def _require_whole(folder: Place, trials: Iterable[Record]) -> None:
-    """Raise UserError where the sweep file is damaged. Where plug-ins or given weights are others here, it may not fit these."""
-    text, source = _read(folder, "sweep.yaml").decode(errors="replace"), str(folder / "sweep.yaml")
+def _require_whole(folder: Place) -> None:
+    """Raise UserError where the sweep file lacks what each one has. What it names may be elsewhere by now, or other code."""
     try:
-        config.parse(text, source)
-    except UserError as error:
-        sections = _sections(text, source)
-        if not sections >= set(REQUIRED) or ("original" not in sections and all(map(_is_as_recorded, trials))):
-            raise UserError(f"{error}\n  It is damaged: the same `cu-ray sweep` command writes it again") from error
-
-
-def _sections(text: str, source: str) -> set[str]:
-    """The names of a sweep file's sections; none where it is no YAML."""
-    with contextlib.suppress(UserError):
-        value = yaml_file.parse(text, source).value
-        return set(value) if isinstance(value, dict) else set()
-    return set()
-
-
-def _is_as_recorded(trial: Record) -> bool:
-    """Whether the plug-ins of a trial are the same here."""
-    try:
-        return TrialSpec.build(trial.spec).key == trial.key
-    except (TypeError, ValueError, LookupError, AttributeError, UserError):
-        return False
+        value = yaml.safe_load(_read(folder, "sweep.yaml"))
+    except (yaml.YAMLError, RecursionError, ValueError):
+        value = None
+    if not (isinstance(value, dict) and value.keys() >= set(REQUIRED)):
+        raise UserError(f"{folder / 'sweep.yaml'} is damaged: the same `cu-ray sweep` command writes it again")
 
 
 def _without_method(described: Mapping[str, Any]) -> TrialSpec | None:

@@ -9,10 +9,10 @@ import shutil
 import socket
 import sys
 import tempfile
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -28,7 +28,6 @@ from cu_ray.sweep.vigil import Server, Vigil
 ASKED = "One that asks for a token takes that of RAY_AUTH_TOKEN or ~/.ray/auth_token, with RAY_AUTH_MODE=token."
 REACHED_IN = 10.0  # seconds
 ENDS_AFTER = 1.0  # seconds of silence of a server whose end is the end of this process: two looks
-ENDED_WITHIN = 15.0  # seconds: a Ray that had not come up
 MAY_COME_BACK = 30.0  # of the gcs of a cluster, which may be restarted; after 60 Ray ends this process
 
 
@@ -62,7 +61,7 @@ def connected(
     if not address:
         options["include_dashboard"] = False
     with contextlib.nullcontext() if address else guarded(), contextlib.ExitStack() as there:
-        there.push(functools.partial(_leave_no_half, address))
+        there.push(functools.partial(_leave_no_half, address, last_words))
         with _watched_while_joined(address, log, last_words):
             context = _init(address, options, own_files, log)
             if address:
@@ -73,21 +72,26 @@ def connected(
         yield vigil
 
 
-def _leave_no_half(address: str | None, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+def _leave_no_half(
+    address: str | None,
+    last_words: Callable[[str], object],
+    kind: type[BaseException] | None,
+    error: BaseException | None,
+    trace: TracebackType | None,
+) -> None:
     """Leave a Ray that was not joined or started to its end; one that was has been left already, and this does nothing."""
     import ray
 
     if kind is None or issubclass(kind, UserError):
         return
     rest = remains.of_this_process() if not address else None
-    with process.signals_wait(), contextlib.ExitStack() as then:
+    try:
+        vigil = Vigil([], remains=rest, leave=ray.shutdown, last_words=last_words)
+        vigil.__enter__()
+        vigil.__exit__(kind, error, trace)
+    finally:
         if rest is not None:
-            late = threading.Timer(ENDED_WITHIN, rest.end)  # a server that does not answer would be waited for
-            late.daemon = True
-            late.start()
-            then.callback(rest.end)
-            then.callback(late.cancel)
-        ray.shutdown()
+            rest.end()
 
 
 def address_of(runtime: RuntimeSection) -> str | None:

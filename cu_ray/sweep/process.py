@@ -66,7 +66,8 @@ def handlers_kept() -> Iterator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if handler is not None:  # none of Python's
+                signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cu_ray.errors import PlaceFailed, UserError
 from cu_ray.places import Place, at
-from cu_ray.sweep import ledger
+
+if TYPE_CHECKING:
+    from cu_ray.sweep.ledger import Known
 
 NEEDED = {
     **{"running": bool, "process": int, "host": str, "storage": str, "device": str},
@@ -35,7 +37,7 @@ def read(folder: Place | Path) -> dict[str, Any]:
     return dict(facts)
 
 
-def in_ledger(known: ledger.Known) -> dict[str, int]:
+def in_ledger(known: Known) -> dict[str, int]:
     """How many records of each kind there are, by the names of the counts that they are part of."""
     return {
         "trials_done": len(known.trials),
@@ -46,8 +48,11 @@ def in_ledger(known: ledger.Known) -> dict[str, int]:
 
 def now(folder: Place) -> dict[str, Any]:
     """The status, its counts with what has been written to the ledger since. Raises UserError as `read` does."""
+    from cu_ray.sweep import ledger
+
     facts = read(folder)
-    if isinstance(then := facts.get("in_ledger"), dict):  # none in those of earlier versions
+    if facts["running"] and isinstance(then := facts.get("in_ledger"), dict):  # none in those of earlier versions
         for name, number in in_ledger(ledger.read(folder / "ledger")).items():
-            facts[name] += max(0, number - then.get(name, number))
+            most = facts["originals" if name == "originals_done" else "trials"]
+            facts[name] = min(most, facts[name] + max(0, number - then.get(name, number)))
     return facts

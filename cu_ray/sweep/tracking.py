@@ -46,5 +46,5 @@ class Tracking:
             tracker.take(entry_of(self._sweep, record))
 
     def _failed(self, problem: Exception) -> None:
-        said = in_one_line(problem).rstrip(".")
+        said = in_one_line(problem)
         self._say(f"Warning: the tracker failed and is told no more: {said}. The tables have all.")

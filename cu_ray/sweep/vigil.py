@@ -127,7 +127,7 @@ class Vigil:
             for server in self._servers:
                 if server.answers():
                     heard[server] = time.monotonic()
-                elif time.monotonic() - heard[server] > server.patience:
+                elif not self._over.is_set() and time.monotonic() - heard[server] > server.patience:
                     return server
             if self._remains is not None and turn % TURNS == 0:
                 self._remains.look()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import platform
+import time
 from concurrent.futures import Future
 from typing import IO
 
@@ -17,6 +18,7 @@ from cu_ray.sweep.ledger import evidence
 from cu_ray.sweep.ledger.lines import line
 from cu_ray.sweep.ledger.segments import Segment, packed
 
+ASKED_IN = 0.1  # seconds
 SEGMENT_BYTES = 1 << 20  # of lines: some 400 trials
 
 
@@ -31,7 +33,11 @@ class Lock:
         place.path.mkdir(parents=True, exist_ok=True)
         self._file = open(place.path / "lock", "a+", encoding="utf-8")  # noqa: SIM115 (held until close)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:  # who only asks whether it is held has it for a moment
+                time.sleep(ASKED_IN)
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.fstat(self._file.fileno()).st_nlink:  # who had it took it away just now
                 raise BlockingIOError
         except (BlockingIOError, PermissionError) as error:  # the latter over CIFS
