@@ -377,7 +377,12 @@ def test_the_first_tables_of_a_sweep_that_runs_are_waited_for(tmp_path, monkeypa
     assert done.output.startswith(f"Waiting for the first tables ...\n{where / 'report' / 'report.html'} as of ")
     (where / "tables" / "best.parquet").unlink()
     ended = report(str(where), "--watch")  # nothing more is to come
-    assert ended.exit_code == 2 and "there are no tables in" in ended.output
+    assert ended.exit_code == 2
+    assert f"there is no {where / 'tables' / 'best.parquet'}" in ended.output
+    shutil.rmtree(where / "tables")
+    ended = report(str(where), "--watch")
+    assert ended.exit_code == 2
+    assert "there are no tables in" in ended.output
 
 
 def test_tables_from_before_the_first_trial_are_a_page(tmp_path):

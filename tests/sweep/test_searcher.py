@@ -176,10 +176,12 @@ def test_a_job_that_a_worker_cannot_build_is_a_failure_that_says_why():
 
 
 def test_a_worker_keeps_the_data_sets_warm_that_it_used_last_and_no_more(monkeypatch):
-    monkeypatch.setattr(trainable.ray, "get", lambda reference: f"images of {reference}")
+    shared = {name: name for name in "abc"}
+    monkeypatch.setattr(trainable.ray, "get", lambda reference: shared if reference is shared else f"images of {reference}")
     monkeypatch.setattr(trainable, "Workbench", Bench)
     worker = StageTrainable.__new__(StageTrainable)
-    worker._datasets, worker._benches, worker._store, worker._device = {name: name for name in "abc"}, {}, None, "cpu"
+    worker._desk = SimpleNamespace(datasets=SimpleNamespace(remote=lambda: shared))
+    worker._benches, worker._store, worker._device = {}, None, "cpu"
     made = [worker._bench(name) for name in "abacab"]
     assert [bench.dataset for bench in made] == [f"images of {name}" for name in "abacab"]
     assert made[2] is made[0] and made[4] is made[0]
