@@ -111,7 +111,7 @@ class TestOnTwoNodes:
         folders = {name: tmp_path / name for name in ("alone", "array", "job")}
         for folder in folders.values():
             folder.mkdir()
-            sweeps.small(folder, seeds="[0]", storage=folder / "store")
+            sweeps.small(folder, seeds="[0]", trials=40, storage=folder / "store")
             shutil.copytree(ROOT / "clusters", folder / "clusters")
         assert sweeps.command(folders["alone"], "sweep", "small.yaml").returncode == 0
 
