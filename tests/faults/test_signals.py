@@ -44,6 +44,19 @@ def test_two_of_them_while_ray_starts_leave_nothing_of_it(tmp_path, pause):
     assert not left_of(family, 5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("server", ["raylet", "gcs_server"])
+def test_a_server_of_ray_that_does_not_answer_holds_no_leaving_up_for_ever(tmp_path, server):
+    driver = Driver(tmp_path, str(sweeps.small(tmp_path)))
+    driver.wait_for_trials(1)
+    family = driver.family()
+    driver.member(server).suspend()
+    driver.process.send_signal(signal.SIGINT)
+    assert driver.process.wait(timeout=40) == 130, driver.said
+    assert "The same command goes on from there." in driver.said
+    assert not left_of(family, 5)
+
+
 def test_signals_in_mid_run_end_one_sweep_again_and_again_and_it_goes_on(undisturbed, tmp_path):
     file, results = sweeps.small(tmp_path), tmp_path / "results" / "small"
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -60,31 +60,32 @@ def work(watch: Vigil, seconds: float) -> None:
         time.sleep(0.02)
 
 
+def end(listener: socket.socket, watch: Vigil) -> None:
+    """The server ends, which the driver's loop notices within two seconds."""
+    listener.close()
+    with pytest.raises(RayIsGone):
+        work(watch, 2.0)
+
+
 def test_the_end_of_a_server_is_said_within_two_seconds_and_the_rest_is_ended(listener):
     rest = Rest()
     expected = r"Ray's gcs_server ended: see gcs_server\.out\. Nothing is lost; the same command goes on from there\."
     with pytest.raises(RayStopped, match=expected), watching(listener, rest=rest) as watch:
         work(watch, 1.0)
-        listener.close()
-        with pytest.raises(RayIsGone):
-            work(watch, 2.0)
+        end(listener, watch)
         watch.require()
     assert rest.ended
 
 
 def test_an_error_that_the_end_of_ray_brings_is_said_as_what_it_is(listener):
     with pytest.raises(RayStopped, match="gcs_server ended"), watching(listener) as watch:
-        listener.close()
-        with pytest.raises(RayIsGone):
-            work(watch, 2.0)
+        end(listener, watch)
         raise ConnectionError("gcs did not answer")
 
 
 def test_a_ctrl_c_then_stays_one(listener):
     with pytest.raises(KeyboardInterrupt), watching(listener) as watch:
-        listener.close()
-        with pytest.raises(RayIsGone):
-            work(watch, 2.0)
+        end(listener, watch)
         raise KeyboardInterrupt
 
 
@@ -160,9 +161,7 @@ def test_a_fault_while_ray_that_has_ended_is_left_ends_the_rest_and_not_the_proc
 
     rest = Rest()
     with pytest.raises(OSError, match="no file left"), watching(listener, leave=leave, rest=rest) as watch:
-        listener.close()
-        with pytest.raises(RayIsGone):
-            work(watch, 2.0)
+        end(listener, watch)
         watch.require()
     assert rest.ended
     time.sleep(1.0)
@@ -172,9 +171,7 @@ def test_a_signal_while_what_is_left_of_a_ray_is_ended_breaks_nothing_off(listen
     rest = Rest()
     leave = functools.partial(signal.raise_signal, signal.SIGINT)
     with pytest.raises(RayStopped, match="gcs_server ended"), watching(listener, leave=leave, rest=rest) as watch:
-        listener.close()
-        with pytest.raises(RayIsGone):
-            work(watch, 2.0)
+        end(listener, watch)
         watch.require()
     assert rest.ended
 
