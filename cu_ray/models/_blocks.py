@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -32,7 +32,11 @@ class Chain(nn.Sequential):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """As Sequential's. Importances, which need the gradient of the bias in eval mode, have it added as it stands."""
-        modules = [*self]
+        return self.through([*self], inputs)
+
+    def through(self, modules: list[Any], inputs: torch.Tensor) -> torch.Tensor:
+        """What these of the chain's modules, in a row, make of the inputs."""
+        modules = [*modules]
         spares = self.spares_bias(inputs)
         joins = not (spares or _is_transformed() or _is_watched(self))
         folds = joins and not torch.is_grad_enabled()
@@ -220,6 +224,32 @@ class MaxPool(nn.MaxPool2d):
         """[B, C, H, W] to [B, C, H // size, W // size]."""
         found = _max_of_windows(inputs, self.kernel_size)
         return super().forward(inputs) if found is None else found
+
+
+class Pooled(nn.Sequential):
+    """A chain and a max pooling of what it gives.
+
+    On processors a CELU at the chain's end comes after the pooling: it never falls, so the values are the same, and there are a
+    fourth of them. Where CELU rounds several to one, the largest is chosen then, not the first; their gradients are next to
+    nothing. The importance, in eval mode, of a weight that only such gradients come to is left as the layers have it.
+    """
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """As Sequential's."""
+        modules: list[Any] = [*self]
+        if _is_watched(self) or not _can_pool_before_celu(modules, inputs):
+            return cast("torch.Tensor", super().forward(inputs))  # type: ignore[no-untyped-call]
+        (*before, celu), pool = modules
+        pooled: torch.Tensor = pool(modules[0].through(before, inputs))
+        return nn.functional.celu(pooled, celu.alpha, inplace=pooled.dtype in FULL_PRECISION)
+
+
+def _can_pool_before_celu(modules: list[Any], inputs: torch.Tensor) -> bool:
+    if [type(each) for each in modules] != [Chain, MaxPool] or any(_is_watched(each) for each in modules):
+        return False
+    chain = modules[0]
+    usual = len(chain) > 1 and _is_plain_celu(chain[-1]) and not Chain.spares_bias(inputs)
+    return usual and (_forgets_its_outputs(chain[-2]) or not torch.is_grad_enabled())
 
 
 class GlobalMaxPool(nn.AdaptiveMaxPool2d):

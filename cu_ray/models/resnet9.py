@@ -21,7 +21,7 @@ class ResNet9(Model):
 
     def build(self, image_shape: tuple[int, int, int], num_classes: int) -> torch.nn.Module:
         """conv1, conv2 (5x5, stride 2), res1, conv3 + pool, res2, conv4 (no padding), linear head without bias."""
-        from cu_ray.models._blocks import GlobalMaxPool, MaxPool, Residual, conv_norm_celu
+        from cu_ray.models._blocks import GlobalMaxPool, MaxPool, Pooled, Residual, conv_norm_celu
 
         nn, width = torch.nn, self.width
         residual = [Residual(conv_norm_celu(w, w, 3), conv_norm_celu(w, w, 3)) for w in (2 * width, 4 * width)]
@@ -29,7 +29,7 @@ class ResNet9(Model):
             conv_norm_celu(image_shape[2], width, 3),
             conv_norm_celu(width, 2 * width, 5, stride=2, padding=2),
             residual[0],
-            nn.Sequential(conv_norm_celu(2 * width, 4 * width, 3), MaxPool(2)),
+            Pooled(conv_norm_celu(2 * width, 4 * width, 3), MaxPool(2)),
             residual[1],
             conv_norm_celu(4 * width, 2 * width, 3, padding=0),
             nn.Sequential(GlobalMaxPool(), nn.Flatten(), nn.Linear(2 * width, num_classes, bias=False)),

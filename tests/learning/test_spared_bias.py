@@ -9,7 +9,7 @@ import torch
 
 from cu_ray.learning.sgd import learning_rate_factor
 from cu_ray.models import _blocks
-from cu_ray.models._blocks import Chain, _with_whole_eights, conv_norm_celu
+from cu_ray.models._blocks import Chain, MaxPool, Pooled, _with_whole_eights, conv_norm_celu
 from cu_ray.models.resnet9 import ResNet9
 from cu_ray.models.wide_resnet import WideResNet
 
@@ -308,6 +308,112 @@ def test_evaluation_in_halves_is_as_near_to_the_exact_one_as_that_of_the_layers(
         monkeypatch.undo()
     ours, layers = off.values()
     assert ours < 1.1 * layers < 0.05
+
+
+# ------------------------------------------------------------------------------------------------- pooling, on processors
+
+
+def pooled(block):
+    """A block with a pooling after it: ours, or of plain layers."""
+    return Pooled(block, MaxPool(2)) if isinstance(block, Chain) else torch.nn.Sequential(block, torch.nn.MaxPool2d(2))
+
+
+def test_pooling_before_celu_gives_the_same_training_step_from_a_fourth_of_the_values():
+    gradients = []
+    for block in map(pooled, blocks()):
+        batch = images().requires_grad_()
+        outputs = block.train()(batch)
+        gradients.append([outputs.detach(), *torch.autograd.grad((outputs**2).sum(), (batch, *block.parameters()))])
+        running = [each.clone() for each in block.buffers()]
+        gradients[-1] += running
+    assert torch.equal(gradients[1][0], gradients[0][0])
+    for given, expected in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(given, expected, **CELU_OF_TORCH)
+    size = outputs.numel()
+    plain, ours = (sorted(saved_by(pooled(block), images()), reverse=True) for block in blocks())
+    assert plain.count(4 * size) == 3  # what BatchNorm, CELU and the pooling read
+    assert ours.count(4 * size) == 2
+    assert ours.count(size) == plain.count(size) + 1  # what CELU gave
+
+
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_pooling_before_celu_gives_the_same_evaluation(without, monkeypatch):
+    seen = []
+    celu = torch.nn.functional.celu
+    monkeypatch.setattr(
+        torch.nn.functional, "celu", lambda x, *given, **more: (seen.append(x.numel()), celu(x, *given, **more))[1]
+    )
+    with without():
+        expected, found = (pooled(block).eval()(images()) for block in blocks())
+    same(found, expected)
+    assert seen == [4 * found.numel(), found.numel()]
+
+
+def test_in_halves_pooling_before_celu_is_the_same_to_the_bit():
+    gradients = []
+    for block in map(pooled, blocks()):
+        block.float().train()
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = block(images().float())
+        gradients.append([outputs, *torch.autograd.grad(outputs.float().square().sum(), list(block.parameters()))])
+    for given, expected in zip(gradients[1], gradients[0], strict=True):
+        assert torch.equal(given, expected)
+
+
+def test_importances_see_the_first_of_the_values_that_celu_rounds_to_one():
+    """As the layers have it: next to nothing, and still the only gradient that some weights have."""
+    gradients = []
+    for block in map(pooled, blocks()):
+        block.eval()[0][1].bias.data.fill_(-3)
+        loss = (block.float()(images().float()) * 1e6).sum()
+        gradients.append(torch.autograd.grad(loss, list(block.parameters())))
+    for given, expected in zip(gradients[1], gradients[0], strict=True):
+        assert torch.equal(given, expected)
+        assert expected.any()
+
+
+@pytest.mark.parametrize("place", ["the chain", "its celu", "the pooling", "all"])
+@pytest.mark.parametrize("training", [True, False])
+def test_who_watches_a_chain_or_its_pooling_sees_what_the_layers_give(place, training):
+    seen = []
+    for block in map(pooled, blocks()):
+        watched = {"the chain": block[0], "its celu": block[0][2], "the pooling": block[1], "all": block}[place]
+        watched.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output.clone(), output.mul_(2))[:2]))
+        with torch.set_grad_enabled(training):
+            block.train(training)(images())
+    for given, expected in zip(seen[1], seen[0], strict=True):
+        same(given, expected)
+
+
+def without_celu(block):
+    """The same without the chain's end."""
+    del block[0][2]
+
+
+def with_another(block):
+    """A pooling that is no maximum."""
+    block[1] = torch.nn.AvgPool2d(2)
+
+
+def with_more(block):
+    """A layer after the pooling."""
+    block.append(torch.nn.CELU())
+
+
+@pytest.mark.parametrize("change", [without_celu, with_another, with_more])
+@pytest.mark.parametrize("training", [True, False])
+def test_chains_with_pooling_that_are_not_as_built_run_as_they_are(change, training):
+    outputs = []
+    for block in map(pooled, blocks()):
+        change(block)
+        with torch.no_grad():
+            outputs.append(block.train(training)(images()))
+    same(outputs[1], outputs[0])
+
+
+def test_a_part_of_a_chain_with_pooling_is_had_by_slicing():
+    plain, ours = (pooled(block).train() for block in blocks())
+    same(ours[:1](images()), plain[:1](images()))
 
 
 # ----------------------------------------------------------------------------------------------------- channels of nothing
