@@ -67,6 +67,10 @@ class StoreFailed(CuRayError, OSError):
     """Where original models and memos are kept could not be read or written: no trial is to blame."""
 
 
+class OriginalMissing(CuRayError):
+    """An original model is not in the store, and is not to be trained here."""
+
+
 class Diverged(CuRayError):
     """Training produced a value that is not finite."""
 

@@ -78,7 +78,7 @@ def _potion_stop(scores: Scores, num_classes: int) -> Parts | None:
     before, deletion, retain = (scores.get(name) for name in ("deletion_given_before", "deletion_given", "retain_given"))
     if before is None or deletion is None or retain is None:
         return None
-    return min(0.0, POTION_REMAINING * before - deletion), retain
+    return min(0.0, round(POTION_REMAINING * before - deletion, 12)), retain  # a fifth of .7 is .14, not a bit more
 
 
 def _utility_once_corrected(parts: Parts) -> float:

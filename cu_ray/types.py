@@ -198,7 +198,7 @@ class PoisonedDataset:
 class Evidence(Protocol):
     """What the original model makes of the training samples as given, without augmentation: for detections that look at it."""
 
-    def losses(self) -> npt.NDArray[np.float32]:
+    def losses(self) -> npt.NDArray[np.float64]:
         """The cross-entropy of each training sample [N] against its given label."""
 
     def features(self) -> npt.NDArray[np.float32]:

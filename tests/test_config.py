@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
+import numpy as np
 import pytest
 import yaml
 from hypothesis import example, given, settings
@@ -542,6 +543,28 @@ def test_the_line_is_that_of_the_value_in_a_file_of_many_lines():
     assert [fault.split(":")[0] for fault in faults] == ["methods.scrub.alpha.high (line 9)", "methods.scrub.points (line 10)"]
 
 
+@pytest.mark.parametrize(
+    ("detection", "fractions"), [("single_sample", "[0.1, 0.5]"), ("{name: from_file, file: found.npy}", "[0.5, 0.52, 0.1]")]
+)
+def test_what_a_detection_finds_is_what_it_says_it_finds(detection, fractions, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("found.npy", np.arange(1000))
+    given = {"deletion_fractions": fractions, "manipulation": "{name: backdoor, size: 4}"}
+    assert parsed(detection=detection, **given).detections
+    both = faults_of(detection=f"[{detection}, uniform]", **given)
+    assert both and all("of 4 manipulated samples uniform finds" in fault for fault in both)
+
+
+def test_a_list_of_samples_is_taken_in_parts_that_differ(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("found.npy", np.arange(10))
+    faults = faults_of(detection="{name: from_file, file: found.npy}", deletion_fractions="[0.5, 0.52, 0.96, 1.0]")
+    assert [fault.partition(": ")[2] for fault in faults] == [
+        "at 0.52 of 100 manipulated samples from_file finds the same 5 samples as at 0.5",
+        "at 1.0 of 100 manipulated samples from_file finds the same 10 samples as at 0.96",
+    ]
+
+
 @pytest.mark.parametrize(("fractions", "place"), [("[x, 2]", "deletion_fractions[1]"), ("[2, 0.001]", "deletion_fractions[1]")])
 def test_the_place_of_a_fraction_is_right_behind_another_fault(fractions, place):
     assert faults_of(deletion_fractions=fractions)[1].startswith(place)
@@ -552,8 +575,9 @@ def test_each_of_several_points_and_sizes_is_checked():
     assert ["7000" in fault or "8000" in fault for fault in faults] == [True, True]
     faults = faults_of(deletion_fractions="[0.01, 0.1]", manipulation="{name: backdoor, size: [5, 100]}")
     assert faults == [
-        f"deletion_fractions[0] (line {NEXT_LINE}): 0.01 of 5 manipulated samples rounds to an empty deletion set",
-        f"deletion_fractions[1] (line {NEXT_LINE}): 0.1 of 5 manipulated samples rounds to an empty deletion set",
+        f"deletion_fractions[{index}] (line {NEXT_LINE}): at {fraction} of 5 manipulated samples uniform finds nothing, an empty "
+        "deletion set"
+        for index, fraction in enumerate(["0.01", "0.1"])
     ]
 
 

@@ -326,6 +326,13 @@ def test_settings_that_name_no_class_are_refused(setting, near, tmp_path):
     assert f"Did you mean '{near}'?" in said
 
 
+def test_all_classes_are_no_affected_ones(tmp_path):
+    names = config.parse(SWEEP.format(file=written(tmp_path, "a.csv", "index\n3\n"), more="")).datasets[0].facts().class_names
+    said = complaint(tmp_path, written(tmp_path, "a.csv", "index\n3\n"), f", affected_classes: [{', '.join(names)}]")
+    assert "manipulation.affected_classes" in said
+    assert "these are all classes: leave them out" in said
+
+
 def test_columns_of_an_npz_must_be_of_one_length_and_hold_plain_numbers(tmp_path):
     for number, (index, label) in enumerate(itertools.pairwise([np.arange(3), np.arange(4) % 4, np.arange(2)])):
         np.savez(tmp_path / f"{number}.npz", index=index, label=label)

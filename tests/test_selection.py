@@ -84,6 +84,7 @@ def test_the_proxy_gains_nothing_below_its_floor_of_a_fifth_whatever_the_number_
         (0.9, 0.9, -0.72),
         (0.1, 0.1, -0.08),  # an original that never learned the labels is no reason to leave it as it is
         (0.0, 0.0, 0.75),
+        (0.7, 0.14, 0.75),  # a fifth, to the bit or not
     ],
 )
 def test_potions_rule_asks_for_forgetting_first(before, deletion, expected):

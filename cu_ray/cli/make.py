@@ -115,8 +115,8 @@ def bundle(folder: Place, to: Path | None, models: bool) -> None:
     if made.missing:
         out.print(f"{len(made.missing)} originals are in the store no more, and not in the bundle.")
     if made.num_untold:
-        told = "their sets are not in sets.parquet"
-        out.print(f"{made.num_untold} trials have plug-ins that are others here or not found: {told}.", soft_wrap=True)
+        why = "have plug-ins that are others here or not found, or need an original that is gone"
+        out.print(f"{made.num_untold} trials {why}: their sets are not in sets.parquet.", soft_wrap=True)
     if made.lost:
         remedy = "Run this in the folder of their files, or with PYTHONPATH set to that folder"
         out.print(f"The code of {', '.join(made.lost)} is not in the bundle, as it is not found here. {remedy}.", soft_wrap=True)

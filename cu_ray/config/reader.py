@@ -165,7 +165,7 @@ class Reader(Values):
 
         Complains of what does not fit the images.
         """
-        pairs, detected = [], dict[int, Any]()
+        pairs, detected, sizes = [], dict[int, Any](), dict[tuple[int, int], None]()
         for place, dataset in datasets:
             try:
                 facts = checks.facts_of(dataset)
@@ -188,7 +188,7 @@ class Reader(Values):
                 except UserError as error:
                     self.fault(path, str(error))
                 if size:
-                    self._check_sizes(size, fractions, facts.num_train)
+                    sizes[size, facts.num_train] = None
             for index, (path, detection) in enumerate(detections):
                 try:
                     detected[index] = checks.settled(detection, facts)  # the same for all data sets that it fits
@@ -196,6 +196,13 @@ class Reader(Values):
                     self.fault(f"{path}.{error.field}", str(error))
                 except UserError as error:
                     self.fault(path, str(error))
+        for size, num_train in sizes:
+            for index, detection in detected.items():
+                try:
+                    with plugins.users_fault(detection):
+                        self._check_sizes(size, fractions, num_train, detection)
+                except UserError as error:
+                    self.fault(detections[index][0], str(error))
         return pairs, list(detected.values())
 
     def _check_controls(self, controls: ControlsSection, manipulations: list[Any]) -> None:
@@ -219,18 +226,23 @@ class Reader(Values):
                     "original.weights", f"these are one original's weights, but the file gives {len(several)} under {name!r}"
                 )
 
-    def _check_sizes(self, size: int, fractions: dict[int, float], num_train: int) -> None:
-        """Complain of fractions whose deletion sets are empty, are all there is, or are another fraction's."""
+    def _check_sizes(self, size: int, fractions: dict[int, float], num_train: int, detection: Any) -> None:
+        """Complain of fractions at which a detection finds nothing, all there is, or what it finds at another fraction.
+
+        The last not where it always finds as many, and so is not asked for a part.
+        """
         sizes: dict[int, float] = {}
+        always_as_many = detection.num_found(1.0, size) == detection.num_found(1e-6, size)
         for index, fraction in fractions.items():
-            found = round(fraction * size)
+            found = detection.num_found(fraction, size)
             problem = None
             if found < 1:
-                problem = "an empty deletion set"
-            elif found == size == num_train:
-                problem = "a deletion set that leaves no training samples"
-            elif found in sizes:
-                problem = f"the same {found} samples as {sizes[found]!r}"
+                problem = "nothing, an empty deletion set"
+            elif found >= num_train >= size:
+                problem = "all there is, which leaves no training samples"
+            elif found in sizes and not always_as_many:
+                problem = f"the same {found} samples as at {sizes[found]!r}"
             if problem is not None:
-                self.fault(f"deletion_fractions[{index}]", f"{fraction!r} of {size} manipulated samples rounds to {problem}")
+                of = f"at {fraction!r} of {size} manipulated samples"
+                self.fault(f"deletion_fractions[{index}]", f"{of} {plugins.name_of(detection)} finds {problem}")
             sizes[found] = fraction

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import json
 import os
+import platform
 import shutil
 import time
 import uuid
@@ -35,7 +36,7 @@ PIECE_BYTES = 16 << 20
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 Shape = tuple[int, int, int]
 
-UNLOCKED = "unlocked-"  # in the name of what a process makes that found no lock
+LOCKED = f"locked-on-{platform.node()}-"  # in the name of what is made under a lock, which may be this machine's alone
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,15 +106,15 @@ def checksums(cache: str = CACHE) -> dict[str, str]:
 
 
 def _clear_abandoned(path: Path, *, alone: bool) -> None:
-    """Take away what processes that were killed left of a conversion: at once what was made under the lock that is held here."""
+    """Take away what processes that were killed left of a conversion: at once what was made here under the lock that is held."""
     for left in path.parent.glob(f".{path.name}.*tmp"):
         with contextlib.suppress(OSError):  # another process was first
-            if (alone and UNLOCKED not in left.name) or left.stat().st_mtime < time.time() - ABANDONED_AFTER:
+            if (alone and LOCKED in left.name) or left.stat().st_mtime < time.time() - ABANDONED_AFTER:
                 shutil.rmtree(left, ignore_errors=True)
 
 
 def _convert(path: Path, read: Callable[[Path], Contents], *, alone: bool) -> None:
-    unfinished = path.with_name(f".{path.name}.{'' if alone else UNLOCKED}{uuid.uuid4().hex}.tmp")
+    unfinished = path.with_name(f".{path.name}.{LOCKED if alone else ''}{uuid.uuid4().hex}.tmp")
     scratch = unfinished / "scratch"
     scratch.mkdir(parents=True)
     try:

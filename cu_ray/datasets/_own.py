@@ -84,9 +84,15 @@ def checked(contents: Contents) -> Contents:
         raise UserError(f"{source}: the classes are {', '.join(names) or 'none'}: two or more of different names are needed")
     for part, labels in ((TRAIN, contents.train.labels), (TESTS[0], contents.test.labels)):
         _check_labels(f"{source}: {part} labels", labels, len(names))
-        missing = [names[label] for label in np.flatnonzero(np.bincount(labels, minlength=len(names)) == 0)]
+        counts = np.bincount(labels, minlength=len(names))
+        missing = [names[label] for label in np.flatnonzero(counts == 0)]
         if missing:
             raise UserError(f"{source}: {_some(missing)} has no {part} images: every class needs some in both sets")
+    single = [names[label] for label in np.flatnonzero(counts == 1)]
+    if single:
+        raise UserError(
+            f"{source}: {_some(single)} has a single test image: every class needs two, one to choose by and one to report"
+        )
     return contents
 
 

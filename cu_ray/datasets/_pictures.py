@@ -15,6 +15,7 @@ from cu_ray.types import Indices, Pixels
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 DEEP_MODES = ("I", "F")  # more than 8 bits: I;16, I, F
+PRIVATE = (".", "@")  # begin the names of thumbnails, checkpoints and a file server's own folders
 BLOCK = 256
 
 
@@ -93,12 +94,13 @@ class Listing:
 
 
 def listed(folder: Path) -> Listing:
-    """The pictures below `<folder>/<class>/`, also in folders there; other files are left out."""
-    classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
-    found = [sorted(path for path in (folder / name).rglob("*") if _is_picture(path)) for name in classes]
+    """The pictures below `<folder>/<class>/`, also in folders there; other files, and what programs keep there, are left out."""
+    classes = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(PRIVATE)))
+    found = [sorted(path for path in (folder / name).rglob("*") if _is_picture(path, folder)) for name in classes]
     labels = np.repeat(np.arange(len(classes), dtype=np.int64), [len(paths) for paths in found])
     return Listing(classes, tuple(path for paths in found for path in paths), labels)
 
 
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+def _is_picture(path: Path, folder: Path) -> bool:
+    private = any(part.startswith(PRIVATE) for part in path.relative_to(folder).parts)
+    return path.suffix.lower() in ENDINGS and not private and path.is_file()

@@ -56,7 +56,13 @@ class Published(Dataset):
         return Path(self.folder).expanduser().absolute()
 
     def _path(self) -> Path:
-        return path_of(self.cache, name_of(self), [self.facts().image_shape, [archive.md5 for archive in self.archives]])
+        """Where the images are kept; those of files that somebody unpacked, which have no checksum, by themselves."""
+        identity, folder = [self.facts().image_shape, [archive.md5 for archive in self.archives]], self._downloads()
+        verified, unverified = (path_of(self.cache, name_of(self), identity + more) for more in ([], ["unpacked"]))
+        missing = [archive for archive in self.archives if not (folder / archive.path).exists()]
+        if verified.exists() or not missing:
+            return verified
+        return unverified if unverified.exists() or any(archive.found(folder) for archive in missing) else verified
 
     def _contents(self, scratch: Path) -> Contents:
         self.require()

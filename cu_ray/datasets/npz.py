@@ -108,6 +108,10 @@ class _Arrays:
         sound = all(each.shape == (channels,) and each.dtype.kind in "fiu" and np.isfinite(each).all() for each in (mean, std))
         if not (sound and (std > 0).all()):
             raise self._fault(f"needs {channels} finite numbers, one a channel, as mean and as std, the latter above 0")
+        if (mean < 0).any() or (mean > 1).any():
+            raise self._fault(
+                f"has mean {mean.tolist()} and std {std.tolist()}: they are of pixels between 0 and 1, so divide by 255"
+            )
         return Normalisation(tuple(map(float, mean)), tuple(map(float, std)))
 
     def _small(self, name: str) -> Any:

@@ -13,6 +13,10 @@ from cu_ray.types import DatasetFacts, Evidence, Indices, PoisonedDataset
 class Detection(Plugin):
     """A way in which samples are identified. Its fields are its settings."""
 
+    def drawn_as(self) -> Detection:
+        """Whose random numbers it gets in `find`: where two detections are given the same, what they find is paired."""
+        return self
+
     def settle(self, facts: DatasetFacts) -> Self:
         """The same detection, ready to find; raises FieldFault where it does not fit the data set."""
         return self

@@ -15,7 +15,7 @@ from cu_ray.types import Evidence, Indices, PoisonedDataset
 class Easiest(Detection):
     """Manipulated samples by the original's loss against their given labels, the lowest first; none wrongly."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "the manipulated samples that the original has learned best first, none wrongly"
 
     def find(self, poisoned: PoisonedDataset, size: int, rng: np.random.Generator, evidence: Evidence) -> Indices:

@@ -19,7 +19,7 @@ class LossRanking(Detection):
     `suspect`: wrong labels tend to have the `highest` loss, triggers the `lowest` (they are learned first and best).
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "a detector: the samples of the highest, or of the lowest, loss under the original"
     suspect: Annotated[str, Choices(("highest", "lowest"))] = "highest"
 

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from cu_ray.detections import Detection
+from cu_ray.detections.uniform import Uniform
 from cu_ray.types import Evidence, Indices, PoisonedDataset
 
 
@@ -15,8 +16,12 @@ from cu_ray.types import Evidence, Indices, PoisonedDataset
 class SingleSample(Detection):
     """One manipulated sample, drawn uniformly (the setting of Potion, arXiv 2406.09173): the first that `uniform` would find."""
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "one manipulated sample, whatever the deletion fraction"
+
+    def drawn_as(self) -> Detection:
+        """As `uniform`."""
+        return Uniform()
 
     def num_found(self, fraction: float, manipulated_size: int) -> int:
         """One."""

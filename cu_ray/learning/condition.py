@@ -1,4 +1,4 @@
-"""What of a model a recorded step takes as given: where its tensors lie, which of them learn, modes and hooks."""
+"""What of a model a recorded step takes as given: where its tensors lie, which of them learn, modes, settings and hooks."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Condition:
         own = [vars(module) for module in self._modules]
         self._own = own
         self._hooks = [each[kind] for each in own for kind in HOOKS]
+        self._settings = [(each, name) for each in own for name, value in each.items() if _is_setting(name, value)]
         self._children = [each["_modules"] for each in own]
         self._tensors = [each[kind] for each in own for kind in ("_parameters", "_buffers")]
 
@@ -37,8 +38,19 @@ class Condition:
         tensors = [tensor for each in self._tensors for tensor in each.values() if tensor is not None]
         return (
             tuple([each["training"] for each in self._own]),
-            tuple(map(len, self._hooks)),
+            tuple(map(len, self._own)),
+            tuple([each.get(name) for each, name in self._settings]),
+            tuple([id(hook) for each in self._hooks if each for hook in each.values()]),
             tuple([id(child) for each in self._children for child in each.values()]),
             tuple([tensor.data_ptr() for tensor in tensors]),
             tuple([tensor.requires_grad for tensor in tensors]),
         )
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    """Whether it is a plain value, as BatchNorm's momentum is, or a forward function of the module's own."""
+    return name == "forward" or (name != "training" and _is_plain(value))
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (bool, int, float, str)) or (isinstance(value, tuple) and all(map(_is_plain, value)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cu_ray.lazy import torch
 from cu_ray.types import Stream
@@ -20,10 +20,17 @@ def squared_gradient_importance(model: torch.nn.Module, samples: Stream, batch_s
     num_batches = 0
     for batch in samples.epoch(batch_size):
         loss = torch.nn.functional.cross_entropy(model(batch.images), batch.labels)
-        gradients = torch.autograd.grad(loss, parameters)
+        gradients = gradients_of(loss, parameters)
         torch._foreach_addcmul_(total, gradients, gradients)
         num_batches += 1
     return torch.cat([importance.flatten() for importance in total]) / num_batches
+
+
+def gradients_of(value: torch.Tensor, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The gradient of each parameter; zeros of those that do not learn, or that the value does not depend on."""
+    learning = [parameter for parameter in parameters if parameter.requires_grad]
+    found = iter(torch.autograd.grad(value, learning, materialize_grads=True))
+    return [next(found) if parameter.requires_grad else torch.zeros_like(parameter) for parameter in parameters]
 
 
 def absolute_gradient_importance(
@@ -38,7 +45,7 @@ def absolute_gradient_importance(
     total = [torch.zeros_like(parameter) for parameter in parameters]
     num_batches = 0
     for batch in samples.epoch(batch_size):
-        gradients = torch.autograd.grad(of_logits(model(batch.images)), parameters)
+        gradients = gradients_of(of_logits(model(batch.images)), parameters)
         torch._foreach_add_(total, torch._foreach_abs(gradients))
         num_batches += 1
     return torch.cat([importance.flatten() for importance in total]) / num_batches

@@ -22,7 +22,7 @@ def initialise(modules: Sequence[torch.nn.Module], seed: int) -> None:
             reset: Any = getattr(layer, "reset_parameters", None) or getattr(layer, "_reset_parameters", None)
             if reset is None:
                 continue
-            device = next((parameter.device for parameter in layer.parameters(recurse=False)), torch.device("cpu"))
+            device = next((tensor.device for tensor in (*layer.parameters(), *layer.buffers())), torch.device("cpu"))
             layer.to("cpu")
             reset()
             if isinstance(layer, (torch.nn.Conv2d, torch.nn.Linear)) and layer.bias is not None:
@@ -66,7 +66,12 @@ def last_layers(blocks: Sequence[torch.nn.Module], k: int | None) -> list[torch.
 
 
 def train_only(model: torch.nn.Module, trained: Sequence[torch.nn.Module]) -> None:
-    """Freeze all but these modules: no gradients, and eval mode, so that BatchNorm statistics stay as they are."""
+    """Freeze all but these modules: no gradients, and eval mode, so that BatchNorm statistics stay as they are.
+
+    Where these hold all parameters nothing is frozen: what lies between them, dropout for one, is in train mode too.
+    """
     model.eval().requires_grad_(False)
     for module in trained:
         module.train().requires_grad_(True)
+    if all(parameter.requires_grad for parameter in model.parameters()):
+        model.train()

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from cu_ray.errors import AssumptionFailed, Diverged
+from cu_ray.errors import AssumptionFailed, ContractBroken, Diverged
 from cu_ray.lazy import torch
 from cu_ray.learning.graphs import CudaRecorder, Graphs, repeats
 from cu_ray.learning.precision import autocast
@@ -56,7 +56,12 @@ class Sgd:
         self._require_finite_loss()
 
     def step(self, batch: Batch, loss: Loss) -> None:
-        """One optimiser step on loss(logits [B, classes] in float32, batch). Each 100th raises Diverged on a loss not finite."""
+        """One optimiser step on loss(logits [B, classes] in float32, batch). Each 100th raises Diverged on a loss not finite.
+
+        Raises ContractBroken where all steps are made: the schedule ends there, and its rate would fall below 0.
+        """
+        if self.done:
+            raise ContractBroken(f"all {self._recipe.steps} steps are made: ask `done` before each")
         self._optimiser.set_rate(self._recipe.lr * learning_rate_factor(self.num_steps, self._recipe.steps))
         scaled = self._scaler.is_enabled()  # then the update stays out of graphs: it leaves a scaler in halves where it fails
         work = self._gradients if scaled else self._whole_step

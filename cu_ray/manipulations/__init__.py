@@ -54,7 +54,14 @@ class Manipulation(Plugin):
 
 
 def class_index(field: str, given: str | int, facts: DatasetFacts) -> int:
-    """The index of a class given by name or index; raises FieldFault naming the field, with the nearest class name."""
+    """The index of a class given by name or index; raises FieldFault naming the field, with the nearest class name.
+
+    Also where a number is one class's index and the name of another.
+    """
+    named = str(given)
+    if isinstance(given, int) and named in facts.class_names and facts.class_names.index(named) != given:
+        other = f", and the index of class {facts.class_names[given]!r}" if given < len(facts.class_names) else ""
+        raise FieldFault(field, f"{given} is the name of a class{other}: classes whose names are numbers go by name, '{given}'")
     try:
         return facts.class_index(given)
     except LookupError:

@@ -44,6 +44,8 @@ class FromFile(Manipulation):
         affected = self.affected_classes and tuple(
             sorted({class_index("affected_classes", given, facts) for given in self.affected_classes})
         )
+        if affected and len(affected) == len(facts.class_names):
+            raise FieldFault("affected_classes", "these are all classes: leave them out, and the whole test set is both domains")
         target = None if self.target is None else class_index("target", self.target, facts)
         file = str(Path(self.file).expanduser().absolute())
         content = key_of([incident.indices.tolist(), None if incident.labels is None else incident.labels.tolist()])

@@ -26,10 +26,12 @@ class InterclassConfusion(Manipulation):
     classes: tuple[int | str, int | str] = (3, 5)
 
     def settle(self, facts: DatasetFacts) -> Self:
-        """Two different classes, an even size, and not more samples than the training set could hold."""
+        """Two different classes of three or more, an even size, and not more samples than the training set could hold."""
         first, second = (class_index("classes", name, facts) for name in self.classes)
         if first == second:
             raise FieldFault("classes", f"{list(self.classes)} names one class twice; give two different ones")
+        if len(facts.class_names) == 2:
+            raise FieldFault("classes", f"{list(self.classes)} are all classes: no test images are left that it does not harm")
         if self.size % 2:
             raise FieldFault("size", f"{self.size} is odd: half of the samples come from each class. Allowed: an even number.")
         return replace(super().settle(facts), classes=(first, second))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar
 
 from cu_ray.lazy import torch
+from cu_ray.learning.importance import gradients_of
 from cu_ray.learning.sgd import cross_entropy
 from cu_ray.methods import Method
 from cu_ray.plugins import Bound, Search
@@ -63,7 +64,7 @@ class Salun(Method):
         parameters = list(task.original.parameters())
         total = [torch.zeros_like(parameter) for parameter in parameters]
         for batch in task.deletion.epoch():
-            gradients = torch.autograd.grad(cross_entropy(task.original(batch.images), batch), parameters)
+            gradients = gradients_of(cross_entropy(task.original(batch.images), batch), parameters)
             torch._foreach_add_(total, gradients)
         return {"saliency": torch.cat([each.flatten() for each in total]).abs()}
 

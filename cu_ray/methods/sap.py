@@ -101,7 +101,8 @@ def input_rows(layer: Layer, inputs: torch.Tensor) -> torch.Tensor:
     """What the layer multiplies its flattened weights with, a row each [N, D]."""
     if isinstance(layer, torch.nn.Linear):
         return inputs.flatten(0, -2)
-    padded = torch.nn.functional.pad(inputs, layer._reversed_padding_repeated_twice)
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = torch.nn.functional.pad(inputs, layer._reversed_padding_repeated_twice, mode)
     patches_BDL = torch.nn.functional.unfold(padded, layer.kernel_size, dilation=layer.dilation, stride=layer.stride)
     return patches_BDL.transpose(1, 2).flatten(0, 1)
 

@@ -237,7 +237,7 @@ class Pooled(nn.Sequential):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """As Sequential's."""
         modules: list[Any] = [*self]
-        if _is_watched(self) or not _can_pool_before_celu(modules, inputs):
+        if _is_transformed() or _is_watched(self) or not _can_pool_before_celu(modules, inputs):
             return cast("torch.Tensor", super().forward(inputs))  # type: ignore[no-untyped-call]
         (*before, celu), pool = modules
         pooled: torch.Tensor = pool(modules[0].through(before, inputs))

@@ -186,8 +186,9 @@ class NormCelu(torch.autograd.Function):
         if torch.is_grad_enabled():  # somebody wants gradients of these gradients
             outputs = torch.nn.functional.batch_norm(images, None, None, weight, bias, training=True, eps=ctx.eps)
             outputs = torch.nn.functional.celu(outputs, ctx.alpha)
-            found = torch.autograd.grad(outputs, (images, weight, bias), gradient, create_graph=True)
-            return *found, None, None, None, None
+            wanted = [each for each, needed in zip((images, weight, bias), ctx.needs_input_grad, strict=False) if needed]
+            found = iter(torch.autograd.grad(outputs, wanted, gradient, create_graph=True))
+            return *(next(found) if needed else None for needed in ctx.needs_input_grad[:3]), None, None, None, None
         gradient = gradient.contiguous(memory_format=torch.channels_last)
         num_rows, C, piece, num_pieces, grid = _table(images)
         sums, totals = mean.new_empty((num_pieces, 2, C)), mean.new_empty((2, C))

@@ -9,6 +9,7 @@ import contextlib
 import copy
 import dataclasses
 import datetime
+import functools
 import math
 import platform
 import resource
@@ -18,23 +19,35 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cu_ray import __version__, plugins
-from cu_ray.errors import ContractBroken, CuRayError, Diverged, StoreFailed
-from cu_ray.identity import key_of
+from cu_ray.errors import ContractBroken, CuRayError, Diverged, OriginalMissing, StoreFailed
+from cu_ray.identity import key_of, seed_for
 from cu_ray.lazy import torch
 from cu_ray.learning.batches import as_tensor
 from cu_ray.learning.precision import require
 from cu_ray.places import patiently
 from cu_ray.plugins import name_of
 from cu_ray.stages.evaluate import Evaluation, evaluate, images_evaluated, predict
-from cu_ray.stages.evidence import OriginalsEvidence
+from cu_ray.stages.evidence import Array, OriginalsEvidence
 from cu_ray.stages.poison import OnDevice, detect, nothing_found, poison, upload
-from cu_ray.stages.process import device_is_lost, is_from_signal, state_kept
+from cu_ray.stages.process import device_is_lost, is_from_signal, seed_generators, state_kept
 from cu_ray.stages.reasons import blamed, is_out_of_memory, reason_of
 from cu_ray.stages.seen import Seen
 from cu_ray.stages.train import build_model, train
 from cu_ray.stages.unlearn import Unlearned, now, unlearn
 from cu_ray.stages.warm import Warm
-from cu_ray.types import Dataset, DeletionSplit, OriginalSpec, PoisonedDataset, Record, Scores, Setting, Store, Tensors, TrialSpec
+from cu_ray.types import (
+    LEARNING_VERSION,
+    Dataset,
+    DeletionSplit,
+    OriginalSpec,
+    PoisonedDataset,
+    Record,
+    Scores,
+    Setting,
+    Store,
+    Tensors,
+    TrialSpec,
+)
 
 PAUSES = (1.0, 10.0, 30.0)  # seconds after which the store of the originals is tried again
 Done = TypeVar("Done")
@@ -43,8 +56,9 @@ Done = TypeVar("Done")
 class Workbench:
     """Runs the stages for one data set on one device; what trials share stays warm in between, oldest dropped first."""
 
-    def __init__(self, dataset: Dataset, store: Store, device: str = "cpu") -> None:
-        self.dataset, self._store = dataset, store
+    def __init__(self, dataset: Dataset, store: Store, device: str = "cpu", *, trains: bool = True) -> None:
+        """trains: whether originals are trained that the store has not; else they are missing."""
+        self.dataset, self._store, self._trains = dataset, store, trains
         self._device = torch.device(device)
         self._warm = Warm(store, self._device)
         self._last_split: tuple[str, DeletionSplit] | None = None
@@ -93,11 +107,15 @@ class Workbench:
                 raise CuRayError(
                     "the original's weights are not in the store: `cu-ray sweep` puts them there, workers share runtime.storage"
                 )
+            if not self._trains:
+                raise OriginalMissing(f"the original model {spec.key} is not in the store")
             require(spec.setting.train.precision, self._device)
             with self._store.claimed("originals", spec.key):
                 if (model := self._stored(spec, poisoned)) is not None:  # another sweep has made it meanwhile
                     return model
-                model = train(spec, poisoned, data)
+                with state_kept():
+                    seed_generators(seed_for("global", spec.key))
+                    model = train(spec, poisoned, data)
                 _patiently(lambda: self._store.save("originals", spec.key, arrays_of(model), {}))
             trained = True
             return model
@@ -122,6 +140,7 @@ class Workbench:
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         with state_kept():
+            seed_generators(seed_for("global", spec.key))
             result = unlearn(spec, original, poisoned, data, split, self._warm)
         facts |= {
             "unlearn_seconds": result.seconds,
@@ -197,12 +216,26 @@ class Workbench:
         key = _split_key(spec)
         if self._last_split is None or self._last_split[0] != key:
             if self._evidence is None or self._evidence[0] != spec.original.key:
-                evidence = OriginalsEvidence(spec.original.setting.model, lambda: self.original(spec.original)[0], data)
+                kept = functools.partial(self._kept, spec.original.key)
+                evidence = OriginalsEvidence(spec.original.setting.model, lambda: self.original(spec.original)[0], data, kept)
                 self._evidence = spec.original.key, evidence
             with blamed(name_of(spec.detection)):
                 split = detect(poisoned, spec.detection, spec.deletion_size, self._evidence[1], held_out=spec.held_out)
             self._last_split = key, split
         return self._last_split[1]
+
+    def _kept(self, original_key: str, name: str, compute: Callable[[], Array]) -> Array:
+        """What is computed of an original once: all workers, and who asks later, rank by the same numbers."""
+        key = key_of({"evidence": name, "original": original_key, "learning": LEARNING_VERSION})
+        try:
+            with self._store.claimed("memos", key):
+                entry = self._store.load("memos", key)
+                if entry is None:
+                    entry = {name: compute()}, {}
+                    self._store.save("memos", key, *entry)
+                return entry[0][name]
+        except StoreFailed:  # others compute it again
+            return compute()
 
     def _timed(self, facts: dict[str, Any], evaluated: Callable[[], Evaluation]) -> Evaluation:
         started = now(self._device)

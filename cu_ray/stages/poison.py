@@ -106,7 +106,8 @@ def detect(poisoned: PoisonedDataset, detection: Any, size: int, evidence: Evide
     if size == 0:
         return nothing_found(poisoned)
     identity = [poisoned.key, describe(detection, locations=False)]
-    found = detection.find(poisoned, size, generator_for("detect", identity), evidence)
+    rng = generator_for("detect", [poisoned.key, describe(detection.drawn_as(), locations=False)])
+    found = detection.find(poisoned, size, rng, evidence)
     if len(found) != size or len(np.unique(found)) != size:
         raise ContractBroken(f"{type(detection).__name__} found {len(np.unique(found))} different samples, not {size}")
     manipulated = np.isin(found, poisoned.corruption.indices)

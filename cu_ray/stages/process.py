@@ -34,6 +34,13 @@ def state_kept() -> Iterator[None]:
             put_back()
 
 
+def seed_generators(seed: int) -> None:
+    """Seed the generators that a process shares: dropout draws from one. Within `state_kept`, which puts them back."""
+    torch.manual_seed(seed)  # of GPUs too
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
 def state() -> Callable[[], None]:
     """What makes the process compute again as it does now."""
     before = [(put, get()) for get, put in _switches()]

@@ -21,7 +21,7 @@ from cu_ray.learning.sgd import Sgd
 from cu_ray.plugins import name_of
 from cu_ray.stages.evaluate import Keeper
 from cu_ray.stages.poison import OnDevice
-from cu_ray.stages.process import state, state_kept
+from cu_ray.stages.process import seed_generators, state, state_kept
 from cu_ray.stages.reasons import blamed
 from cu_ray.stages.returned import require_like_the_original
 from cu_ray.stages.tools import WHOLE, Tools
@@ -199,6 +199,7 @@ class Task:
                 self._tools,
                 seed_for("memo", key),
             )
+            seed_generators(seed_for("global", key))
             started = now(self.device)
             tensors = _require_tensors(name, compute(task))
         ended = now(self.device)

@@ -14,6 +14,7 @@ import inspect
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ import yaml
 
 from cu_ray import __version__, checks, plugins
 from cu_ray.config.reader import REQUIRED
-from cu_ray.errors import UserError, in_one_line
+from cu_ray.errors import OriginalMissing, UserError, in_one_line
 from cu_ray.places import Folder, Place, at, lasting
 from cu_ray.report import results
 from cu_ray.report.terminal import RESCORED, metrics_in, read_table, rows_of
@@ -71,7 +72,7 @@ class Bundle:
     num_files: int
     missing: list[str]  # keys of originals that the store has not
     unfinished: str | None  # how much of the sweep is not there yet
-    num_untold: int  # trials whose sets are left out: other versions of data set, manipulation, model or detection made them
+    num_untold: int  # trials whose sets are left out: of other plug-ins than those here, or found by an original that is gone
     lost: list[str]  # plug-ins that are not found here, whose code is not in the bundle
 
 
@@ -96,8 +97,9 @@ def bundle(where: Place | Path | str, to: Path | None, *, models: bool = False) 
         described = [record.spec for record in known.trials.values()]
         store, datasets = open_store(facts["storage"]), _Datasets()
         trials = [each for each in map(_without_method, described) if each is not None and datasets.has(each.original.setting)]
-        target.write("sets.parquet", _as_parquet(_sets(trials, datasets, store)))
-        num_untold = len(described) - len(trials)
+        sets, num_gone = _sets(trials, datasets, store)
+        target.write("sets.parquet", _as_parquet(sets))
+        num_untold = len(described) - len(trials) + num_gone
         kept = ledger.evidence.keys(folder / "ledger")
         for key in sorted(kept & (known.originals.keys() | known.trials.keys())):
             target.write(f"evidence/{key}.parquet", ledger.evidence.read(folder / "ledger", key))
@@ -201,7 +203,8 @@ class _Target:
 
 def _readme(name: str, missing: list[str], unfinished: str | None, num_untold: int, code: list[str]) -> str:
     lost = f" ({len(missing)} are in the store no more)" if missing else ""
-    untold = f" (without those of {num_untold} trials, whose plug-ins are others here or not found)" if num_untold else ""
+    why = "whose plug-ins are others here or not found, or whose detection needs an original that is gone"
+    untold = f" (without those of {num_untold} trials, {why})" if num_untold else ""
     without = f"; that of {', '.join(code)} was not found" if code else ""
     mark = f"UNFINISHED: {unfinished}.\n" if unfinished else ""
     return README.format(name=name, version=__version__, unfinished=mark, missing=lost, untold=untold, without=without, sums=SUMS)
@@ -300,25 +303,34 @@ def _root(cls: type) -> Path:
     return file.parents[cls.__module__.count(".") + (file.name == "__init__.py")]
 
 
-def _sets(specs: Iterable[TrialSpec], datasets: _Datasets, store: Store) -> Iterator[dict[str, Any]]:
-    """A row for each set of row numbers, each once."""
+def _sets(specs: Iterable[TrialSpec], datasets: _Datasets, store: Store) -> tuple[list[dict[str, Any]], int]:
+    """A row for each set of row numbers, each once; of how many trials one is not known, which an original found that is gone."""
     benches: dict[str, Workbench] = {}
-    originals = set[str]()
-    for (original_key, detection, size, _), spec in {_split_of(spec): spec for spec in specs}.items():
+    originals, found, num_untold = set[str](), list[dict[str, Any]](), 0
+    alike = Counter(map(_split_of, specs))
+    for spec in {_split_of(spec): spec for spec in specs}.values():
+        split_of = original_key, detection, size, _ = _split_of(spec)
         setting = spec.original.setting
         if setting.content_hash not in benches:
-            benches[setting.content_hash] = Workbench(datasets.of(setting), store)
+            benches[setting.content_hash] = Workbench(datasets.of(setting), store, trains=False)
         bench = benches[setting.content_hash]
-        sets: dict[str, Indices] = {}
         if original_key not in originals:
             originals.add(original_key)
             poisoned, _ = bench.poisoned(setting)
-            sets = {"manipulated": poisoned.corruption.indices, "selection_half": np.flatnonzero(poisoned.selection_half)}
-            yield from (_row(original_key, name, None, None, rows) for name, rows in sets.items())
+            sets: dict[str, Indices] = {
+                "manipulated": poisoned.corruption.indices,
+                "selection_half": np.flatnonzero(poisoned.selection_half),
+            }
+            found += [_row(original_key, name, None, None, rows) for name, rows in sets.items()]
         if size:
-            split = bench.split(spec)
+            try:
+                split = bench.split(spec)
+            except OriginalMissing:
+                num_untold += alike[split_of]
+                continue
             sets = {"deletion": split.deletion} | ({"held_out": split.held_out} if spec.held_out else {})
-            yield from (_row(original_key, name, detection, size, rows) for name, rows in sets.items())
+            found += [_row(original_key, name, detection, size, rows) for name, rows in sets.items()]
+    return found, num_untold
 
 
 def _split_of(spec: TrialSpec) -> tuple[str, str, int, bool]:

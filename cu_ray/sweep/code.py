@@ -20,6 +20,11 @@ def of(plan: Plan) -> Code:
     return {name: {"version": cls.version, "fingerprint": plugins.fingerprint(cls)} for name, cls in classes.items()}
 
 
+def own(in_use: Code) -> dict[str, str]:
+    """The fingerprints of those plug-ins that are the user's own, by module:Class."""
+    return {name.rpartition(" ")[2]: facts["fingerprint"] for name, facts in in_use.items() if ":" in name}
+
+
 def warnings(plan: Plan, known: Known, in_use: Code) -> list[str]:
     """A line for each plug-in that has made trials of a plan by other code than now in use, under the same version."""
     num_made = Counter(name for study in plan.studies for name in _changed(study, known, in_use))

@@ -163,7 +163,7 @@ def _run(sweep: Sweep, console: Console, *, retry_failed: bool, deadline: float)
             max_failures=sweep.runtime.max_failures,
             lacking=without_evidence(sweep, journal.known),
         )
-        work = _Work(sweep, found, made, datasets, agenda, journal, console, deadline)
+        work = _Work(sweep, found, made, datasets, agenda, journal, console, deadline, code.own(in_use))
         interrupted = False
         if agenda.done:
             counts = work.estimate()
@@ -205,6 +205,7 @@ class _Work:
     journal: ledger.Ledger
     console: Console
     deadline: float
+    own_code: Mapping[str, str]
 
     def estimate(self) -> Estimate:
         """What the sweep comes to and what of it is done."""
@@ -271,7 +272,7 @@ class _Work:
             Progress(self.console, before, frame.file_in(self.sweep.scratch)) as progress,
             Mirror(self.sweep.scratch) as mirror,
             Tracking(self.plan.name, self._tracker(), lambda text: self.console.print(text, soft_wrap=True)) as tracking,
-            Crew(self.sweep, self.datasets.values(), self.sweep.runtime.device) as crew,
+            Crew(self.sweep, self.datasets.values(), self.sweep.runtime.device, self.own_code) as crew,
         ):
 
             def heard(job: Job, record: Record) -> None:

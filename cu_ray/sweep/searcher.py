@@ -63,6 +63,9 @@ class WorkerSearcher(Searcher):
         with self._faults.noted():
             record = unpack(result)
             if record is None:
+                if changed := result.get("changed"):
+                    why = f"a worker that has just started on {result['host']} would run other code than those before it"
+                    self._dispatch.give_up(f"{', '.join(changed)} changed while the sweep ran", why)
                 self._dispatch.arrived(trial_id, result.get("node"))
             else:
                 self._dispatch.ended(trial_id, record, evidence_in(result))

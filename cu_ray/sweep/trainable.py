@@ -6,6 +6,7 @@ next, no worker starves another, and a trial costs Tune a result and not an acto
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import platform
@@ -15,6 +16,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from cu_ray import plugins
 from cu_ray.lazy import torch
 from cu_ray.stages.pipeline import Workbench
 from cu_ray.stages.warm import MOST_DATASETS
@@ -54,11 +56,13 @@ class StageTrainable(tune.Trainable):
         device: str,
         trial_seconds: float,
         import_path: list[str],
+        own_code: dict[str, str],
         keeps_evidence: bool,
     ) -> None:
-        """Once a worker. desk: the handle of a Desk."""
+        """Once a worker. desk: the handle of a Desk; own_code: fingerprints of the user's own plug-ins, by module:Class."""
         sys.path[:0] = [path for path in import_path if path not in sys.path]  # plug-ins beside the sweep file
         torch.set_num_threads(1)
+        self._changed = [name for name, fingerprint in own_code.items() if _is_other(name, fingerprint)]
         self._desk, self._store, self._device = desk, open_store(storage), device
         self._benches: dict[str, Workbench] = {}  # by data set, the last used last
         self._trial_seconds, self._keeps_evidence, self._arrived = trial_seconds, keeps_evidence, False
@@ -68,7 +72,7 @@ class StageTrainable(tune.Trainable):
         if not self._arrived:
             self._arrived = True
             node = ray.get_runtime_context().get_node_id()
-            return {"record": None, "node": node, "host": platform.node(), "process": os.getpid()}
+            return {"record": None, "node": node, "host": platform.node(), "process": os.getpid(), "changed": self._changed}
         job = ray.get(self._desk.take.remote(self.trial_id))
         if job is None:
             return {"record": None, "done": True}
@@ -103,3 +107,13 @@ class StageTrainable(tune.Trainable):
             bench = Workbench(ray.get(shared[content_hash]), self._store, self._device)
         self._benches[content_hash] = bench
         return bench
+
+
+def _is_other(name: str, fingerprint: str) -> bool:
+    """Whether a plug-in that is here, now imported, has another fingerprint; one that is not here fails where it is used."""
+    module, _, cls = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), cls)
+    except (Exception, SystemExit):  # whatever a user's file raises when it is imported
+        return False
+    return plugins.fingerprint(found) != fingerprint

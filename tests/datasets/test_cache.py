@@ -117,6 +117,21 @@ def test_where_there_are_no_locks_two_convert_at_once_and_one_of_them_is_kept(fo
     assert sorted(path.name[0] for path in folder.iterdir()) == [".", "m"]
 
 
+def test_where_locks_are_a_machine_s_own_another_machine_s_work_is_left_alone(folder, monkeypatch):
+    """As on Lustre with `-o localflock`: each has the lock."""
+    monkeypatch.setattr(places.fcntl, "flock", lambda file, how: None)
+    inner = []
+
+    def made(_):
+        with monkeypatch.context() as there:
+            there.setattr(_cache, "LOCKED", "locked-on-another-")
+            inner.append(keep(folder))
+        return contents()
+
+    outer = keep(folder, made)
+    assert np.array_equal(outer.train.pixels, inner[0].train.pixels)
+
+
 @pytest.mark.parametrize(
     ("made", "message"),
     [

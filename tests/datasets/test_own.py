@@ -87,6 +87,20 @@ def test_image_folder(tmp_path, test):
     assert_is(loaded, own.in_order(own.TRAIN), own.in_order(own.TEST))
 
 
+def test_what_programs_keep_beside_pictures_is_no_picture(tmp_path):
+    place = own.write_folder(tmp_path / "a")
+    before = data("image_folder", place).load().content_hash
+    picture = next((place / "train" / "ant").glob("*.png"))
+    for name in (".thumbnails/1.png", "@eaDir/1.png", "@eaDir/1.jpg/2.png", ".ipynb_checkpoints/deep/1.png", ".1.png"):
+        (place / "train" / "ant" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "train" / "ant" / name).write_bytes(picture.read_bytes())
+    for name in ("train/@eaDir/1.png", "test/.cache/1.png", "train/bee/0.jpg/note.txt"):
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(picture.read_bytes())
+    assert data("image_folder", place).facts().num_train == 12
+    assert data("image_folder", place).load().content_hash == before
+
+
 def test_pictures_can_be_resized_and_grey(tmp_path):
     place = own.write_folder(tmp_path / "pictures")
     Image.new("RGB", (40, 20), (10, 200, 30)).save(place / "train" / "ant" / "larger.jpg")
@@ -228,6 +242,9 @@ NPZ_MISTAKES = [
     ({"mean": np.zeros(1), "std": np.ones(3)}, "needs 3 finite numbers"),
     ({"mean": np.zeros(3), "std": np.zeros(3)}, "needs 3 finite numbers"),
     ({"mean": np.full(3, np.nan), "std": np.ones(3)}, "needs 3 finite numbers"),
+    ({"mean": np.full(3, 125.5), "std": np.full(3, 63.0)}, "they are of pixels between 0 and 1, so divide by 255"),
+    ({"mean": np.full(3, -0.1), "std": np.ones(3)}, "they are of pixels between 0 and 1"),
+    ({"test_labels": np.array([0, 0, 0, 1, 1, 2])}, "class 'cat' has a single test image: every class needs two"),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 import tracemalloc
@@ -84,6 +85,25 @@ def test_unpacked_files_give_the_same_data_set(published, tmp_path):
     cls = plugins.find("datasets", published.name)
     loaded = [cls(folder=str(folder), cache=str(folder / "cache")).load() for folder in (packed, unpacked)]
     assert loaded[0].content_hash == loaded[1].content_hash
+
+
+def test_what_was_unpacked_stands_in_for_no_archive(published, tmp_path, monkeypatch):
+    """Whose checksum nobody knows: it is used until the archive is there, and by those alone who have it."""
+    if published.name in NO_UNPACKED_FORM:
+        pytest.skip("is published in one form only")
+    unpacked, packed, cache = tmp_path / "unpacked", tmp_path / "packed", str(tmp_path / "cache")
+    published.put(unpacked, unpacked=True)
+    published.put(packed)
+    cls, read = plugins.find("datasets", published.name), []
+    monkeypatch.setattr(
+        cls, "read", lambda self, paths, scratch, real=cls.read: (read.append(paths), real(self, paths, scratch))[1]
+    )
+    for folder in (unpacked, unpacked, packed, packed, unpacked):
+        assert cls(folder=str(folder), cache=cache).is_here()
+        cls(folder=str(folder), cache=cache).load()
+    assert [paths[0].is_relative_to(packed) for paths in read] == [False, True]
+    shutil.rmtree(unpacked)
+    assert cls(folder=str(unpacked), cache=cache).is_here()
 
 
 def test_it_is_here_once_its_files_are(published, tmp_path):

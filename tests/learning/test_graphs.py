@@ -43,7 +43,7 @@ def both(steps, *, prepare=lambda model: None):
     for kind in (PlainSgd, RecordedSgd):
         model = fakes.small_net(1).train()
         prepare(model)
-        steps(kind(model, fakes.RECIPE, CPU), model)
+        steps(kind(model, replace(fakes.RECIPE, steps=1000), CPU), model)
         states.append(fakes.snapshot(model))
     return states
 
@@ -152,6 +152,8 @@ def test_no_more_than_a_few_kinds_of_steps_are_recorded():
         lambda model: model.load_state_dict(fakes.small_net(7).state_dict()),
         lambda model: model[0].register_forward_hook(lambda _, args, output: output * 2),
         lambda model: model.append(torch.nn.CELU()),
+        lambda model: setattr(model[0][1], "momentum", 0.5),
+        lambda model: setattr(model[2], "forward", lambda inputs, own=model[2].forward: own(inputs) * 2),
     ],
     ids=[
         "modes",
@@ -163,6 +165,8 @@ def test_no_more_than_a_few_kinds_of_steps_are_recorded():
         "loaded",
         "a hook",
         "one more",
+        "a setting",
+        "a forward function",
     ],
 )
 def test_what_a_method_changes_between_two_steps_is_seen(change):

@@ -142,10 +142,12 @@ def test_a_large_mean_costs_no_digits():
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
 
 
-def test_gradients_of_gradients_are_those_of_the_two_layers():
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradients_of_gradients_are_those_of_the_two_layers(frozen):
     second = []
     for ours in (True, False):
         norm, celu = layers(5)
+        norm.bias.requires_grad_(not frozen)
         images = some((4, 5, 6, 6), torch.float32, scale=1, shift=0).requires_grad_()
         outputs = _blocks._norm_celu(images, norm, celu) if ours else celu(norm(images))
         (first,) = torch.autograd.grad((outputs**2).sum(), images, create_graph=True)

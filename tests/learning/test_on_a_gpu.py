@@ -17,6 +17,7 @@ import torch
 from cu_ray.learning.batches import RowStream
 from cu_ray.learning.graphs import repeats
 from cu_ray.learning.importance import squared_gradient_importance
+from cu_ray.learning.layers import initialise
 from cu_ray.learning.sgd import Sgd, cross_entropy
 from cu_ray.models.resnet9 import ResNet9
 from cu_ray.stages.evaluate import predict
@@ -275,3 +276,9 @@ def test_a_prediction_waits_once_for_all_batches(stamp_all):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert sum("synchronizing CUDA operation" in str(each.message) for each in caught) == 1
+
+
+def test_new_weights_of_layers_without_parameters_of_their_own_lie_on_the_gpu():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4, affine=False)).cuda()
+    initialise([net], 0)
+    assert all(tensor.is_cuda for tensor in net.state_dict().values())

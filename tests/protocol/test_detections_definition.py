@@ -16,6 +16,7 @@ from cu_ray.detections.loss_ranking import LossRanking
 from cu_ray.detections.single_sample import SingleSample
 from cu_ray.detections.spectral_signatures import SpectralSignatures
 from cu_ray.detections.uniform import Uniform
+from cu_ray.errors import AssumptionFailed, OriginalMissing
 from cu_ray.manipulations.backdoor import Backdoor
 from cu_ray.methods.ssd import Ssd
 from cu_ray.stages.evidence import OriginalsEvidence
@@ -52,6 +53,28 @@ def found(detection, size, evidence=None, seed=0):
 def test_a_single_sample_is_the_first_that_uniform_finds():
     assert [SingleSample().num_found(fraction, 300) for fraction in (0.001, 0.5, 1.0)] == [1, 1, 1]
     assert found(SingleSample(), 1).tolist() == found(Uniform(), 20)[:1].tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_what_is_drawn_as_uniform_is_paired_with_it_in_a_sweep_too(seed):
+    poisoned = poison(DATASET, Backdoor(size=20, target=1), seed=seed)
+
+    def deletion(detection, size):
+        return set(detect(poisoned, detection, size, None).deletion.tolist())
+
+    manipulated = set(poisoned.corruption.indices.tolist())
+    first = [deletion(Uniform(), size) for size in range(13)]
+    assert deletion(SingleSample(), 1) == first[1]
+    assert deletion(FalsePositives(rate=0.0), 12) == first[12]
+    assert deletion(FalsePositives(rate=0.25), 12) & manipulated == first[9]
+    assert deletion(FalsePositives(rate=0.5), 12) & manipulated == first[6]
+    assert deletion(FalsePositives(rate=0.25), 12) - manipulated < deletion(FalsePositives(rate=0.5), 12) - manipulated
+
+
+def test_more_false_positives_than_there_are_clean_samples_say_so():
+    poisoned = poison(DATASET, Backdoor(size=50, target=1), seed=0)
+    with pytest.raises(AssumptionFailed, match="50 samples are to be found wrongly, and 10 are not manipulated"):
+        detect(poisoned, FalsePositives(rate=1.0), 50, None)
 
 
 @pytest.mark.parametrize("by", ["true", "given"])
@@ -157,6 +180,40 @@ def test_a_trial_is_given_what_a_detector_finds_with_precision_and_recall_in_its
     assert 0 < hits < 9
     assert record.facts["detection_precision"] == pytest.approx(hits / 9)
     assert record.facts["detection_recall"] == pytest.approx(hits / 15)
+
+
+def test_samples_that_are_learned_well_are_told_apart_by_their_loss():
+    """In 32 bits the losses of logits 17 and more above the others are the same few numbers."""
+    bench, spec = Workbench(DATASET, MemoryStore()), original_spec(DATASET)
+    model, _ = bench.original(spec)
+    with torch.no_grad():
+        images = bench.poisoned(spec.setting)[1].train.load(torch.arange(60))
+        model[-1][2].weight *= 90 / (model(images).max(dim=1).values - model(images).median(dim=1).values).median()
+        predicted = model(images).argmax(dim=1).numpy()
+    bench.poisoned(spec.setting)[1].train.labels.copy_(torch.from_numpy(predicted))  # as if all had been learned
+    losses = evidence_of(bench, spec).losses()
+    assert (losses < 1e-6).sum() > 10
+    assert len(np.unique(losses)) == 60
+
+
+def test_what_one_worker_saw_of_the_original_all_rank_by():
+    """Here as if the other's device rounded otherwise: its original has other weights."""
+    spec = replace(trial_spec(DATASET, Ssd(), deletion_size=9), detection=LossRanking(suspect="lowest"))
+    store = MemoryStore()
+    first = Workbench(DATASET, store).split(spec).deletion
+    tensors, metadata = store.entries["originals", spec.original.key]
+    store.entries["originals", spec.original.key] = {name: array[..., ::-1].copy() if array.ndim > 1 else array for name, array in tensors.items()}, metadata
+    assert np.array_equal(Workbench(DATASET, store).split(spec).deletion, first)
+    alone = MemoryStore()
+    alone.entries["originals", spec.original.key] = store.entries["originals", spec.original.key]
+    assert not np.array_equal(Workbench(DATASET, alone).split(spec).deletion, first)
+
+
+def test_who_does_not_train_says_that_the_original_is_missing():
+    spec = replace(trial_spec(DATASET, Ssd(), deletion_size=9), detection=LossRanking())
+    with pytest.raises(OriginalMissing, match=spec.original.key):
+        Workbench(DATASET, MemoryStore(), trains=False).split(spec)
+    assert len(Workbench(DATASET, MemoryStore(), trains=False).split(replace(spec, detection=Uniform())).deletion) == 9
 
 
 def test_each_original_has_its_own_evidence():

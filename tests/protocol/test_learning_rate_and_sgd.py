@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from cu_ray.errors import Diverged
+from cu_ray.errors import ContractBroken, Diverged
 from cu_ray.learning.sgd import Momentum, Sgd, cross_entropy, images_seen, learning_rate_factor
 from cu_ray.types import Batch, TrainRecipe
 from tests.protocol import fakes, reference
@@ -52,6 +52,19 @@ def test_each_step_moves_by_the_published_rate(num_steps):
     warm_up = num_steps // 100
     expected = [(t + 1) / (warm_up + 1) if t < warm_up else 1 - (t - warm_up) / (1.25 * num_steps) for t in range(num_steps)]
     np.testing.assert_allclose(moves, expected, rtol=1e-9)
+
+
+def test_there_is_no_step_after_the_last():
+    """The schedule's line would go on below 0, and up the loss."""
+    model = OneWeight()
+    sgd = Sgd(model, TrainRecipe(steps=4, precision="fp32"), CPU)
+    batch = fakes.some_batches(0, [2])[0]
+    for _ in range(4):
+        sgd.step(batch, lambda logits, batch: logits.mean())
+    before = model.weight.item()
+    with pytest.raises(ContractBroken, match="all 4 steps are made: ask `done` before each"):
+        sgd.step(batch, lambda logits, batch: logits.mean())
+    assert model.weight.item() == before
 
 
 def test_the_rate_peaks_after_the_warm_up_and_ends_near_a_fifth():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
 from cu_ray.detections.uniform import Uniform
+from cu_ray.errors import FieldFault
 from cu_ray.manipulations.backdoor import Backdoor
 from cu_ray.manipulations.interclass_confusion import InterclassConfusion
 from cu_ray.manipulations.random_label_swap import RandomLabelSwap
@@ -134,6 +137,31 @@ def test_classes_given_by_name_are_the_same_as_by_index():
     assert InterclassConfusion(size=4, classes=("ant", "cat")).settle(FACTS).classes == (0, 2)
     assert Backdoor(size=4, target="dog").settle(FACTS).target == 3
     assert InterclassConfusion(size=4).classes == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("names", "given", "said"),
+    [
+        (
+            ("1", "2", "3"),
+            2,
+            "2 is the name of a class, and the index of class '3': classes whose names are numbers go by name, '2'",
+        ),
+        (("1", "2", "3"), 3, "3 is the name of a class: classes"),
+        (("0", "1", "10", "11", "2"), 2, "2 is the name of a class, and the index of class '10'"),
+    ],
+)
+def test_a_number_that_is_one_class_s_name_and_another_s_index_is_neither(names, given, said):
+    facts = DatasetFacts(60, 60, (12, 12, 1), names)
+    with pytest.raises(FieldFault, match=re.escape(said)):
+        Backdoor(size=4, target=given).settle(facts)
+    assert names[Backdoor(size=4, target=str(given)).settle(facts).target] == str(given)
+    assert Backdoor(size=4, target=0).settle(DatasetFacts(60, 60, (12, 12, 1), ("0", "1"))).target == 0
+
+
+def test_two_classes_alone_are_not_confused():
+    with pytest.raises(FieldFault, match="are all classes: no test images are left that it does not harm"):
+        InterclassConfusion(size=4, classes=("ant", "bee")).settle(DatasetFacts(60, 60, (12, 12, 1), ("ant", "bee")))
 
 
 @pytest.mark.parametrize("seed", range(5))

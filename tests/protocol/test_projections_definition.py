@@ -128,13 +128,16 @@ def test_sap_keeps_everything_as_its_scaling_grows():
     torch.testing.assert_close(model.state_dict()["0.0.weight"], before["0.0.weight"], rtol=1e-6, atol=1e-6)
 
 
-def test_sap_uses_the_padding_and_the_stride_of_a_convolution():
-    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, padding=1, stride=2, bias=False), torch.nn.Flatten()).double()
+@pytest.mark.parametrize("padding", ["zeros", "circular", "reflect"])
+def test_sap_uses_the_padding_and_the_stride_of_a_convolution(padding):
+    convolution = torch.nn.Conv2d(1, 2, 3, padding=1, stride=2, bias=False, padding_mode=padding)
+    model = torch.nn.Sequential(convolution, torch.nn.Flatten()).double()
     weight = model[0].weight.detach().clone()
     images = torch.cat([batch.images for batch in RETAIN])
-    padded = torch.zeros(11, 1, 7, 7, dtype=torch.float64)
-    padded[:, :, 1:6, 1:6] = images
-    seen = [padded[n, 0, i : i + 3, j : j + 3].flatten().numpy() for n in range(11) for i in (0, 2, 4) for j in (0, 2, 4)]
+    padded = np.pad(
+        images.numpy(), ((0, 0), (0, 0), (1, 1), (1, 1)), mode={"zeros": "constant", "circular": "wrap"}.get(padding, padding)
+    )
+    seen = [padded[n, 0, i : i + 3, j : j + 3].flatten() for n in range(11) for i in (0, 2, 4) for j in (0, 2, 4)]
     vectors, singular, _ = np.linalg.svd(np.stack(seen, axis=1), full_matrices=False)
     energy = singular**2 / (singular**2).sum()
     expected = weight.flatten(1).numpy() @ vectors @ np.diag(5 * energy / (4 * energy + 1)) @ vectors.T

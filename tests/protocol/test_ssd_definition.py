@@ -53,6 +53,20 @@ def test_importances_of_a_linear_model_in_numpy():
     np.testing.assert_allclose(computed.numpy(), total / 2, rtol=1e-9)
 
 
+def test_parameters_that_do_not_learn_or_are_not_used_have_no_importance():
+    """And the others that which they would have anyway: SGD leaves such parameters alone, too."""
+    model = fakes.small_net(4)
+    stream = fakes.FixedStream("all", SAMPLES, [])
+    expected = squared_gradient_importance(model, stream, 4)
+    size = model[1][0].weight.numel()
+    begin = sum(each.numel() for each in model[0].parameters())
+    model[1][0].weight.requires_grad_(False)
+    model.register_parameter("unused", torch.nn.Parameter(torch.ones(3, dtype=torch.float64)))
+    computed = squared_gradient_importance(model, stream, 4)
+    expected[begin : begin + size] = 0
+    torch.testing.assert_close(computed, torch.cat([torch.zeros(3, dtype=torch.float64), expected]))
+
+
 def test_importances_depend_on_the_batch_size():
     model, stream = fakes.small_net(4), fakes.FixedStream("all", SAMPLES, [])
     by_size = [float(squared_gradient_importance(model, stream, size).sum()) for size in (1, 4, 11)]

@@ -14,6 +14,7 @@ import torch
 from cu_ray import places
 from cu_ray.errors import StoreFailed
 from cu_ray.identity import seed_for
+from cu_ray.learning.layers import train_only
 from cu_ray.manipulations.backdoor import Backdoor
 from cu_ray.manipulations.random_label_swap import RandomLabelSwap
 from cu_ray.methods import Method
@@ -246,6 +247,42 @@ def test_parameters_outside_any_layer_are_a_function_of_the_seed_too():
         torch.manual_seed(global_seed)
         states.append(fakes.snapshot(Workbench(DATASET, MemoryStore()).original(spec.original)[0]))
     assert fakes.same_bits(*states)
+
+
+@dataclass(frozen=True)
+class DroppingNet(SmallNet):
+    """Its dropout, which lies between blocks, draws from the generator that a process shares."""
+
+    def build(self, image_shape, num_classes):
+        first, *others = super().build(image_shape, num_classes)
+        return torch.nn.Sequential(first, torch.nn.Dropout(0.5), *others)
+
+    def blocks(self, model):
+        return [each for each in model.children() if not isinstance(each, torch.nn.Dropout)]
+
+
+@pytest.mark.parametrize("method", [ExactUnlearning(steps=3), Scrub(steps=3, msteps=1)], ids=lambda method: type(method).__name__)
+def test_dropout_is_a_function_of_the_trial(method):
+    """Not of the process that runs it, nor of the trials that ran there before."""
+    states = []
+    for global_seed in (0, 1):
+        torch.manual_seed(global_seed)
+        before = torch.get_rng_state()
+        spec = trial_spec(DATASET, method)
+        spec = replace(spec, original=OriginalSpec(replace(spec.original.setting, model=DroppingNet())))
+        bench = Workbench(DATASET, MemoryStore())
+        states.append([fakes.snapshot(bench.original(spec.original)[0]), fakes.snapshot(bench.unlearned(spec).model)])
+        assert torch.equal(torch.get_rng_state(), before)
+    assert all(fakes.same_bits(*pair) for pair in zip(*states, strict=True))
+
+
+def test_retraining_all_layers_trains_what_lies_between_them_as_the_original_was_trained():
+    model = DroppingNet().build((12, 12, 1), 4)
+    train_only(model, DroppingNet().blocks(model))
+    assert all(module.training for module in model.modules())
+    train_only(model, DroppingNet().blocks(model)[1:])
+    modes = [module.training for module in model.children()]
+    assert modes == [False, False, *[True] * (len(modes) - 2)]
 
 
 def test_an_unlearned_model_is_in_eval_mode(store):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import platform
+import sys
 import threading
 import time
 from pathlib import Path
@@ -173,6 +175,29 @@ def test_a_job_that_a_worker_cannot_build_is_a_failure_that_says_why():
     assert (record.key, record.status) == (job["key"], "failed")
     assert "cannot build this job: UserError: " in record.error
     assert "Did you mean" in record.error
+
+
+def test_a_worker_whose_plugins_are_others_by_now_says_so_and_gets_no_job(tmp_path, monkeypatch):
+    (tmp_path / "mine_of_old.py").write_text("class Mine:\n    steps = 3\n")
+    (tmp_path / "broken_by_now.py").write_text("class Mine:\n    steps =\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(trainable.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a node"))
+    code = {"mine_of_old:Mine": "0123", "broken_by_now:Mine": "4567", "nowhere_to_be_found:Mine": "89ab"}
+    worker = StageTrainable.__new__(StageTrainable)
+    setting = {"desk": None, "storage": str(tmp_path), "device": "cpu", "trial_seconds": 1.0, "keeps_evidence": False}
+    worker.setup({}, import_path=[str(tmp_path)], own_code=code, **setting)
+    result = worker.step()
+    assert (result["record"], result["changed"]) == (None, ["mine_of_old:Mine"])
+    tune = Tune(room=2)
+    assert [tune.searcher.suggest(name) for name in "ab"] == [{}, {}]
+    tune.searcher.on_trial_result("a", ARRIVED)
+    tune.searcher.on_trial_result("b", result)
+    assert set(tune.jobs) == {"a"}
+    tune.report("a")
+    assert tune.jobs == {"a": None, "b": None}  # dismissed
+    assert tune.dispatch.over
+    assert tune.dispatch.hopeless == "mine_of_old:Mine changed while the sweep ran"
+    assert platform.node() in tune.dispatch.reason
 
 
 def test_a_worker_keeps_the_data_sets_warm_that_it_used_last_and_no_more(monkeypatch):

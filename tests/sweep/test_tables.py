@@ -161,7 +161,7 @@ def test_no_unlearning_is_shown_at_each_fraction(done):
 
 
 def test_fractions_that_come_to_the_same_deletion_set_are_refused():
-    with pytest.raises(UserError, match=r"0\.501 of 100 manipulated samples rounds to the same 50 samples as 0\.5"):
+    with pytest.raises(UserError, match=r"0\.501 of 100 manipulated samples uniform finds the same 50 samples as at 0\.5"):
         plan({"scrub": {**SCRUB, "alpha": 1}}, deletion_fractions=[0.5, 0.501])
 
 
