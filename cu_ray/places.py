@@ -158,6 +158,11 @@ class Folder:
                     path.unlink()
 
 
+def is_this_users(folder: Place, name: str) -> bool:
+    """Whether a file there was written by the user who asks, as far as that can be known. Raises FileNotFoundError."""
+    return isinstance(folder, Folder) and (folder.path / name).stat().st_uid == os.getuid()
+
+
 def sync(folder: Folder) -> None:
     """Flush the names of the folder's files to the disk, where the file system can."""
     descriptor = os.open(folder.path, os.O_RDONLY)

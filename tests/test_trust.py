@@ -135,6 +135,23 @@ def test_a_pickle_for_given_weights_is_one_message_and_stays(mark, tmp_path):
     assert path.read_bytes() == content
 
 
+def test_where_a_sweep_was_sent_is_believed_only_of_who_asks(mark, tmp_path, monkeypatch):
+    folder = tmp_path / "results" / "x"
+    folder.mkdir(parents=True)
+    (tmp_path / "evil_provider.py").write_text(f"open({str(mark)!r}, 'w')\n")
+    provider = {"type": "external", "module": "evil_provider.Provider"}
+    evil = {"cluster_name": "x", "provider": provider, "auth": {"ssh_user": "x"}, "max_workers": 0, "available_node_types": {}}
+    (folder / "evil.yaml").write_text(yaml.safe_dump(evil))
+    facts = {"cluster": str(folder / "evil.yaml"), "folder": f"x; touch {mark};", "results": "x", "ended": False}
+    (folder / "cluster.json").write_text(json.dumps(facts))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    for command in ("status", "attach", "fetch", "stop"):
+        result = CliRunner().invoke(main, [command, str(folder)])
+        assert result.exit_code == 2, result.output
+        assert f"{folder} is of a sweep that another user sent to a cluster: only they can ask for it there" in result.output
+
+
 def test_a_batch_of_cifar_that_the_publisher_did_not_write_is_not_unpickled(mark, tmp_path):
     folder = tmp_path / "downloads" / "cifar-10-batches-py"
     folder.mkdir(parents=True)

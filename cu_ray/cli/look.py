@@ -16,7 +16,7 @@ from rich.text import Text
 from cu_ray import plugins
 from cu_ray.cli.group import PLACE, console, main
 from cu_ray.config import SAMPLERS
-from cu_ray.errors import UserError, did_you_mean
+from cu_ray.errors import CuRayError, UserError, did_you_mean
 from cu_ray.places import Folder, Place, is_locked
 from cu_ray.report.printing import show
 from cu_ray.selection import RULES
@@ -31,14 +31,14 @@ MOST_FACTS = 30  # in which two results differ, a line each
 def status(folder: Place) -> None:
     """Say how far the sweep in FOLDER (results/NAME) is, also where it runs on a cluster."""
     from cu_ray.remote.away import MARK, Away
-    from cu_ray.remote.launcher import HeadFailed
     from cu_ray.sweep import status as statuses
 
-    if isinstance(folder, Folder) and folder.has(MARK) and not (sent := Away.of(folder)).ended:
+    if isinstance(folder, Folder) and folder.has(MARK):
         try:
-            print(f"On {sent.cluster.name}: {sent.report()}", end="")
-            return
-        except HeadFailed as error:
+            if not (sent := Away.of(folder)).ended:
+                print(f"On {sent.cluster.name}: {sent.report()}", end="")
+                return
+        except CuRayError as error:
             if not folder.has("status.json"):
                 raise
             print(f"cu-ray: {error}. What is here, as it was brought home or run:", file=sys.stderr)

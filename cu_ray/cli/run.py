@@ -151,22 +151,39 @@ def _run(wanted: Sweep, retry_failed: bool, deadline: float, out: Console) -> in
 
 
 def _cluster_for(wanted: Sweep, given: str | None, out: Console) -> Any:
-    """The cluster that a sweep is to be sent to; None where it is to run from here."""
+    """The cluster that a sweep is to be sent to; None where it is to run here. Raises UserError where the user has to say."""
+    from cu_ray.remote.away import Away
     from cu_ray.remote.launcher import Cluster
 
     if given is not None:
         return Cluster.of(given)
-    if wanted.runtime.address or os.environ.get("RAY_ADDRESS") or not Path("cluster.yaml").exists():
+    if wanted.runtime.address or os.environ.get("RAY_ADDRESS"):
+        return None
+    sent = Away.open_at(wanted.folder)  # first: the launcher gets back what it knew
+    found = _cluster_here(out)
+    if found is not None and found.was_launched():
+        said = f"`ray up` has started {found.name} (cluster.yaml) from this machine: the sweep goes there. --local runs it here."
+        out.print(said)
+        return found
+    if sent is not None:
+        raise UserError(
+            f"{wanted.name} was sent to {sent.cluster.name}, and not all of it has come home: --cluster {sent.cluster.path} "
+            "goes on there, --local runs it here"
+        )
+    return None
+
+
+def _cluster_here(out: Console) -> Any:
+    """The cluster of ./cluster.yaml; None where there is none."""
+    from cu_ray.remote.launcher import Cluster
+
+    if not Path("cluster.yaml").exists():
         return None
     try:
-        found = Cluster.of("cluster.yaml")
+        return Cluster.of("cluster.yaml")
     except UserError as error:
         out.print(f"Not asked for and passed over: {error}.", soft_wrap=True)
         return None
-    if not found.was_launched():
-        return None
-    out.print(f"`ray up` has started {found.name} (cluster.yaml) from this machine: the sweep goes there. --local runs it here.")
-    return found
 
 
 def _has_ended(sent: Sweep) -> bool:
@@ -184,11 +201,9 @@ def _send(wanted: Sweep, cluster: Any, detach: bool, deadline: float, out: Conso
     for name in ("seeds", "output", "workers"):
         if given[name]:
             options += [f"--{name}", str(given[name])]
-    if math.isfinite(deadline):
-        options += ["--time-limit", f"{max(0, round(deadline - time.monotonic()))}s"]
     if given["retry_failed"]:
         options.append("--retry-failed")
-    started = away.start(wanted, cluster, options, out)
+    started = away.start(wanted, cluster, options, out, deadline - time.monotonic())
     if detach:
         out.print(f"{wanted.name} runs on {cluster.name}: cu-ray attach {started.home} follows it.", soft_wrap=True)
         return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from cu_ray import __version__, checks, plugins
 from cu_ray.config import MethodPlan, Sweep
 from cu_ray.errors import CuRayError, FieldFault, UserError, did_you_mean, in_one_line
 from cu_ray.lazy import torch
-from cu_ray.places import Folder, Place, at
+from cu_ray.places import Folder, Place, at, is_this_users
 from cu_ray.report.terminal import cells_of, rows_of
 from cu_ray.stages.pipeline import Workbench, arrays_of
 from cu_ray.store import as_safetensors, open_store
@@ -191,7 +190,7 @@ def plugins_of(folder: Place | Path) -> Iterator[dict[str, Any]]:
     facts = status.read(folder)
     said = facts.get("import_path")
     paths = [path for path in said if isinstance(path, str) and Path(path).is_absolute()] if isinstance(said, list) else []
-    if facts["host"] == platform.node() and _is_this_users(at(folder)):
+    if facts["host"] == platform.node() and is_this_users(at(folder), "status.json"):
         sys.path += [path for path in paths if path not in sys.path]
     try:
         yield facts
@@ -202,11 +201,6 @@ def plugins_of(folder: Place | Path) -> Iterator[dict[str, Any]]:
         known = f"; on {facts['host']} the sweep looked in {' and '.join(paths)}" if paths else ""
         remedy = f"run this in the folder of its file, or with PYTHONPATH set to that folder{known}"
         raise UserError(f"{error}: {remedy}") from error
-
-
-def _is_this_users(folder: Place) -> bool:
-    """Whether what a folder says was written by the user who asks, as far as that can be known."""
-    return isinstance(folder, Folder) and (folder.path / "status.json").stat().st_uid == os.getuid()
 
 
 @dataclass(frozen=True)

@@ -37,11 +37,19 @@ def shipped_for(lab: Path) -> str:
     return yaml.safe_dump(value)
 
 
+def talkative(home: Path) -> None:
+    """Let the shells of a host say something as they begin and end."""
+    for name in (".bash_profile", ".bash_logout"):
+        with open(home / name, "a") as file:
+            file.write("echo Welcome to this host\n")
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "cluster.yaml").write_text(shipped_for(folder / "lab"))
     with made_in(folder, num_hosts=3) as lab:
+        talkative(folder / "lab/h1/root")
         assert lab.driver("ray get-auth-token --generate > token").returncode == 0
         (folder / "token").unlink()
         yield lab
@@ -227,6 +235,8 @@ def test_a_detached_sweep_survives_a_node_uses_one_that_joins_and_comes_home(lab
     assert "cu-ray attach results/long follows it" in said
     assert "still runs on cu-ray" in lab.cu_ray("fetch results/long")
     assert "runs on cu-ray already" in lab.cu_ray("sweep long.yaml --detach")
+    refused = lab.cu_ray("sweep long.yaml --detach --retry-failed", code=2)
+    assert "long runs on cu-ray with other files or options than these. cu-ray stop results/long ends it" in refused
 
     def done():
         lab.cu_ray("fetch results/long")
@@ -237,6 +247,7 @@ def test_a_detached_sweep_survives_a_node_uses_one_that_joins_and_comes_home(lab
     join = "RAY_AUTH_MODE=token ray start --address=10.77.0.11:6379 --num-cpus=1 --disable-usage-stats > /dev/null 2>&1"
     assert lab.hosts("exec", "h3", "bash", "-c", join, stdout=subprocess.DEVNULL).returncode == 0
     lab.hosts("kill", "h2")
+    lab.driver("rm /tmp/ray/cluster-cu-ray.state")  # as after a restart of the driver's machine
     said = lab.cu_ray("attach results/long")
     assert "Results are in results/long." in said
     counts = counts_of(lab, "long")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import math
 import shutil
 import subprocess
 import time
@@ -11,12 +13,17 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 from cu_ray import __version__, config
-from cu_ray.places import Folder
+from cu_ray.cli import main
+from cu_ray.cli.run import _cluster_for
+from cu_ray.errors import UserError
+from cu_ray.places import Folder, is_locked
+from cu_ray.remote import launcher
 from cu_ray.remote.away import MARK, RUN, Away, start
-from cu_ray.remote.launcher import HeadFailed
+from cu_ray.remote.launcher import Cluster, HeadFailed
 from tests import sweeps
 
 
@@ -84,7 +91,11 @@ def fetched(away, tmp_path, code):
     (tmp_path / "files" / "results" / "small" / "tables").mkdir(parents=True)
     (tmp_path / "files" / "results" / "small" / "tables" / "trials.parquet").write_bytes(b"rows")
     cluster = SimpleNamespace(
-        ask=ask, path="cluster.yaml", name="lab", fetch=lambda there, here: shutil.copytree(there, here, dirs_exist_ok=True)
+        ask=ask,
+        state=dict,
+        path="cluster.yaml",
+        name="lab",
+        fetch=lambda there, here: shutil.copytree(there, here, dirs_exist_ok=True),
     )
     if code is not None:
         (tmp_path / "exit").write_text(code)
@@ -115,7 +126,7 @@ def test_a_sweep_that_could_not_be_sent_is_not_taken_for_one_that_runs_there(tmp
         ask=lambda command: (
             __version__ if "--version" in command else ask(f"cd {tmp_path}/head; HOME={tmp_path}/head; {command}")
         ),
-        **{"send": send, "path": tmp_path / "cluster.yaml", "name": "lab"},
+        **{"send": send, "state": dict, "path": tmp_path / "cluster.yaml", "name": "lab"},
     )
     sweep = config.load(sweeps.small(tmp_path))
     for ended in (True, False):  # None was sent before; one was, whose results are still there
@@ -125,3 +136,104 @@ def test_a_sweep_that_could_not_be_sent_is_not_taken_for_one_that_runs_there(tmp
         with pytest.raises(HeadFailed):
             start(sweep, there, [], Console(quiet=True))
         assert json.loads(sweep.folder.read(MARK))["ended"] == ended
+
+
+@pytest.fixture
+def head(tmp_path, monkeypatch):
+    """A head on this machine, in the folder `head`, whose `cu-ray` takes a minute; a sweep file is in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    sweeps.small(tmp_path)
+    home, program = tmp_path / "head", tmp_path / "bin" / "cu-ray"
+    home.mkdir()
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\n[ $1 != --version ] || exec echo cu-ray, version {__version__}\nexec sleep 60\n")
+    program.chmod(0o755)
+
+    def send(parcel, folder):
+        shutil.copytree(parcel, home / folder.removeprefix("~/"), dirs_exist_ok=True)
+
+    yield SimpleNamespace(
+        ask=lambda command: ask(f"export HOME={home} PATH={program.parent}:$PATH; {command}"),
+        send=send,
+        state=dict,
+        path=tmp_path / "cluster.yaml",
+        name="lab",
+    )
+    for process in home.glob("cu-ray/*/process"):
+        subprocess.run(["kill", process.read_text().strip()], check=False)
+
+
+def begun(head, *options, seconds=math.inf):
+    return start(config.load("small.yaml"), head, options, Console(quiet=True), seconds)
+
+
+def test_the_same_command_follows_what_runs_and_one_with_other_files_or_options_is_refused(head, tmp_path):
+    assert begun(head, seconds=3600).status == "running"
+    process = (tmp_path / "head/cu-ray/small/process").read_text()
+    assert begun(head, seconds=1800).status == "running"
+    refused = r"^small runs on lab with other files or options than these\. cu-ray stop results/small ends it, .* cu-ray attach "
+    with pytest.raises(UserError, match=refused):
+        begun(head, "--workers", "2")
+    file = tmp_path / "small.yaml"
+    file.write_text(file.read_text().replace("steps: 12", "steps: 13"))
+    with pytest.raises(UserError, match=refused):
+        begun(head)
+    assert (tmp_path / "head/cu-ray/small/process").read_text() == process
+
+
+def test_of_two_commands_at_once_one_starts_the_sweep(head, tmp_path):
+    folder = tmp_path / "head/cu-ray/small"
+    folder.mkdir(parents=True)
+    (folder / "process").write_text("of the other one")
+    send = head.send
+
+    def another_is_first(parcel, to):
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        send(parcel, to)
+
+    with open(folder / "lock", "w") as lock:
+        head.send = another_is_first
+        for _ in range(2):  # the other one begins while this one sends; before it sends
+            with pytest.raises(subprocess.CalledProcessError) as failed:
+                begun(head)
+            assert failed.value.returncode == 75
+            assert failed.value.stdout == "another command sends or runs this sweep at the moment\n"
+            assert (folder / "process").read_text() == "of the other one"
+            head.send = None
+    head.send = send
+    assert begun(head).status == "running"
+    assert is_locked(folder / "lock"), "as long as it runs"
+
+
+OWN = "cluster_name: ours\nprovider: {type: local, head_ip: 10.0.0.1, worker_ips: []}\n"
+
+
+def test_a_sweep_that_was_sent_and_is_not_at_home_is_not_begun_here_without_a_word(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launcher, "RAY_FOLDER", tmp_path / "ray")
+    monkeypatch.setattr("cu_ray.sweep.runner.run", None)
+    (tmp_path / "cluster.yaml").write_text(OWN)
+    sweep, ours = config.load(sweeps.small(tmp_path)), Cluster.of("cluster.yaml")
+    assert _cluster_for(sweep, None, Console(quiet=True)) is None
+    sent = Away(ours, "~/cu-ray/small", "results/small", sweep.folder)
+    sent.note()
+    refused = CliRunner().invoke(main, ["sweep", "small.yaml"])
+    assert refused.exit_code == 2, repr(refused.exception)
+    assert "small was sent to ours, and not all of it has come home: --cluster " in refused.output
+    assert "--local runs it here" in refused.output
+
+    file = tmp_path / "ray" / "cluster-ours.state"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"10.0.0.1": {"tags": {"ray-node-status": "up-to-date"}, "state": "running"}}))
+    sent.note()
+    shutil.rmtree(file.parent)  # as after a restart of this machine
+    assert _cluster_for(sweep, None, Console(quiet=True)) == ours
+    replace(sent, ended=True).note()
+    shutil.rmtree(file.parent)
+    assert _cluster_for(sweep, None, Console(quiet=True)) is None
+
+
+def test_a_folder_on_the_head_is_one_word_for_its_shell_whatever_was_noted(tmp_path):
+    (tmp_path / "cluster.yaml").write_text(OWN)
+    Away(Cluster.of(tmp_path / "cluster.yaml"), "x; reboot", "results/small", Folder(tmp_path)).note()
+    assert Away.of(Folder(tmp_path)).folder == "'x; reboot'"
