@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -38,8 +42,9 @@ def test_ray_up_takes_the_file(name, monkeypatch):
 @pytest.mark.parametrize("name", LAUNCHED)
 def test_a_launched_cluster_has_the_pinned_versions_and_a_secret(name):
     config = launched(name)
-    assert any("pip install -q -c /tmp/cu-ray-source/constraints.txt" in command for command in config["setup_commands"])
-    assert config["file_mounts"]["/tmp/cu-ray-source"] == "."
+    source = {"cluster.yaml": "~/cu-ray-source", "aws.yaml": "/tmp/cu-ray-source"}[name]  # of a user; of a container
+    assert any(f"pip install -q -c {source}/constraints.txt {source}" in command for command in config["setup_commands"])
+    assert config["file_mounts"][source] == "."
     assert config["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
     for part in ("head", "worker"):
         starts = [command for command in config[f"{part}_start_ray_commands"] if "ray start" in command]
@@ -70,6 +75,71 @@ def test_the_cloud_grows_from_nothing_with_spot_workers_and_sees_one_folder():
     assert any(
         "mount -t nfs4" in command and command.rstrip(")").count("/shared") for command in config["initialization_commands"]
     )
+
+
+def test_the_container_s_shared_memory_is_given_as_docker_takes_it():
+    """By Ray, from the memory of the machine, as long as the file says nothing of it; Docker takes a number with a unit."""
+    from ray.autoscaler._private.command_runner import DockerCommandRunner
+
+    docker = launched("aws.yaml")["docker"]
+    runner = object.__new__(DockerCommandRunner)
+    runner.docker_config = docker
+    runner.ssh_command_runner = SimpleNamespace(run=lambda command, with_output: b"MemAvailable:   16000000 kB\n")
+    options = " ".join(runner._auto_configure_shm(docker["run_options"])).split()
+    sizes = [option.partition("=")[2].strip("'") for option in options if re.match(r"--(shm-size|memory)", option)]
+    assert len(sizes) == 1
+    assert all(re.fullmatch(r"[\d.]+[bkmg]", size) for size in sizes)
+
+
+def test_in_a_cloud_what_sweeps_have_done_lies_on_the_file_system_that_stays(tmp_path):
+    (command,) = [each for each in launched("aws.yaml")["head_setup_commands"] if "/shared" in each]
+    for home in ("head", "head", "next_head"):  # `ray up` again, and after `ray down`
+        (tmp_path / home).mkdir(exist_ok=True)
+        here = command.replace("/shared", f"{tmp_path}/shared")
+        subprocess.run(["bash", "-c", here], env={**os.environ, "HOME": str(tmp_path / home)}, check=True)
+    there = tmp_path / "head" / "cu-ray" / "small" / "files"  # as a sweep is sent
+    there.mkdir(parents=True)
+    assert list((tmp_path / "shared").rglob("files")) == [tmp_path / "shared/cu-ray-sweeps/small/files"]
+    assert (tmp_path / "next_head" / "cu-ray" / "small" / "files").is_dir()
+
+
+PIP = "#!/bin/bash\necho begin >> ~/log\nsleep 0.3\necho end >> ~/log\n"
+
+
+def test_machines_with_one_home_folder_install_one_after_the_other(tmp_path):
+    (command,) = [each for each in launched("cluster.yaml")["setup_commands"] if "pip install" in each]
+    (tmp_path / "python3").write_text("#!/bin/bash\n")
+    (tmp_path / "cu-ray-venv" / "bin").mkdir(parents=True)
+    (tmp_path / "cu-ray-venv" / "bin" / "pip").write_text(PIP)
+    for each in (tmp_path / "python3", tmp_path / "cu-ray-venv" / "bin" / "pip"):
+        each.chmod(0o755)
+    variables = {**os.environ, "HOME": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    machines = [subprocess.Popen(["bash", "-c", command], env=variables) for _ in range(3)]
+    assert [machine.wait(timeout=30) for machine in machines] == [0, 0, 0]
+    assert (tmp_path / "log").read_text().split() == ["begin", "end"] * 3
+
+
+PAGES = ("cluster.yaml", "clusters/aws.yaml", "README.md", "docs/clusters.md")
+
+
+def test_the_secret_is_made_so_that_nobody_else_can_read_it(tmp_path):
+    made = {found for page in PAGES for found in re.findall(r"`([^`\n]*get-auth-token[^`\n]*)`", (ROOT / page).read_text())}
+    (command,) = made
+    others = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}  # a secret among them
+    variables = {**others, "HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["bash", "-c", f"umask 022; {command}"], env=variables, check=True, stdout=subprocess.DEVNULL)
+    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
+
+
+def test_no_page_has_the_secret_printed():
+    for page in PAGES:
+        for command in re.findall(r"`([^`\n]*\.ray/[^`\n]*)`", (ROOT / page).read_text()):
+            assert command.startswith(("~/.ray/auth_token", "ssh NODE 'sha256sum ~/.ray/auth_token'")), command
+
+
+def test_what_is_not_copied_to_machines_is_not_copied_into_the_image():
+    left_out = launched("cluster.yaml")["rsync_exclude"]
+    assert (ROOT / ".dockerignore").read_text().split() == left_out == launched("aws.yaml")["rsync_exclude"]
 
 
 def test_images_have_the_ray_of_the_constraints_file(kubernetes):

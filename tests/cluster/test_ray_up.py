@@ -29,7 +29,7 @@ def shipped_for(lab: Path) -> str:
     value = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     value["provider"] |= {"head_ip": "10.77.0.11", "worker_ips": ["10.77.0.12"]}
     value["auth"] = {"ssh_user": "root", "ssh_private_key": f"{lab}/key"}
-    del value["file_mounts"]["/tmp/cu-ray-source"]
+    del value["file_mounts"]["~/cu-ray-source"]
     value["setup_commands"] = [each for each in value["setup_commands"] if "pip install" not in each]
     value["setup_commands"] = [each.replace("/shared/cu-ray", str(lab.parent / "store")) for each in value["setup_commands"]]
     assert len(value["setup_commands"]) == 2
@@ -50,7 +50,7 @@ def lab(tmp_path_factory):
     (folder / "cluster.yaml").write_text(shipped_for(folder / "lab"))
     with made_in(folder, num_hosts=3) as lab:
         talkative(folder / "lab/h1/root")
-        assert lab.driver("ray get-auth-token --generate > token").returncode == 0
+        assert lab.driver("(umask 077; ray get-auth-token --generate) > token").returncode == 0
         (folder / "token").unlink()
         yield lab
         lab.driver("ray down -y cluster.yaml")
@@ -87,6 +87,8 @@ def test_ray_up_then_the_same_command_uses_all_nodes_and_gives_the_tables_of_one
     done = lab.driver("ray up -y cluster.yaml")
     assert done.returncode == 0, done.stdout
     until(lambda: "of 2 nodes" not in lab.driver("cu-ray doctor --cluster cluster.yaml").stdout)
+    modes = [lab.hosts("exec", host, "stat", "-c", "%a", "/root/.ray/auth_token").stdout.strip() for host in ("h1", "h2")]
+    assert modes == ["600", "600"]
     said = lab.driver("cu-ray doctor --cluster cluster.yaml").stdout
     assert re.search(r"h1 +│ 10\.77\.0\.11 ", said)
     assert re.search(r"h2 +│ 10\.77\.0\.12 ", said)
