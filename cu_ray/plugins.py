@@ -22,12 +22,13 @@ import hashlib
 import importlib
 import importlib.metadata
 import inspect
+import os
 import pkgutil
 import sys
 import sysconfig
 import traceback
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
@@ -216,26 +217,60 @@ def fingerprint(cls: type[Any]) -> str:
 
 
 def own_files(*roots: Path) -> dict[Path, Path]:
-    """The files of the user's own modules imported until now, by the paths that their names ask for: a/b.py is a.b.
+    """The files of the user's own modules, by the paths that their names ask for: a/b.py is a.b.
 
-    These are what lies below one of the folders, less cu-ray, what is installed and the standard library.
+    These are the modules imported until now that lie below one of the folders, less cu-ray, what is installed and the standard
+    library; and what they will import, directly or not, when they are run. A link is named by where it lies.
     """
+    places = tuple(str(place).rstrip(os.sep) + os.sep for root in roots for place in (root, root.resolve()))
     found = {}
     for name, module in list(sys.modules.items()):
         given = Path(getattr(module, "__file__", None) or "none")
-        file = given.resolve()
-        own = given.is_absolute() and file.exists() and any(file.is_relative_to(root.resolve()) for root in roots)
-        if own and file.suffix == ".py" and name != "__main__" and not _is_installed(file):
+        named = (Path(os.path.normpath(given)), given.resolve()) if given.is_absolute() else ()
+        file = next((each for each in named if str(each).startswith(places) and each.is_file() and not _is_installed(each)), None)
+        if file is not None and file.suffix == ".py" and name != "__main__":
             path = Path(*name.split("."))
             found[path / file.name if file.name == "__init__.py" else path.with_suffix(".py")] = file
+    _add_imported_later(found, roots)
     return found
+
+
+def _add_imported_later(found: dict[Path, Path], roots: Sequence[Path]) -> None:
+    """Add what these files import in a function, say, and has not been imported yet: from beside them, or from the folders."""
+    own, left = {path.parts[0].removesuffix(".py") for path in found}, list(found.items())
+    while left:
+        path, file = left.pop()
+        try:
+            nodes = ast.walk(ast.parse(file.read_bytes()))
+        except (SyntaxError, ValueError):  # of another version of Python, say
+            continue
+        imports = ast.Module([node for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))], [])
+        for top in (*file.parents[len(path.parts) - 1 : len(path.parts)], *roots):
+            for asked in _asked_for(imports, file, top):
+                first, each = asked.parts[0].removesuffix(".py"), top / asked
+                is_own = first in own or first not in sys.modules
+                if is_own and asked not in found and each not in found.values() and not _is_installed(each):
+                    found[asked] = each
+                    left.append((asked, each))
+
+
+def _asked_for(tree: ast.Module, file: Path, top: Path) -> Iterator[Path]:
+    """The paths below a folder of what a file imports from there, and of the packages that this is in."""
+    for each in sorted(_imports(tree, file, "", top)):
+        if each.is_relative_to(top):
+            path = each.relative_to(top)
+            packages = (parent / "__init__.py" for parent in path.parents if parent.parts)
+            yield from (package for package in packages if (top / package).is_file())
+            yield path
 
 
 def _is_installed(file: Path) -> bool:
     """Whether a file is of cu-ray, of what is installed or of the standard library."""
-    places = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib"))]
     found = file.resolve()
-    return not {"site-packages", "dist-packages"}.isdisjoint(found.parts) or any(found.is_relative_to(place) for place in places)
+    if not {"site-packages", "dist-packages"}.isdisjoint((*file.parts, *found.parts)):
+        return True
+    places = [Path(__file__).parent, *(Path(sysconfig.get_path(name)) for name in ("purelib", "platlib", "stdlib"))]
+    return any(found.is_relative_to(place) for place in places)
 
 
 def _imports(tree: ast.Module, file: Path, package: str, root: Path) -> set[Path]:

@@ -26,13 +26,14 @@ MOST_BITS = 8192  # of an integer: Python writes no longer ones
 class YamlFile:
     """The value of a YAML file, and the line of every path in it (`methods.scrub.alpha`, `seeds[1]`).
 
-    origins: the file that a path comes from, where that is one that this file extends.
+    origins: the file that a path comes from, where that is one that this file extends; files: all that it was read from.
     """
 
     source: str
     value: Any
     lines: dict[str, int] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
 
     def where(self, path: str) -> str:
         """The path, with its line or that of its nearest parent."""
@@ -66,7 +67,9 @@ def read(
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
     known = (Path(path).resolve(), *extended_by)
-    return extended(parse(text, str(path)), Path(path).parent, merged=merged, own=own, extended_by=known)
+    file = parse(text, str(path))
+    file.files.append(Path(path))
+    return extended(file, Path(path).parent, merged=merged, own=own, extended_by=known)
 
 
 def extended(
@@ -86,6 +89,7 @@ def extended(
     base = read(base_path, merged=merged, own=own, extended_by=extended_by)
     if not isinstance(base.value, dict):
         raise Faults(file.source, [f"{file.where('extends')}: {str(base_path)!r} is not a mapping, as a sweep file is"])
+    file.files += base.files
     base.value = {name: value for name, value in base.value.items() if name not in own}
     _lay_over(base, file, merged)
     return file

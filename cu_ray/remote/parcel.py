@@ -2,53 +2,46 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from cu_ray import config, yaml_file
 from cu_ray.errors import UserError
 from cu_ray.plugins import own_files
+from cu_ray.sweep.cluster import copied
 
 
 def pack(source: Path, to: Path) -> list[Path]:
     """Copy what the sweep file needs into a folder, each file under its path from here; gives these paths.
 
-    The sweep is to be loaded already: its plug-ins are among the imported modules. Raises UserError for a sweep file that does
-    not lie below the working directory, from which the head would run it.
+    A link is packed as what it leads to, under its own path. The sweep is to be loaded already: its plug-ins are among the
+    imported modules. Raises UserError for a sweep file that does not lie below the working directory, from which the head would
+    run it.
     """
     here = Path.cwd()
-    wanted = [*_sweep_files(source.resolve()), *own_files(here).values(), *_named(source.resolve(), here)]
-    paths = []
-    for path in dict.fromkeys(wanted):
+    file = yaml_file.read(source.resolve(), merged=config.MERGED, own=config.OWN)
+    wanted = {}
+    for path in (*map(_plain, file.files), *own_files(here).values(), *_named(file.value, here)):
         if not path.is_relative_to(here):
             raise UserError(f"{path} does not lie below {here}: run the command in a folder above it, so that it can be sent")
-        target = to / path.relative_to(here)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            shutil.copytree(path, target, dirs_exist_ok=True)
-        else:
-            shutil.copy2(path, target)
-        paths.append(path.relative_to(here))
-    return paths
+        wanted[path.relative_to(here)] = path
+    copied(wanted, to)
+    return list(wanted)
 
 
-def _sweep_files(path: Path) -> Iterator[Path]:
-    """A sweep file and those that it extends."""
-    yield path
-    extended = _value(path).get("extends")
-    if extended is not None:
-        yield from _sweep_files((path.parent / extended).resolve())
+def _named(value: dict[str, Any], here: Path) -> Iterator[Path]:
+    """The files and folders that a sweep file names by a relative path: weights, index files, images."""
+    for given in _texts({name: section for name, section in value.items() if name != "runtime"}):
+        path = _plain(here / given)
+        if ("/" in given or "." in given) and not Path(given).is_absolute() and _exists(path):
+            yield path
 
 
-def _named(source: Path, here: Path) -> Iterator[Path]:
-    """The files and folders that the sweep files name by a relative path: weights, index files, images."""
-    for file in _sweep_files(source):
-        for given in _texts({name: value for name, value in _value(file).items() if name not in ("runtime", "extends")}):
-            if ("/" in given or "." in given) and not Path(given).is_absolute() and _exists(here / given):
-                yield (here / given).resolve()
+def _plain(path: Path) -> Path:
+    """The path without `..`, and with its links: where they lead is a matter of this machine."""
+    return Path(os.path.normpath(path))
 
 
 def _exists(path: Path) -> bool:
@@ -67,8 +60,3 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for each in value:
             yield from _texts(each)
-
-
-def _value(path: Path) -> dict[str, Any]:
-    value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return value if isinstance(value, dict) else {}

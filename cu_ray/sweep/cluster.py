@@ -123,7 +123,7 @@ def _init(address: str | None, options: Mapping[str, Any], own_files: Mapping[Pa
             files = {}
             if address and own_files:
                 folder = until_sent.enter_context(tempfile.TemporaryDirectory(prefix="cu-ray-"))
-                files = {"runtime_env": {"working_dir": _copied(own_files, Path(folder))}}
+                files = {"runtime_env": {"working_dir": copied(own_files, Path(folder))}}
             return ray.init(log_to_driver=False, logging_level="ERROR", **options, **files)
     except SystemExit as error:  # what Ray makes of a SIGTERM while it starts
         raise KeyboardInterrupt from error
@@ -194,11 +194,14 @@ def _nothing() -> None:
     pass
 
 
-def _copied(files: Mapping[Path, Path], folder: Path) -> str:
-    """The folder with the files in it."""
-    for name, file in files.items():
+def copied(files: Mapping[Path, Path], folder: Path) -> str:
+    """The folder with these files and folders in it, each under its name there; a link as what it leads to."""
+    for name, path in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, folder / name)
+        if path.is_dir():
+            shutil.copytree(path, folder / name, dirs_exist_ok=True)
+        else:
+            shutil.copy2(path, folder / name)
     return str(folder)
 
 
