@@ -340,11 +340,12 @@ def test_a_merge_warns_of_the_damage_in_what_it_takes(tmp_path):
         assert book.take_over(tmp_path / "other") == 2
 
 
-def test_the_commands_say_it_in_one_line(tmp_path):
+@pytest.mark.parametrize("variables", [{}, {"PYTHONWARNINGS": "ignore"}], ids=["here", "on a head"])
+def test_the_commands_say_it_in_one_line(tmp_path, variables):
     for name in ("mine", "other"):
         segment = written(tmp_path / name / "ledger", trial(name))
         segment.write_bytes(segment.read_bytes() + b"garbage")
-    done = sweeps.command(tmp_path, "merge", "mine", "other")
+    done = sweeps.command(tmp_path, "merge", "mine", "other", env={**os.environ, **variables})
     assert done.returncode == 0
     assert done.stdout.startswith("1 records came in.")
     assert done.stderr.splitlines() == [

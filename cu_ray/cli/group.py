@@ -70,6 +70,7 @@ class Commands(click.Group):
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = functools.partial(_show, warnings.showwarning)
+                warnings.simplefilter("default", LedgerDamaged)  # also on a head, where Ray has them ignored
                 return super().invoke(ctx)
         except UserError as error:
             print(f"cu-ray: {error}", file=sys.stderr)

@@ -59,8 +59,8 @@ class Reader(Values):
         name = top.get("name", "sweep")
         if not (isinstance(name, str) and re.fullmatch(NAME, name)):
             allowed = "up to 100 letters, digits, '_', '-' and '.', no path"
-            hint = ". A bare yes, no, on or off is no text in YAML: write it in quotes" if isinstance(name, bool) else ""
-            self.fault("name", f"{name!r} is not allowed. Allowed: {allowed}{hint}")
+            hint = ". A number, a date or a bare yes, no, on or off is no text in YAML: write it in quotes"
+            self.fault("name", f"{name!r} is not allowed. Allowed: {allowed}{'' if isinstance(name, str) else hint}")
         datasets = self._plugins("datasets", "dataset", top.get("dataset"))
         models = [each for each in self._plugins("models", "model", top.get("model")) if self._says_its_layers(*each)]
         manipulations = self._plugins("manipulations", "manipulation", top.get("manipulation"))
