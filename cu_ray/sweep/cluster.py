@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+import cu_ray
 from cu_ray import collector
 from cu_ray.config import RuntimeSection
 from cu_ray.errors import RayStopped, UserError, in_one_line
@@ -117,6 +118,8 @@ def _init(address: str | None, options: Mapping[str, Any], own_files: Mapping[Pa
     """What ray.init gives. Raises UserError where no cluster answers, RayStopped where Ray does not come up here."""
     import ray
 
+    if not (address and own_files):
+        _require_own_code()
     try:
         with process.handlers_kept(), warnings.catch_warnings(), contextlib.ExitStack() as until_sent:
             warnings.simplefilter("ignore", FutureWarning)
@@ -192,6 +195,20 @@ def _addresses() -> tuple[str, str]:
 
 def _nothing() -> None:
     pass
+
+
+def _require_own_code() -> None:
+    """Complain of other code of cu-ray in the working directory: workers look there before they look for what is installed."""
+    package, here = Path(cu_ray.__file__).parent, Path.cwd() / "cu_ray"
+    if not (here / "__init__.py").is_file() or here.samefile(package):
+        return
+    for file in sorted(here.rglob("[!.]*.py")):
+        own = package / file.relative_to(here)
+        if not own.is_file() or own.read_bytes() != file.read_bytes():
+            raise UserError(
+                f"{file} differs from {own}, which this command runs, and workers would take it: install it "
+                f"(`{sys.executable} -m pip install {here.parent}`), or give the command in another folder"
+            )
 
 
 def copied(files: Mapping[Path, Path], folder: Path) -> str:

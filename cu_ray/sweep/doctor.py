@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
 import platform
 import shutil
@@ -16,11 +18,13 @@ from typing import Any
 
 from rich.table import Table
 
+import cu_ray
 from cu_ray.datasets._cache import CACHE, checksums
 from cu_ray.errors import UserError
 from cu_ray.places import at, lasting
 
 PACKAGES = ("cu-ray", "ray", "torch", "numpy", "optuna")
+CODE = "cu-ray's code"
 MOST_SECONDS = 60.0  # for all nodes to answer
 QUICK = 20.0  # seconds, likewise before a sweep
 NO_ANSWER = "did not answer in time: its GPUs are in use, or it is cut off"
@@ -101,14 +105,24 @@ def _asked(storage: str, *, thorough: bool, seconds: float) -> list[Node]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of what a sweep needs most, on this machine."""
+    """The versions of Python and of what a sweep needs most, on this machine, and a checksum of the code of cu-ray."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "missing"
-    return found
+    return found | {CODE: code_of(Path(cu_ray.__file__).parent)}
+
+
+@functools.cache
+def code_of(package: Path) -> str:
+    """A checksum of the Python files of a package's folder, wherever that lies."""
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("[!.]*.py")):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(package)} {len(content)}\n".encode(errors="surrogateescape") + content)
+    return digest.hexdigest()[:12]
 
 
 def look(storage: str, probe: str, num_gpus: float, with_data: bool = False) -> dict[str, Any]:
@@ -182,8 +196,12 @@ def _answer(reference: Any, node: Mapping[str, Any], since: float) -> Node:
 
 
 def compare(nodes: Sequence[Node]) -> None:
-    """Add to the faults of each node the versions in which it differs from most."""
+    """Add to the faults of each node the versions in which it differs from most, and code of cu-ray that this process has not."""
     answered = [node for node in nodes if node.versions]
+    here = versions()[CODE]
+    for node in answered:
+        if (code := node.versions.get(CODE, "unknown")) != here:
+            node.faults.append(f"runs other code of cu-ray ({code}) than this process ({here}): install the same everywhere")
     for package in ("python", *PACKAGES):
         counts = Counter(node.versions[package] for node in answered)
         for node in answered:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -10,15 +11,19 @@ import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
+from rich.console import Console
 
+import cu_ray
+from cu_ray import config
 from cu_ray.errors import UserError
 from cu_ray.sweep import doctor
-from cu_ray.sweep.doctor import PACKAGES, Node, compare, examine, look, require_alike
+from cu_ray.sweep.cluster import _require_own_code, connected
+from cu_ray.sweep.doctor import CODE, PACKAGES, Node, code_of, compare, examine, look, require_alike, versions
 
 
 def sound(host, **differs):
-    versions = {"python": "3.11.7"} | dict.fromkeys(PACKAGES, "1.0") | differs.pop("versions", {})
-    return Node(host, "10.0.0.1", versions=versions, free={"/tmp": 50 << 30, "/dev/shm": 8 << 30}, **differs)
+    found = {"python": "3.11.7"} | dict.fromkeys(PACKAGES, "1.0") | {CODE: versions()[CODE]} | differs.pop("versions", {})
+    return Node(host, "10.0.0.1", versions=found, free={"/tmp": 50 << 30, "/dev/shm": 8 << 30}, **differs)
 
 
 def faults_of(*nodes):
@@ -43,6 +48,47 @@ def test_nodes_that_are_alike_have_no_fault():
 )
 def test_the_node_that_differs_is_named(differs, said):
     assert faults_of(sound("a"), sound("b", **differs), sound("c")) == [[], [said], []]
+
+
+@pytest.mark.parametrize("there", [{CODE: "0123456789ab"}, {}], ids=["other", "before it was told"])
+def test_nodes_that_run_other_code_of_cu_ray_than_the_one_who_asks_are_named_also_where_all_of_them_do(there):
+    nodes = [sound("a"), sound("b")]
+    for node in nodes:
+        del node.versions[CODE]
+        node.versions |= there
+    code = there.get(CODE, "unknown")
+    said = f"runs other code of cu-ray ({code}) than this process ({versions()[CODE]}): install the same everywhere"
+    assert faults_of(*nodes) == [[said], [said]]
+
+
+def test_code_is_the_same_wherever_it_is_installed_and_another_where_a_file_is(tmp_path):
+    package = Path(cu_ray.__file__).parent
+    copies = [tmp_path / name / "cu_ray" for name in ("wheel", "changed", "more", "less")]
+    for copy in copies:
+        shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__", "_data", "_page"))
+    (copies[0] / ".#store.py").symlink_to("nowhere")  # as an editor leaves
+    (copies[1] / "sweep" / "doctor.py").write_text("")
+    (copies[2] / "methods" / "mine.py").touch()
+    (copies[3] / "methods" / "ssd.py").unlink()
+    wheel, *others = map(code_of, copies)
+    assert wheel == code_of(package) == versions()[CODE]
+    assert len({wheel, *others}) == 4
+
+
+def test_other_code_in_the_working_directory_which_workers_would_run_is_refused_before_a_ray_is_started(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(Path(cu_ray.__file__).parent, tmp_path / "cu_ray", ignore=shutil.ignore_patterns("__pycache__", "_data"))
+    _require_own_code()
+    changed = tmp_path / "cu_ray" / "stages" / "train.py"
+    changed.write_text(f"{changed.read_text()}\n")
+    own = Path(cu_ray.__file__).parent / "stages" / "train.py"
+    facts = {"own_files": {}, "log": tmp_path / "log", "last_words": pytest.fail}
+    with (
+        pytest.raises(UserError, match=f"^{changed} differs from {own}, which this command runs"),
+        connected(config.RuntimeSection(address="local", workers=1), Console(quiet=True), **facts),
+    ):
+        pytest.fail("it was started")
+    assert not ray.is_initialized()
 
 
 def test_little_room_is_a_fault():
