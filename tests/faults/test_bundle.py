@@ -392,7 +392,7 @@ def empty(ledger: Path) -> None:
         (halve, "tables/curves.parquet", r"tables/curves.parquet cannot be read: .*`cu-ray sweep` writes it anew"),
         (halve, "sweep.yaml", "small/sweep.yaml is damaged: the same `cu-ray sweep` command writes it again"),
         (lambda file: file.write_text("name: small\n"), "sweep.yaml", "small/sweep.yaml is damaged: "),
-        (shutil.rmtree, "ledger", r"the ledger lacks (\d+) of \1 trials .*`cu-ray sweep` command makes them again; `cu-ray merge "),
+        (shutil.rmtree, "ledger", r"the ledger lacks (\d+) of \1 trials .*`cu-ray sweep` command makes them again; `cu-ray "),
         (empty, "ledger", r"the ledger lacks (\d+) of \1 trials "),
     ],
 )

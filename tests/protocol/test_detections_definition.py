@@ -202,7 +202,8 @@ def test_what_one_worker_saw_of_the_original_all_rank_by():
     store = MemoryStore()
     first = Workbench(DATASET, store).split(spec).deletion
     tensors, metadata = store.entries["originals", spec.original.key]
-    store.entries["originals", spec.original.key] = {name: array[..., ::-1].copy() if array.ndim > 1 else array for name, array in tensors.items()}, metadata
+    other = {name: array[..., ::-1].copy() if array.ndim > 1 else array for name, array in tensors.items()}
+    store.entries["originals", spec.original.key] = other, metadata
     assert np.array_equal(Workbench(DATASET, store).split(spec).deletion, first)
     alone = MemoryStore()
     alone.entries["originals", spec.original.key] = store.entries["originals", spec.original.key]
