@@ -29,10 +29,10 @@ def shipped_for(lab: Path) -> str:
     value = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     value["provider"] |= {"head_ip": "10.77.0.11", "worker_ips": ["10.77.0.12"]}
     value["auth"] = {"ssh_user": "root", "ssh_private_key": f"{lab}/key"}
-    del value["file_mounts"]["~/cu-ray-source"]
-    value["setup_commands"] = [each for each in value["setup_commands"] if "pip install" not in each]
-    value["setup_commands"] = [each.replace("/shared/cu-ray", str(lab.parent / "store")) for each in value["setup_commands"]]
-    assert len(value["setup_commands"]) == 2
+    value["file_mounts"]["~/cu-ray-source"] = str(ROOT / "clusters")  # for the whole of it
+    installed = [re.sub("python3 .*(?=')", "cp ~/cu-ray-source/Dockerfile ~/installed", each) for each in value["setup_commands"]]
+    value["setup_commands"] = [each.replace("/shared/cu-ray", str(lab.parent / "store")) for each in installed]
+    assert ["pip" in each for each in installed] == [False] * 3
     value["rsync_exclude"] += ["*.log", "*.yaml", "ledger"]  # what a user leaves out there is not left out of a sweep
     return yaml.safe_dump(value)
 
@@ -87,8 +87,9 @@ def test_ray_up_then_the_same_command_uses_all_nodes_and_gives_the_tables_of_one
     done = lab.driver("ray up -y cluster.yaml")
     assert done.returncode == 0, done.stdout
     until(lambda: "of 2 nodes" not in lab.driver("cu-ray doctor --cluster cluster.yaml").stdout)
-    modes = [lab.hosts("exec", host, "stat", "-c", "%a", "/root/.ray/auth_token").stdout.strip() for host in ("h1", "h2")]
-    assert modes == ["600", "600"]
+    stat = ("stat", "-c", "%n %a", "/root/.ray/auth_token", "/root/installed")
+    facts = [lab.hosts("exec", host, *stat).stdout.splitlines() for host in ("h1", "h2")]
+    assert facts == [["/root/.ray/auth_token 600", "/root/installed 644"]] * 2
     said = lab.driver("cu-ray doctor --cluster cluster.yaml").stdout
     assert re.search(r"h1 +│ 10\.77\.0\.11 ", said)
     assert re.search(r"h2 +│ 10\.77\.0\.12 ", said)
