@@ -54,7 +54,7 @@ def test_the_examples_are_data_sets(tmp_path, monkeypatch):
         Image.new("RGB", (80, 100)).save(path)
     for code in (arrays, table):
         subprocess.run([sys.executable, "-c", code], check=True)
-    for example, sizes in ((arrays, (200, 100)), (listing, (2, 2)), (table, (2, 2))):
+    for example, sizes in ((arrays, (200, 100)), (listing, (2, 4)), (table, (2, 4))):
         settings = yaml.safe_load(re.search(r"dataset: (.*)", example)[1])
         loaded = plugins.find("datasets", settings.pop("name"))(**settings).load()
         assert (len(loaded.train), len(loaded.test)) == sizes
