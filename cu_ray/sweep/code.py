@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -20,9 +21,10 @@ def of(plan: Plan) -> Code:
     return {name: {"version": cls.version, "fingerprint": plugins.fingerprint(cls)} for name, cls in classes.items()}
 
 
-def own(in_use: Code) -> dict[str, str]:
-    """The fingerprints of those plug-ins that are the user's own, by module:Class."""
-    return {name.rpartition(" ")[2]: facts["fingerprint"] for name, facts in in_use.items() if ":" in name}
+def own(in_use: Code) -> dict[str, tuple[str, str]]:
+    """Of those plug-ins that are the user's own the files and fingerprints, by module:Class."""
+    names = {name.rpartition(" ")[2]: facts["fingerprint"] for name, facts in in_use.items() if ":" in name}
+    return {name: (str(sys.modules[name.partition(":")[0]].__file__), fingerprint) for name, fingerprint in names.items()}
 
 
 def warnings(plan: Plan, known: Known, in_use: Code) -> list[str]:

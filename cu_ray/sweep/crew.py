@@ -33,8 +33,8 @@ DEATHS = (OutOfMemoryError, NodeDiedError, ObjectLostError, WorkerCrashedError) 
 class Crew:
     """Workers for one sweep. Data sets are put into the object store once; the desk is an actor beside the driver."""
 
-    def __init__(self, sweep: Sweep, datasets: Iterable[Dataset], device: str, own_code: Mapping[str, str]) -> None:
-        """own_code: the fingerprints of the user's own plug-ins by module:Class, which workers are to have."""
+    def __init__(self, sweep: Sweep, datasets: Iterable[Dataset], device: str, own_code: Mapping[str, tuple[str, str]]) -> None:
+        """own_code: the files and fingerprints of the user's own plug-ins, by module:Class, which workers are to have."""
         self._sweep = sweep
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._handed: Any = None  # what the desk says of the last job that it was given

@@ -205,7 +205,7 @@ class _Work:
     journal: ledger.Ledger
     console: Console
     deadline: float
-    own_code: Mapping[str, str]
+    own_code: Mapping[str, tuple[str, str]]
 
     def estimate(self) -> Estimate:
         """What the sweep comes to and what of it is done."""

@@ -7,6 +7,7 @@ next, no worker starves another, and a trial costs Tune a result and not an acto
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import os
 import platform
@@ -56,13 +57,13 @@ class StageTrainable(tune.Trainable):
         device: str,
         trial_seconds: float,
         import_path: list[str],
-        own_code: dict[str, str],
+        own_code: dict[str, tuple[str, str]],
         keeps_evidence: bool,
     ) -> None:
-        """Once a worker. desk: the handle of a Desk; own_code: fingerprints of the user's own plug-ins, by module:Class."""
+        """Once a worker. desk: the handle of a Desk; own_code: files and fingerprints of the user's own plug-ins."""
         sys.path[:0] = [path for path in import_path if path not in sys.path]  # plug-ins beside the sweep file
         torch.set_num_threads(1)
-        self._changed = [name for name, fingerprint in own_code.items() if _is_other(name, fingerprint)]
+        self._changed = [name for name, known in own_code.items() if _is_other(name, *known)]
         self._desk, self._store, self._device = desk, open_store(storage), device
         self._benches: dict[str, Workbench] = {}  # by data set, the last used last
         self._trial_seconds, self._keeps_evidence, self._arrived = trial_seconds, keeps_evidence, False
@@ -109,11 +110,14 @@ class StageTrainable(tune.Trainable):
         return bench
 
 
-def _is_other(name: str, fingerprint: str) -> bool:
-    """Whether a plug-in that is here, now imported, has another fingerprint; one that is not here fails where it is used."""
+def _is_other(name: str, file: str, fingerprint: str) -> bool:
+    """Whether a plug-in, imported now from that file, has another fingerprint.
+
+    One that was sent is a copy, in another place, of what was needed; one that is not here fails where it is used.
+    """
     module, _, cls = name.partition(":")
     try:
         found = getattr(importlib.import_module(module), cls)
+        return inspect.getfile(found) == file and plugins.fingerprint(found) != fingerprint
     except (Exception, SystemExit):  # whatever a user's file raises when it is imported
         return False
-    return plugins.fingerprint(found) != fingerprint

@@ -182,7 +182,10 @@ def test_a_worker_whose_plugins_are_others_by_now_says_so_and_gets_no_job(tmp_pa
     (tmp_path / "broken_by_now.py").write_text("class Mine:\n    steps =\n")
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setattr(trainable.ray, "get_runtime_context", lambda: SimpleNamespace(get_node_id=lambda: "a node"))
-    code = {"mine_of_old:Mine": "0123", "broken_by_now:Mine": "4567", "nowhere_to_be_found:Mine": "89ab"}
+    (tmp_path / "mine_as_sent.py").write_text("class Mine:\n    steps = 3\n")
+    names = ("mine_of_old", "broken_by_now", "nowhere_to_be_found")
+    code = {f"{name}:Mine": (str(tmp_path / f"{name}.py"), "0123") for name in names}
+    code["mine_as_sent:Mine"] = "/elsewhere/mine_as_sent.py", "0123"
     worker = StageTrainable.__new__(StageTrainable)
     setting = {"desk": None, "storage": str(tmp_path), "device": "cpu", "trial_seconds": 1.0, "keeps_evidence": False}
     worker.setup({}, import_path=[str(tmp_path)], own_code=code, **setting)
